@@ -1,0 +1,1 @@
+"""The mathematics of ESRL as pure functions on tensors and arrays; nothing here imports fairseq."""

@@ -1,0 +1,95 @@
+"""Ragged rows: several samples an input, each as long as it is (DESIGN 2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Rows:
+    """Sampled sequences of a batch; row r belongs to input ``input_index[r]``.
+
+    Attributes:
+        tokens: int64 ``[rows, length]``, each row ends with EOS and is padded on the right.
+        lengths: int64 ``[rows]``, tokens of a row with its EOS.
+        input_index: int64 ``[rows]``, ascending positions in the batch.
+        truncated: bool ``[rows]``, the length limit forced this row's EOS.
+        multiplicity: int64 ``[rows]``, how often the row was drawn.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    input_index: Tensor
+    truncated: Tensor
+    multiplicity: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.size(0)
+
+    def scored(self) -> Tensor:
+        """bool ``[rows, length]``: tokens that the policy chose.
+
+        Padding is not one of them, nor is the EOS that the length limit forced.
+        """
+        steps = torch.arange(self.tokens.size(1), device=self.tokens.device)
+        return steps < (self.lengths - self.truncated.long()).unsqueeze(1)
+
+
+def shift_right(tokens: Tensor, lengths: Tensor, bos: int, pad: int) -> Tensor:
+    """Teacher-forcing inputs: ``bos`` before the tokens, the last token (EOS) dropped.
+
+    Args:
+        tokens: int64 ``[rows, length]``, right-padded.
+        lengths: int64 ``[rows]``.
+    """
+    shifted = torch.full_like(tokens, pad)
+    shifted[:, 0] = bos
+    shifted[:, 1:] = tokens[:, :-1]
+    steps = torch.arange(tokens.size(1), device=tokens.device)
+    return shifted.masked_fill(steps >= lengths.unsqueeze(1), pad)
+
+
+def collapse_duplicates(rows: Rows) -> Rows:
+    """Keep each distinct sequence of an input once; ``multiplicity`` says how often it came.
+
+    The first of equal rows stays, so the order of the samples is kept.
+    """
+    keyed = torch.cat([rows.input_index.unsqueeze(1), rows.tokens], dim=1)
+    _, group = keyed.unique(dim=0, return_inverse=True)
+    positions = torch.arange(len(rows), device=group.device)
+    first = torch.full((int(group.max()) + 1 if len(rows) else 0,), len(rows), device=group.device)
+    first = first.scatter_reduce(0, group, positions, reduce="amin")
+    keep = first.sort().values
+    multiplicity = torch.zeros_like(first).index_add_(0, group, rows.multiplicity)
+    return Rows(
+        tokens=rows.tokens[keep],
+        lengths=rows.lengths[keep],
+        input_index=rows.input_index[keep],
+        truncated=rows.truncated[keep],
+        multiplicity=multiplicity[group[keep]],
+    )
+
+
+def append_rows(rows: Rows, tokens: Tensor, pad: int) -> Rows:
+    """Add one given sequence an input (a reference, say) behind the sampled rows.
+
+    Args:
+        tokens: int64 ``[inputs, length]``, right-padded, each ending with EOS.
+    """
+    inputs = tokens.size(0)
+    width = max(rows.tokens.size(1), tokens.size(1))
+
+    def widen(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, width - x.size(1)), value=pad)
+
+    ones = torch.ones(inputs, dtype=torch.long, device=tokens.device)
+    return Rows(
+        tokens=torch.cat([widen(rows.tokens), widen(tokens)]),
+        lengths=torch.cat([rows.lengths, tokens.ne(pad).sum(1)]),
+        input_index=torch.cat([rows.input_index, torch.arange(inputs, device=tokens.device)]),
+        truncated=torch.cat([rows.truncated, torch.zeros_like(ones, dtype=torch.bool)]),
+        multiplicity=torch.cat([rows.multiplicity, ones]),
+    )

@@ -1,0 +1,343 @@
+"""The criterion ``esrl``: reads as the algorithm."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor
+
+from esrl_fairseq import logs
+from esrl_fairseq.capability import RECORD
+from esrl_fairseq.core.baselines import FifoBaseline
+from esrl_fairseq.core.losses import (
+    fused_loss,
+    mrt_loss,
+    reinforce_loss,
+    segment_mean,
+    segment_sum,
+)
+from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rescoring import Scores, rescore, unwrap
+from esrl_fairseq.rewards import build_reward
+from esrl_fairseq.scoring import Scored, Scorer
+from esrl_fairseq.state import Visit
+from esrl_fairseq.task import Plan, SamplingTask, attach_sampling
+
+DEFAULT_RISK_ALPHA = 0.005
+"""Shen et al. 2016, for log-probabilities summed over a sentence."""
+
+
+@dataclass
+class EsrlCriterionConfig(FairseqDataclass):
+    """Options of reward and loss."""
+
+    objective: ChoiceEnum(["fused", "mrt", "reinforce"]) = field(  # type: ignore[valid-type]
+        default="fused",
+        metadata={
+            "help": "fused: MRT where an input has several distinct samples, otherwise REINFORCE; "
+            "mrt or reinforce: that one for all inputs"
+        },
+    )
+    reward: str = field(default="bleu", metadata={"help": "name of the reward"})
+    reward_tokenize: str = field(
+        default="13a",
+        metadata={"help": "tokenizer of the reward bleu: 13a, none, intl, char or zh"},
+    )
+    reward_smoothing: str = field(
+        default="exp", metadata={"help": "smoothing of the reward bleu: exp, floor, add-k or none"}
+    )
+    reward_post_process: str = field(
+        default="subword_nmt",
+        metadata={
+            "help": "how to join sub-words before scoring, as --post-process of fairseq-generate: "
+            "subword_nmt, sentencepiece, …; none leaves them"
+        },
+    )
+    reward_detokenizer: Optional[str] = field(
+        default=None,
+        metadata={"help": "detokenize before scoring (moses, space, …); by default text is scored "
+                  "as it is in the data"},
+    )
+    risk_alpha: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "sharpness of MRT's distribution over samples (default: 0.005, made for "
+            "log-probabilities summed over a sentence)"
+        },
+    )
+    length_normalization: bool = field(
+        default=False,
+        metadata={"help": "divide log-probabilities by length; needs a --risk-alpha made for that"},
+    )
+    baseline_queue_size: int = field(
+        default=1000, metadata={"help": "rewards in the FIFO queue whose mean is the baseline"}
+    )
+    mle_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the references' likelihood beside the reward; 0.3 is common"},
+    )
+    rescoring_dropout: bool = field(
+        default=False, metadata={"help": "keep dropout in stage two (the pass with gradient)"}
+    )
+    valid_beam: int = field(
+        default=1, metadata={"help": "beam size of validation's reward; 1 is greedy"}
+    )
+
+
+def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
+        raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
+    if cfg.length_normalization and cfg.risk_alpha is None:
+        raise EsrlError(
+            "--length-normalization needs a --risk-alpha of its own: the default is made for "
+            "log-probabilities summed over a sentence (try 0.1)"
+        )
+    for name in ("baseline_queue_size", "valid_beam"):
+        if getattr(cfg, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
+    if not 0 <= cfg.mle_weight < math.inf:
+        raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
+
+
+@register_criterion("esrl", dataclass=EsrlCriterionConfig)
+class EsrlCriterion(FairseqCriterion):
+    """Fused MRT/REINFORCE on a sequence-level reward, with a FIFO reward baseline."""
+
+    def __init__(self, cfg: EsrlCriterionConfig, task: Any):
+        super().__init__(task)
+        check_criterion_options(cfg)
+        self.cfg = cfg
+        self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
+        if not isinstance(task, SamplingTask):
+            attach_sampling(task)
+        task.rl.baseline = FifoBaseline(cfg.baseline_queue_size)
+        self.scorer = self._build_scorer(cfg.reward)
+        self.capability_scorer = self.scorer
+        if task.options.capability == "bleu" and cfg.reward != "bleu":
+            self.capability_scorer = self._build_scorer("bleu")
+        if task.options.capability == "reward" and self.scorer.reward.range != (0.0, 1.0):
+            raise EsrlError(
+                f"--capability reward needs a reward in [0, 1], {cfg.reward!r} lies in "
+                f"{self.scorer.reward.range}: choose --capability entropy, bleu or none"
+            )
+
+    @classmethod
+    def build_criterion(cls, cfg: EsrlCriterionConfig, task: Any) -> "EsrlCriterion":
+        return cls(cfg, task)
+
+    def _build_scorer(self, name: str) -> Scorer:
+        options: Dict[str, Any] = {}
+        if name == "bleu":
+            options = {
+                "tokenize": self.cfg.reward_tokenize, "smooth_method": self.cfg.reward_smoothing
+            }
+        post_process = self.cfg.reward_post_process
+        return Scorer(
+            build_reward(name, **options),
+            self.task,
+            None if post_process == "none" else post_process,
+            self.cfg.reward_detokenizer,
+        )
+
+    def forward(
+        self, model: Any, sample: Dict[str, Any], reduce: bool = True
+    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+        """Loss summed over the batch's inputs, their number, and what to log."""
+        if not self.training:
+            return self.validate(model, sample)
+        self.task.monitor.end_validation()
+        inputs = len(sample["id"])
+        clock = Clock()
+
+        plan = self.task.plan(sample)
+        with clock("stage_one"):
+            rows = self.sample_rows(model, sample, plan)
+        with clock("reward"):
+            scored = self.score_rows(sample, rows)
+            rewards = torch.as_tensor(scored.rewards, device=rows.tokens.device)
+        with clock("stage_two"):
+            scores, references = self.rescore(model, sample, rows)
+            baseline = self.task.rl.baseline.value(_draws(rows, scored.rewards))
+            losses = self.objective(scores, rewards, rows, inputs, baseline)
+            loss = losses.sum()
+            if references is not None:
+                # On the scale of the other losses, so that its weight does not depend on alpha.
+                loss = loss - self.cfg.mle_weight * self.alpha * references.sum()
+
+        visit = self.visit(sample, rows, scored, scores)
+        if not self.task.dummy_batch:
+            self.task.rl.add(visit)
+            draws = _draws(rows, scored.rewards)
+            self.task.monitor.add_batch(draws.sum(), len(draws), int(rows.truncated.sum()))
+        log = logs.training_log(
+            self.task, plan, rows, scored, scores, losses, references, baseline, clock.seconds
+        )
+        log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
+        log.update(ntokens=sample["ntokens"])
+        return loss, inputs, log
+
+    def sample_rows(self, model: Any, sample: Dict[str, Any], plan: Plan) -> Rows:
+        """Stage one; equal samples of an input become one row with a multiplicity."""
+        sampler = self.task.build_sampler(unwrap(model))
+        # fairseq seeds torch with seed + update, on every rank alike; ids tell the inputs apart.
+        rows = sampler.sample_rows(sample, plan.counts, plan.temperature, torch.initial_seed())
+        return collapse_duplicates(rows)
+
+    def score_rows(self, sample: Dict[str, Any], rows: Rows) -> Scored:
+        """Rewards of the rows' texts."""
+        return self.scorer.score(sample, rows.tokens.tolist(), rows.input_index.tolist())
+
+    def rescore(
+        self, model: Any, sample: Dict[str, Any], rows: Rows
+    ) -> Tuple[Scores, Optional[Tensor]]:
+        """Stage two: the rows' scores, and log-probabilities [inputs] of the references if needed.
+
+        References ride along as further rows, so the wrapped model's forward is called once.
+        """
+        pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
+        given = append_rows(rows, sample["target"], pad) if self.cfg.mle_weight else rows
+        scores = rescore(
+            model, sample["net_input"], given, pad, eos,
+            min_len=self.task.options.sample_min_len, dropout=self.cfg.rescoring_dropout,
+        )
+        if given is rows:
+            return scores, None
+        n = len(rows)
+        own = Scores(scores.log_probs[:n], scores.entropy[:n], scores.lengths[:n])
+        return own, scores.log_probs[n:]
+
+    def objective(
+        self, scores: Scores, rewards: Tensor, rows: Rows, inputs: int, baseline: float
+    ) -> Tensor:
+        """The loss of each input, [inputs]."""
+        log_probs = scores.log_probs
+        if self.cfg.length_normalization:
+            log_probs = log_probs / scores.lengths.clamp(min=1)
+        if self.cfg.objective == "mrt":
+            return mrt_loss(log_probs, rewards, rows.input_index, inputs, self.alpha)
+        loss = fused_loss if self.cfg.objective == "fused" else reinforce_loss
+        return loss(
+            log_probs, rewards, rows.input_index, inputs, self.alpha, baseline, rows.multiplicity
+        )
+
+    def visit(
+        self, sample: Dict[str, Any], rows: Rows, scored: Scored, scores: Scores
+    ) -> Visit:
+        """What the batch showed of its inputs, for reward queue and capability store."""
+        ids = sample["id"].cpu().numpy()
+        index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
+
+        def mean(values: Any) -> np.ndarray:
+            values = torch.as_tensor(values, dtype=torch.float64).cpu()
+            return segment_mean(values, weights, index, len(ids)).numpy()
+
+        rewards = scored.rewards.astype(np.float64)
+        records = np.zeros(len(ids), dtype=RECORD)
+        records["samples"] = segment_sum(weights.double(), index, len(ids)).numpy()
+        records["reward_mean"] = mean(rewards)
+        spread = mean(rewards**2) - mean(rewards) ** 2
+        records["reward_std"] = np.sqrt(np.maximum(spread, 0))
+        # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
+        tokens = np.maximum(mean(scores.lengths), 1e-9)
+        records["entropy"] = mean(scores.entropy) / tokens
+        records["capability"] = self.capability(sample, rows, records, mean)
+        seen = records["samples"] > 0
+        return Visit(ids[seen], records[seen], _draws(rows, scored.rewards))
+
+    def capability(
+        self, sample: Dict[str, Any], rows: Rows, records: Any, mean: Any
+    ) -> np.ndarray:
+        """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""
+        kind = self.task.options.capability
+        if kind == "entropy":
+            words = math.log(len(self.task.target_dictionary))
+            return np.clip(1 - records["entropy"] / words, 0, 1)
+        if kind == "bleu" and self.capability_scorer is not self.scorer:
+            scorer = self.capability_scorer
+            bleu = scorer.score(sample, rows.tokens.tolist(), rows.input_index.tolist())
+            return mean(bleu.rewards)
+        return records["reward_mean"]
+
+    @torch.no_grad()
+    def validate(
+        self, model: Any, sample: Dict[str, Any]
+    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+        """Likelihood loss of the references and reward of the best hypothesis; changes no state."""
+        from fairseq.sequence_generator import SequenceGenerator
+
+        options = self.task.options
+        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+        target, pad = sample["target"], self.task.target_dictionary.pad()
+        nll = torch.nn.functional.nll_loss(
+            lprobs.float().flatten(0, 1), target.flatten(), ignore_index=pad, reduction="sum"
+        )
+        generator = SequenceGenerator(
+            [unwrap(model)],
+            self.task.target_dictionary,
+            beam_size=self.cfg.valid_beam,
+            max_len_a=options.sample_max_len_a,
+            max_len_b=options.sample_max_len_b,
+        )
+        best = [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
+        scored = self.scorer.score(sample, best, range(len(best)))
+        self.task.monitor.add_validation(float(scored.rewards.sum()), len(best))
+        log = {
+            "loss": nll.detach(),
+            "nsentences": len(best),
+            "ntokens": sample["ntokens"],
+            "sample_size": sample["ntokens"],
+            "valid_reward": float(scored.rewards.sum()),
+            "valid_words": scored.words,
+            "valid_reference_words": scored.reference_words,
+        }
+        return nll, sample["ntokens"], log
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
+        logs.reduce(logging_outputs)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _draws(rows: Rows, rewards: np.ndarray) -> np.ndarray:
+    """Rewards of every draw, duplicates included."""
+    return np.repeat(rewards, rows.multiplicity.cpu().numpy())
+
+
+class Clock:
+    """Seconds by stage; waits for the device, so that a stage pays for its own work."""
+
+    def __init__(self) -> None:
+        self.seconds: Dict[str, float] = {}
+        self._stage = ""
+
+    def __call__(self, stage: str) -> "Clock":
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, *_: Any) -> None:
+        self.seconds[self._stage] = self._now() - self._start
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()

@@ -1,0 +1,147 @@
+"""What is logged (DESIGN 2.7): sums per batch here, means per log line in :func:`reduce`."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+from fairseq.logging import metrics
+from torch import Tensor
+
+from esrl_fairseq.core.losses import segment_sum
+from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.rescoring import Scores
+from esrl_fairseq.scoring import Scored
+
+HISTOGRAM_BINS = 4
+"""Samples per input are counted in quarters of K (and skipped inputs apart)."""
+
+
+def peak_memory_gb() -> float:
+    """Largest memory so far, in GB: allocated on the GPU, or resident without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # kilobytes except on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def training_log(
+    task: Any,
+    plan: Any,
+    rows: Rows,
+    scored: Scored,
+    scores: Scores,
+    losses: Tensor,
+    references: Optional[Tensor],
+    baseline: float,
+    seconds: Dict[str, float],
+) -> Dict[str, Any]:
+    """Sums over one batch; every rank has the same keys, so they can be added up."""
+    inputs, options = len(plan.counts), task.options
+    draws = rows.multiplicity.cpu().numpy()
+    distinct = segment_sum(torch.ones_like(rows.input_index), rows.input_index, inputs)
+    risk = distinct >= 2
+    known = ~np.isnan(plan.capability)
+    log: Dict[str, Any] = {
+        "batches": 1,
+        "draws": int(draws.sum()),
+        "rows": len(rows),
+        "reward": float((scored.rewards * draws).sum()),
+        "reward_squared": float((scored.rewards.astype(np.float64) ** 2 * draws).sum()),
+        "baseline": baseline,
+        "loss_mrt": losses.detach()[risk].sum(),
+        "inputs_mrt": int(risk.sum()),
+        "loss_reinforce": losses.detach()[~risk].sum(),
+        "nll_references": -references.detach().sum() if references is not None else 0.0,
+        "budget": inputs * (options.num_samples - options.min_samples),
+        "optional": int(plan.counts.sum()) - inputs * options.min_samples,
+        "temperature": float(plan.temperature.sum()),
+        "known": int(known.sum()),
+        "capability": float(plan.capability[known].sum()),
+        "entropy": scores.entropy.sum(),
+        "sampled_tokens": int(rows.lengths.sum()),
+        "scored_tokens": int(scores.lengths.sum()),
+        "empty": scored.empty,
+        "truncated": int(rows.truncated.sum()),
+        "words": scored.words,
+        "reference_words": scored.reference_words,
+        "peak_gb": peak_memory_gb(),
+    }
+    log.update({f"seconds_{stage}": value for stage, value in seconds.items()})
+    quarter = np.ceil(plan.counts / options.num_samples * HISTOGRAM_BINS).astype(int)
+    counts = np.bincount(quarter, minlength=HISTOGRAM_BINS + 1)
+    log.update({f"quarter_{i}": int(count) for i, count in enumerate(counts)})
+    return log
+
+
+def reduce(logging_outputs: List[Dict[str, Any]]) -> None:
+    """Log means over all batches and ranks, with the weights that make them add up later."""
+    if not logging_outputs:
+        return
+    total = {key: _sum(logging_outputs, key) for key in logging_outputs[0]}
+    if "valid_reward" in total:
+        _reduce_validation(total)
+    elif "draws" in total:
+        _reduce_training(total)
+
+
+def _sum(logging_outputs: List[Dict[str, Any]], key: str) -> float:
+    return float(sum(log.get(key, 0) for log in logging_outputs))
+
+
+def _mean(total: Dict[str, float], name: str, key: str, by: str, digits: int = 3) -> None:
+    if total[by] > 0:
+        metrics.log_scalar(name, total[key] / total[by], total[by], round=digits)
+
+
+def _reduce_validation(total: Dict[str, float]) -> None:
+    metrics.log_scalar(
+        "loss", total["loss"] / total["ntokens"] / math.log(2), total["ntokens"], round=3
+    )
+    metrics.log_derived("ppl", lambda meters: round(2 ** meters["loss"].avg, 2))
+    _mean(total, "reward", "valid_reward", "nsentences", 4)
+    _mean(total, "length_ratio", "valid_words", "valid_reference_words")
+
+
+def _reduce_training(total: Dict[str, float]) -> None:
+    _mean(total, "loss", "loss", "nsentences", 6)
+    _mean(total, "loss_mrt", "loss_mrt", "inputs_mrt", 6)
+    total["inputs_reinforce"] = total["nsentences"] - total["inputs_mrt"]
+    _mean(total, "loss_reinforce", "loss_reinforce", "inputs_reinforce", 6)
+    _mean(total, "share_mrt", "inputs_mrt", "nsentences")
+    if total["nll_references"]:
+        _mean(total, "nll_references", "nll_references", "nsentences")
+    _mean(total, "reward", "reward", "draws", 4)
+    _mean(total, "_reward_squared", "reward_squared", "draws", 8)
+    metrics.log_derived(
+        "reward_std",
+        lambda m: round(max(m["_reward_squared"].avg - m["reward"].avg ** 2, 0) ** 0.5, 4),
+    )
+    _mean(total, "baseline", "baseline", "batches", 4)
+    _mean(total, "samples", "draws", "nsentences", 2)
+    for i in range(HISTOGRAM_BINS + 1):
+        _mean(total, f"_quarter_{i}", f"quarter_{i}", "nsentences")
+    metrics.log_derived("samples_hist", _histogram)
+    total["eliminated"] = total["budget"] - total["optional"]
+    _mean(total, "eliminated", "eliminated", "budget")
+    _mean(total, "temperature", "temperature", "nsentences")
+    _mean(total, "capability", "capability", "known")
+    _mean(total, "entropy", "entropy", "scored_tokens")
+    _mean(total, "unique", "rows", "draws")
+    _mean(total, "empty", "empty", "rows")
+    _mean(total, "truncated", "truncated", "rows")
+    _mean(total, "length_ratio", "words", "reference_words")
+    _mean(total, "sampled_tokens", "sampled_tokens", "batches", 0)
+    for stage in ("stage_one", "reward", "stage_two"):
+        _mean(total, f"seconds_{stage}", f"seconds_{stage}", "batches")
+    _mean(total, "peak_gb", "peak_gb", "batches", 2)
+
+
+def _histogram(meters: Any) -> str:
+    """Share of inputs with no sample, and with up to a quarter, half, … of K, in percent."""
+    shares = [meters[f"_quarter_{i}"].avg for i in range(HISTOGRAM_BINS + 1)]
+    return "/".join(f"{100 * share:.0f}" for share in shares)

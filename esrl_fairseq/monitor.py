@@ -1,0 +1,90 @@
+"""Warnings for runs that go wrong in the ways that RL is known for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict
+
+logger = logging.getLogger(__name__)
+
+SAFE_LEARNING_RATE = 5e-4
+"""Above it, updates from noisy rewards are known to destroy a converged model."""
+MUCH_TRUNCATED = 0.1
+WEAK_REWARD_DROP = 0.005
+
+
+class Monitor:
+    """Watches learning rate, truncation, and training reward against validation reward.
+
+    Sums are this rank's own; warnings are for a person, so that suffices.
+    """
+
+    def __init__(self) -> None:
+        self.reward_sum = self.rows = self.truncated = 0.0  # since the last validation
+        self.valid_sum = self.valid_rows = 0.0
+        self.last_train = self.last_valid = float("-inf")
+        self.validated = False
+        self.warned: Dict[str, bool] = {}
+
+    def add_batch(self, reward_sum: float, rows: int, truncated: int) -> None:
+        """Count a training batch."""
+        self.reward_sum += reward_sum
+        self.rows += rows
+        self.truncated += truncated
+
+    def begin_validation(self) -> None:
+        """Validation starts; its batches arrive through :meth:`add_validation`."""
+        self.valid_sum = self.valid_rows = 0.0
+        self.validated = True
+
+    def add_validation(self, reward_sum: float, rows: int) -> None:
+        """Count a validation batch."""
+        self.valid_sum += reward_sum
+        self.valid_rows += rows
+
+    def end_update(self, learning_rate: float) -> None:
+        """Warn of what can be seen after an update."""
+        if learning_rate > SAFE_LEARNING_RATE:
+            self._once(
+                "lr",
+                f"learning rate {learning_rate:g} is unsafe for RL on a converged model: "
+                f"stay at or below {SAFE_LEARNING_RATE:g} (1e-4 with Adam is a good start)",
+            )
+        if self.rows >= 1000 and self.truncated > MUCH_TRUNCATED * self.rows:
+            self._once(
+                "truncated",
+                f"{self.truncated / self.rows:.0%} of the samples reached the length limit; "
+                "raise --sample-max-len-a/-b, or see whether the model has stopped ending its "
+                "sentences",
+            )
+
+    def end_validation(self) -> None:
+        """Compare with the validation before; called before the first batch after a validation."""
+        if not self.validated:
+            return
+        self.validated = False
+        if self.rows == 0 or self.valid_rows == 0:
+            return
+        train, valid = self.reward_sum / self.rows, self.valid_sum / self.valid_rows
+        if train > self.last_train and valid < self.last_valid - WEAK_REWARD_DROP:
+            logger.warning(
+                "the training reward rose from %.4f to %.4f while the validation reward fell "
+                "from %.4f to %.4f: the reward may be wrong or gamed, or the learning rate too "
+                "high; look at samples and at the length ratio",
+                self.last_train, train, self.last_valid, valid,
+            )
+        self.last_train, self.last_valid = train, valid
+        self.reward_sum = self.rows = self.truncated = 0.0
+
+    def _once(self, topic: str, message: str) -> None:
+        if not self.warned.get(topic):
+            self.warned[topic] = True
+            logger.warning(message)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """For the checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        vars(self).update(state)

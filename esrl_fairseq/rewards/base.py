@@ -1,0 +1,320 @@
+"""What a reward is, the registry of rewards, and the checks around every call of one.
+
+A batch has *inputs* (a source with its references) and *rows* (hypotheses); ``row_input[r]`` is the
+input of row r. Rewards see both, so that what depends on the input alone is prepared once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from typing import Any, Callable, Sequence, Type, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esrl_fairseq.errors import EsrlError
+
+logger = logging.getLogger(__name__)
+
+Scores = NDArray[np.float32]
+
+_REWARDS: dict[str, type[Reward]] = {}
+_ROUNDING = 1e-6  # how far outside its range rounding may carry a reward (relative, at least this)
+_SHOWN_CHARACTERS = 200  # of each text in an error message
+
+
+class Reward:
+    """A function from (source, hypothesis, references) to one number.
+
+    A subclass implements `score`, overrides what differs in the attributes below and registers
+    itself with `register_reward`. Callers use `score_rows` (a batch of inputs with several
+    hypotheses each) or call the reward itself (plain rows); both check and deduplicate.
+    """
+
+    name: str = ""
+    """Set by `register_reward`."""
+    range: tuple[float, float] = (-math.inf, math.inf)
+    """The smallest and the largest value; anything outside stops the run."""
+    higher_is_better: bool = True
+    needs_references: bool = True
+    """If True, an input without a non-empty reference is an error; if False, `score` may get
+    empty lists of references."""
+
+    def signature(self) -> str:
+        """Name, options and versions: all that is needed to reproduce the values."""
+        return self.name
+
+    def score(
+        self,
+        sources: Sequence[str],
+        references: Sequence[Sequence[str]],
+        hypotheses: Sequence[str],
+        row_input: Sequence[int],
+    ) -> Any:
+        """Score a batch; to be implemented by subclasses.
+
+        Args:
+            sources: [inputs] source texts.
+            references: [inputs] lists of reference texts.
+            hypotheses: [rows] texts, possibly empty; no (input, text) pair comes twice.
+            row_input: [rows] indices into `sources` and `references`, in any order.
+
+        Returns:
+            [rows] numbers within `range`, as anything that ``numpy.asarray`` takes.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        sources: Sequence[str],
+        hypotheses: Sequence[str],
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> Scores:
+        """Score rows that each bring their own source and references.
+
+        Args:
+            sources: [rows] source texts.
+            hypotheses: [rows] hypothesis texts.
+            references: [rows] lists of reference texts, or None.
+
+        Returns:
+            float32 [rows] within `range`.
+
+        Raises:
+            EsrlError: as `score_rows`; the "sample" it names is the index of a row.
+        """
+        row_references = [[]] * len(sources) if references is None else references
+        if not len(sources) == len(hypotheses) == len(row_references):
+            raise ValueError(
+                f"{len(sources)} sources, {len(hypotheses)} hypotheses and "
+                f"{len(row_references)} lists of references: the numbers must be equal"
+            )
+        index: dict[tuple[str, tuple[str, ...]], int] = {}
+        row_input: list[int] = []
+        first_row: list[int] = []
+        for row, (source, refs) in enumerate(zip(sources, row_references)):
+            key = (source, _as_tuple(refs))
+            if key not in index:
+                index[key] = len(index)
+                first_row.append(row)
+            row_input.append(index[key])
+        return score_rows(
+            self,
+            [source for source, _ in index],
+            hypotheses,
+            [refs for _, refs in index],
+            row_input,
+            first_row,
+        )
+
+
+_RewardClass = TypeVar("_RewardClass", bound=Type[Reward])
+
+
+def register_reward(name: str) -> Callable[[_RewardClass], _RewardClass]:
+    """Class decorator: make a `Reward` known to `build_reward` under `name`, and set its name."""
+
+    def register(cls: _RewardClass) -> _RewardClass:
+        known = _REWARDS.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise EsrlError(
+                f"reward {name!r} is already registered by {known.__qualname__}: "
+                f"register {cls.__qualname__} under another name"
+            )
+        cls.name = name
+        _REWARDS[name] = cls
+        return cls
+
+    return register
+
+
+def reward_names() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_REWARDS)
+
+
+def build_reward(name: str, **options: Any) -> Reward:
+    """Make the reward registered as `name`.
+
+    Raises:
+        EsrlError: the name is unknown, or the reward does not take these options.
+    """
+    if name not in _REWARDS:
+        raise EsrlError(f"unknown reward {name!r}: choose one of {', '.join(reward_names())}")
+    cls = _REWARDS[name]
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise EsrlError(f"reward {name!r}: {error}; its options are: {known}") from None
+    return cls(**options)
+
+
+def score_rows(
+    reward: Reward,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str] | None] | None,
+    row_input: Sequence[int],
+    sample_ids: Sequence[Any],
+) -> Scores:
+    """Score the hypotheses of a batch, each (input, text) pair once, and check the result.
+
+    Args:
+        reward: what to score with.
+        sources: [inputs] source texts.
+        hypotheses: [rows] hypothesis texts.
+        references: [inputs] lists of reference texts, or None if the data have none.
+        row_input: [rows] index of the input of each row, in any order; an input may have no row.
+        sample_ids: [inputs] ids in the data set, for messages.
+
+    Returns:
+        float32 [rows], finite and within ``reward.range`` (rounding errors are clipped).
+
+    Raises:
+        EsrlError: references are missing, or the reward raised, or it returned something other
+            than one finite number within its range per row. The message names the reward, the
+            sample id and, where one row is to blame, its texts.
+        ValueError: the lengths of the arguments do not fit together.
+    """
+    rows = [int(i) for i in row_input]
+    _check_lengths(sources, hypotheses, references, rows, sample_ids)
+    batch_references = _checked_references(reward, references, sample_ids)
+    if not rows:
+        return np.zeros(0, dtype=np.float32)
+    index: dict[tuple[int, str], int] = {}
+    inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
+    batch = _Batch(reward, sources, batch_references, list(index), sample_ids)
+    return batch.scores()[inverse]
+
+
+class _Batch:
+    """The distinct (input, hypothesis) pairs of a batch on their way through a reward."""
+
+    def __init__(
+        self,
+        reward: Reward,
+        sources: Sequence[str],
+        references: Sequence[Sequence[str]],
+        pairs: Sequence[tuple[int, str]],
+        sample_ids: Sequence[Any],
+    ) -> None:
+        self.reward = reward
+        self.sources = sources
+        self.references = references
+        self.pairs = pairs
+        self.sample_ids = sample_ids
+
+    def scores(self) -> Scores:
+        """float32 [pairs]: scored, checked, clipped to the range."""
+        try:
+            scores = self._score(self.pairs)
+        except Exception as error:
+            raise self._raised(error) from error
+        low, high = self.reward.range
+        self._check(scores, low, high)
+        return np.clip(scores, np.float32(low), np.float32(high))
+
+    def _score(self, pairs: Sequence[tuple[int, str]]) -> Scores:
+        """float32 [whatever the reward returned], unchecked."""
+        inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
+        result = self.reward.score(self.sources, self.references, hypotheses, inputs)
+        with np.errstate(over="ignore"):  # to inf, which is then refused
+            return np.asarray(result, dtype=np.float32)
+
+    def _check(self, scores: Scores, low: float, high: float) -> None:
+        expected = (len(self.pairs),)
+        if scores.shape != expected:
+            raise EsrlError(
+                f"reward {self.reward.name!r} returned shape {scores.shape} instead of {expected}, "
+                f"one number per distinct hypothesis, for {self._batch()}: mend its score()"
+            )
+        below = low - _ROUNDING * max(1.0, abs(low))
+        above = high + _ROUNDING * max(1.0, abs(high))
+        bad = ~(np.isfinite(scores) & (scores >= below) & (scores <= above))
+        if bad.any():
+            row = int(bad.argmax())
+            raise EsrlError(
+                f"reward {self.reward.name!r} returned {scores[row]} for {self._pair(row)}: "
+                f"it must be a finite number in [{low}, {high}], its documented range"
+            )
+
+    def _raised(self, error: Exception) -> EsrlError:
+        """The message for an exception: look for a row that raises it on its own."""
+        if not isinstance(error, EsrlError):
+            logger.error("reward %r raised:", self.reward.name, exc_info=error)
+        culprit, cause = self._batch(), error
+        for row, pair in enumerate(self.pairs):
+            try:
+                self._score([pair])
+            except Exception as again:
+                culprit, cause = self._pair(row), again
+                break
+        return EsrlError(
+            f"reward {self.reward.name!r} raised {type(cause).__name__}: {cause} for {culprit}"
+        )
+
+    def _pair(self, row: int) -> str:
+        i, hypothesis = self.pairs[row]
+        return (
+            f"sample {self.sample_ids[i]} (input: {_shown(self.sources[i])}, "
+            f"hypothesis: {_shown(hypothesis)})"
+        )
+
+    def _batch(self) -> str:
+        first = self._pair(0)
+        return f"a batch of {len(self.pairs)} hypotheses, the first of {first}"
+
+
+def _check_lengths(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str] | None] | None,
+    rows: Sequence[int],
+    sample_ids: Sequence[Any],
+) -> None:
+    inputs = len(sources)
+    if len(sample_ids) != inputs or (references is not None and len(references) != inputs):
+        raise ValueError("sources, references and sample_ids must have one entry per input")
+    if len(hypotheses) != len(rows):
+        raise ValueError(f"{len(hypotheses)} hypotheses for {len(rows)} entries of row_input")
+    if rows and not 0 <= min(rows) <= max(rows) < inputs:
+        raise ValueError(f"row_input must lie in 0..{inputs - 1}")
+
+
+def _checked_references(
+    reward: Reward,
+    references: Sequence[Sequence[str] | None] | None,
+    sample_ids: Sequence[Any],
+) -> list[tuple[str, ...]]:
+    """[inputs] tuples of references; all inputs are checked, also those without a row."""
+    if references is None:
+        references = [None] * len(sample_ids)
+    result = [_as_tuple(refs) for refs in references]
+    for sample_id, refs in zip(sample_ids, result):
+        if reward.needs_references and not (refs and all(_has_text(ref) for ref in refs)):
+            raise EsrlError(
+                f"reward {reward.name!r} needs references, but sample {sample_id} has "
+                f"{'an empty one' if refs else 'none'}: give the data set a target side without "
+                "empty lines, or choose a reward that needs no references"
+            )
+    return result
+
+
+def _as_tuple(references: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(references, str):
+        raise ValueError(f"references must be a list of texts per input, not {references!r}")
+    return tuple(references or ())
+
+
+def _has_text(reference: str | None) -> bool:
+    return bool(reference and reference.strip())
+
+
+def _shown(text: str) -> str:
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "…"
+    return repr(text)

@@ -1,0 +1,135 @@
+"""From a batch's token ids to rewards (DESIGN 2.3)."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from fairseq.data import encoders
+from numpy.typing import NDArray
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards import Reward, score_rows
+from esrl_fairseq.text import (
+    UNK_IN_HYPOTHESIS,
+    UNK_IN_REFERENCE,
+    Decode,
+    hypothesis_text,
+    reference_text,
+    source_text,
+)
+
+
+@dataclass
+class Scored:
+    """Rewards of a batch's rows, and what the logs need of their texts.
+
+    Attributes:
+        rewards: float32 ``[rows]``.
+        empty: number of rows without any word.
+        words: words of all rows.
+        reference_words: words of each row's reference, summed.
+    """
+
+    rewards: NDArray[np.float32]
+    empty: int
+    words: int
+    reference_words: int
+
+
+class Scorer:
+    """Turns ids into the text that ``fairseq-generate`` would print, and texts into rewards.
+
+    Args:
+        reward: what to score with.
+        task: a fairseq task with source and target dictionary.
+        post_process: as ``--post-process`` of ``fairseq-generate``; ``None`` leaves BPE joints in.
+        detokenizer: a fairseq tokenizer (``moses``, ``space``, …) that undoes tokenisation, or
+            ``None`` for the tokenised text.
+    """
+
+    def __init__(
+        self, reward: Reward, task: Any, post_process: Optional[str], detokenizer: Optional[str]
+    ):
+        self.reward = reward
+        self.src_dict = task.source_dictionary
+        self.tgt_dict = task.target_dictionary
+        self.post_process = post_process
+        self.strip_ids = {self.tgt_dict.eos()}
+        self.source_decode = self.target_decode = None
+        if detokenizer is not None:
+            self.source_decode = build_detokenizer(detokenizer, task.cfg.source_lang)
+            self.target_decode = build_detokenizer(detokenizer, task.cfg.target_lang)
+
+    def hypotheses(self, tokens: Sequence[Sequence[int]]) -> List[str]:
+        """Texts of rows of token ids, padding allowed."""
+        return [
+            hypothesis_text(
+                row, self.tgt_dict, self.post_process, self.strip_ids, self.target_decode,
+                UNK_IN_HYPOTHESIS,
+            )
+            for row in tokens
+        ]
+
+    def references(self, sample: Dict[str, Any]) -> Optional[List[List[str]]]:
+        """One list of references an input, ``None`` for data without a target side."""
+        if sample.get("target") is None:
+            return None
+        return [
+            [
+                reference_text(
+                    row, self.tgt_dict, self.post_process, self.strip_ids, self.target_decode,
+                    UNK_IN_REFERENCE,
+                )
+            ]
+            for row in sample["target"].tolist()
+        ]
+
+    def sources(self, sample: Dict[str, Any]) -> List[str]:
+        """Texts of a batch's inputs."""
+        return [
+            source_text(row, self.src_dict, self.post_process, self.source_decode)
+            for row in sample["net_input"]["src_tokens"].tolist()
+        ]
+
+    def score(
+        self, sample: Dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
+    ) -> Scored:
+        """Score rows of a batch.
+
+        Args:
+            sample: a fairseq batch.
+            tokens: ``[rows]`` lists of ids.
+            row_input: ``[rows]`` positions of the rows' inputs in the batch.
+
+        Raises:
+            EsrlError: for a missing reference or a bad reward, naming the sample.
+        """
+        hypotheses = self.hypotheses(tokens)
+        references = self.references(sample)
+        rewards = score_rows(
+            self.reward, self.sources(sample), hypotheses, references, row_input,
+            sample["id"].tolist(),
+        )
+        lengths = [len(refs[0].split()) for refs in references] if references else None
+        return Scored(
+            rewards=rewards,
+            empty=sum(not text.strip() for text in hypotheses),
+            words=sum(len(text.split()) for text in hypotheses),
+            reference_words=sum(lengths[i] for i in row_input) if lengths else 0,
+        )
+
+
+def build_detokenizer(name: str, lang: str) -> Decode:
+    """The ``decode`` of fairseq's tokenizer ``name`` for ``lang``.
+
+    Raises:
+        EsrlError: fairseq knows no such tokenizer.
+    """
+    if name not in encoders.TOKENIZER_REGISTRY:
+        known = ", ".join(sorted(encoders.TOKENIZER_REGISTRY))
+        raise EsrlError(f"unknown --reward-detokenizer {name!r}: choose one of {known}")
+    options = Namespace(tokenizer=name, source_lang=lang, target_lang=lang)
+    return encoders.build_tokenizer(options).decode

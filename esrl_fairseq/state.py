@@ -1,0 +1,145 @@
+"""What RL remembers between updates: reward queue, capability stores, quantile reference.
+
+It belongs to the checkpoint (DESIGN 3). Within an update it is only read; what the update showed
+is kept aside and committed when the optimizer has stepped, from all ranks at once. So a baseline
+never sees its own rewards, and several batches an update equal one large batch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esrl_fairseq.capability import CapabilityStore, Records
+from esrl_fairseq.core.baselines import FifoBaseline
+from esrl_fairseq.core.schedules import cdf_reference, quantile
+
+
+@dataclass
+class Visit:
+    """What one batch showed of its inputs.
+
+    Attributes:
+        ids: int64 ``[inputs]`` sample ids of the visited inputs.
+        records: ``[inputs]`` of :data:`capability.RECORD`, the epoch left open.
+        rewards: float32, every draw's reward, duplicates included.
+    """
+
+    ids: NDArray[np.int64]
+    records: Records
+    rewards: NDArray[np.float32]
+
+
+def gather_visits(visits: List[Visit]) -> List[Visit]:
+    """The visits of all ranks, rank by rank; every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return visits
+    gathered: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, visits)
+    return [visit for rank in gathered for visit in rank]
+
+
+class RLState:
+    """Reward queue and capability stores of a run.
+
+    Args:
+        store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
+            files, the others hold the same records in memory.
+    """
+
+    def __init__(self, store_dir: Optional[str]):
+        main_rank = not dist.is_initialized() or dist.get_rank() == 0
+        self.store_dir = store_dir if main_rank else None
+        self.baseline = FifoBaseline(1)
+        self.stores: Dict[int, CapabilityStore] = {}
+        self.shard = 0
+        self.epoch = 1
+        self.reference: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
+        self.reference_epoch = 0
+        self._pending: List[Visit] = []
+        self._snapshots: Dict[int, Dict[str, Any]] = {}  # of shards not opened since the resume
+
+    @property
+    def store(self) -> CapabilityStore:
+        """The current shard's store."""
+        return self.stores[self.shard]
+
+    def open_store(self, shard: int, size: int, fingerprint: bytes) -> None:
+        """Make ``shard`` the current one: from the checkpoint if it has it, otherwise empty.
+
+        Raises:
+            EsrlError: the file or the checkpoint belongs to other data.
+        """
+        self.shard = shard
+        if shard in self.stores:
+            return
+        path = self.store_dir and os.path.join(self.store_dir, f"capability.{shard}.store")
+        store = CapabilityStore(size, fingerprint, path)
+        snapshot = self._snapshots.pop(shard, None)
+        if snapshot is None:
+            store.clear()  # left by a run that did not reach a checkpoint, or by an earlier one
+        else:
+            store.restore(
+                bytes.fromhex(snapshot["fingerprint"]), snapshot["records"].numpy().tobytes()
+            )
+        self.stores[shard] = store
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Refresh the quantile reference, unless a checkpoint already brought this epoch's."""
+        self.epoch = epoch
+        if epoch != self.reference_epoch:
+            known = [store.records["capability"] for store in self.stores.values()]
+            known += [_records(s)["capability"] for s in self._snapshots.values()]
+            self.reference = cdf_reference(np.concatenate(known) if known else [])
+            self.reference_epoch = epoch
+
+    def quantiles(self, ids: Tensor) -> NDArray[np.float64]:
+        """u_i of ``ids`` [inputs], NaN for inputs not yet known."""
+        return quantile(self.store.capability(ids.cpu().numpy()), self.reference)
+
+    def add(self, visit: Visit) -> None:
+        """Keep a batch's visit until the update is over."""
+        self._pending.append(visit)
+
+    def commit(self) -> None:
+        """The update is over: push its rewards and write its records. A collective."""
+        for visit in gather_visits(self._pending):
+            self.baseline.push(visit.rewards)
+            visit.records["epoch"] = self.epoch
+            self.store.write(visit.ids, visit.records)
+        self._pending = []
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Tensors, numbers and strings only, so the safe loader reads it."""
+        stores = dict(self._snapshots)
+        for shard, store in self.stores.items():
+            records = torch.frombuffer(bytearray(store.snapshot()), dtype=torch.uint8)
+            stores[shard] = {"fingerprint": store.fingerprint.hex(), "records": records}
+        return {
+            "rewards": torch.from_numpy(self.baseline.rewards.copy()),
+            "reference": torch.from_numpy(self.reference.copy()),
+            "reference_epoch": self.reference_epoch,
+            "stores": stores,
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; stores are filled when their shard is opened."""
+        self.baseline.rewards = np.zeros(0, dtype=np.float32)
+        self.baseline.push(state["rewards"].numpy())
+        self.reference = state["reference"].numpy().copy()
+        self.reference_epoch = state["reference_epoch"]
+        self._snapshots = dict(state["stores"])
+        self.stores = {}
+
+
+def _records(snapshot: Dict[str, Any]) -> Records:
+    from esrl_fairseq.capability import RECORD
+
+    return np.frombuffer(snapshot["records"].numpy().tobytes(), dtype=RECORD)

@@ -1,0 +1,259 @@
+"""The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
+
+import logging
+import math
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+
+
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
+
+from esrl_fairseq.capability import data_fingerprint
+from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
+from esrl_fairseq.core.schedules import sample_counts, temperatures
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.generation import RowSampler
+from esrl_fairseq.monitor import Monitor
+from esrl_fairseq.state import RLState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SamplingConfig(FairseqDataclass):
+    """Options of stage one."""
+
+    num_samples: int = field(
+        default=8, metadata={"help": "K, the most samples of an input (at least 1)"}
+    )
+    min_samples: int = field(
+        default=1,
+        metadata={"help": "k_min, the fewest samples of an input; 0 skips the most capable ones"},
+    )
+    capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
+        default="bleu",
+        metadata={
+            "help": "what tells how well the model handles an input, from the input's last visit: "
+            "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
+            "(which must lie in [0, 1]), or none: always K samples"
+        },
+    )
+    elimination_ratio: float = field(
+        default=0.3,
+        metadata={"help": "beta in [0, 1]: share of the samples above k_min that is never drawn"},
+    )
+    sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
+    )
+    min_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the most capable input"}
+    )
+    max_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the least capable input"}
+    )
+    sample_max_len_a: float = field(
+        default=1.2,
+        metadata={"help": "samples end after at most a*x + b tokens, x the source's length"},
+    )
+    sample_max_len_b: int = field(default=10, metadata={"help": "see --sample-max-len-a"})
+    sample_min_len: int = field(
+        default=1, metadata={"help": "fewest tokens of a sample, EOS not counted"}
+    )
+    capability_store: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder of the capability store's files (default: --save-dir)"},
+    )
+    save_dir: Optional[str] = II("checkpoint.save_dir")
+
+
+@dataclass
+class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
+    """The translation task's options and those of stage one."""
+
+
+def check_sampling_options(cfg: SamplingConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    temperature = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
+    limits: Dict[str, Tuple[float, float]] = {
+        "num_samples": (1, math.inf),
+        "min_samples": (0, cfg.num_samples),
+        "elimination_ratio": (0, 1),
+        "sample_max_len_a": (0, math.inf),
+        "sample_max_len_b": (0, math.inf),
+        "sample_min_len": (0, math.inf),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(cfg, name)
+        if not low <= value <= high:
+            upto = f"to {high:g}" if high < math.inf else "upwards"
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
+    for name in temperature:
+        if not 0 < getattr(cfg, name) < math.inf:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be a positive number")
+    if cfg.min_sample_temperature > cfg.max_sample_temperature:
+        raise EsrlError("--min-sample-temperature is above --max-sample-temperature: swap them")
+
+
+@dataclass
+class Plan:
+    """How a batch is sampled.
+
+    Attributes:
+        counts: int64 ``[inputs]``, samples of each input.
+        temperature: float32 ``[inputs]``.
+        capability: float32 ``[inputs]`` before this visit, NaN where unknown.
+    """
+
+    counts: np.ndarray
+    temperature: np.ndarray
+    capability: np.ndarray
+
+
+class SamplingTask(FairseqTask):
+    """What any task needs for ESRL; mixed in before the task's own class.
+
+    fairseq's hooks are the whole interface: ``train_step`` tells dummy batches apart,
+    ``optimizer_step`` ends an update, ``begin_epoch`` refreshes the capability quantiles,
+    ``get_checkpoint_dict``/``set_checkpoint_dict`` keep the RL state in the checkpoint.
+    """
+
+    options: SamplingConfig
+    rl: RLState
+    monitor: Monitor
+    dummy_batch = False
+    _fingerprints: Dict[int, bytes]
+
+    def start_sampling(self, options: SamplingConfig) -> None:
+        """Give the task its options and an empty RL state."""
+        check_sampling_options(options)
+        self.options = options
+        self.rl = RLState(options.capability_store or options.save_dir)
+        self.monitor = Monitor()
+        self.sampler: Optional[RowSampler] = None
+        self.shard = 0
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        if split == self.cfg.train_subset:
+            self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
+            check_training_data(self.datasets[split], split)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(cfg, from_checkpoint)
+        check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
+        return model
+
+    def open_store(self) -> None:
+        """Open the current shard's capability store, once a shard."""
+        if self.shard not in self.rl.stores or self.rl.shard != self.shard:
+            dataset = self.datasets[self.cfg.train_subset]
+            self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
+
+    def plan(self, sample: Dict[str, Any]) -> Plan:
+        """Dynamic sampling: samples and temperature of each input, before anything is generated."""
+        options, ids = self.options, sample["id"]
+        self.open_store()
+        capability = self.rl.store.capability(ids.cpu().numpy())
+        u = self.rl.quantiles(ids)
+        if options.capability == "none":
+            u = np.full(len(ids), np.nan)
+        counts = sample_counts(
+            u, options.num_samples, options.min_samples, options.elimination_ratio
+        )
+        if not counts.any():
+            counts[0] = 1  # a batch without any row would leave other ranks waiting
+        temperature = temperatures(
+            u,
+            options.min_sample_temperature,
+            options.max_sample_temperature,
+            options.sample_temperature,
+        )
+        return Plan(counts, temperature, capability)
+
+    def build_sampler(self, model: Any) -> RowSampler:
+        """Stage one for ``model`` (not wrapped), built once."""
+        if self.sampler is None:
+            self.sampler = RowSampler(
+                [model],
+                self.target_dictionary,
+                max_len_a=self.options.sample_max_len_a,
+                max_len_b=self.options.sample_max_len_b,
+                min_len=self.options.sample_min_len,
+            )
+        return self.sampler
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        super().begin_epoch(epoch, model)
+        self.rl.begin_epoch(epoch)
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        super().begin_valid_epoch(epoch, model)
+        self.monitor.begin_validation()
+
+    def train_step(
+        self,
+        sample: Dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        self.dummy_batch = ignore_grad
+        return super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+        )
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        super().optimizer_step(optimizer, model, update_num)
+        self.rl.commit()
+        self.monitor.end_update(optimizer.get_lr())
+
+    def get_checkpoint_dict(self) -> Dict[str, Any]:
+        """fairseq merges this into a checkpoint's ``extra_state``."""
+        return {
+            type(self).__name__: {"rl": self.rl.state_dict(), "monitor": self.monitor.state_dict()}
+        }
+
+    def set_checkpoint_dict(self, state: Dict[str, Any]) -> None:
+        """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
+        self.rl.load_state_dict(state["rl"])
+        self.monitor.load_state_dict(state["monitor"])
+
+
+def attach_sampling(task: FairseqTask) -> None:
+    """Make a stock task able to sample, with default options; its class gains the mixin."""
+    task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
+    options = SamplingConfig()
+    options.save_dir = None
+    task.start_sampling(options)  # type: ignore[attr-defined]
+    logger.info(
+        "criterion esrl attached a sampler with default options (%d samples an input, capability "
+        "%s, elimination ratio %g) to the task; --task esrl_translation has options for these",
+        options.num_samples, options.capability, options.elimination_ratio,
+    )
+
+
+@register_task("esrl_translation", dataclass=EsrlTranslationConfig)
+class EsrlTranslationTask(SamplingTask, TranslationTask):
+    """Translation with stage-one sampling, a capability store and RL state."""
+
+    cfg: EsrlTranslationConfig
+
+    def __init__(self, cfg: EsrlTranslationConfig, src_dict: Any, tgt_dict: Any):
+        super().__init__(cfg, src_dict, tgt_dict)
+        self.start_sampling(cfg)
