@@ -86,6 +86,13 @@ class EsrlCriterionConfig(FairseqDataclass):
     rescoring_dropout: bool = field(
         default=False, metadata={"help": "keep dropout in stage two (the pass with gradient)"}
     )
+    max_sampled_tokens: int = field(
+        default=4096,
+        metadata={
+            "help": "sampled tokens whose activations stage two keeps for the backward pass; those "
+            "of the others are computed twice. Lower saves memory, higher saves time"
+        },
+    )
     valid_beam: int = field(
         default=1, metadata={"help": "beam size of validation's reward; 1 is greedy"}
     )
@@ -104,7 +111,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
             "--length-normalization needs a --risk-alpha of its own: the default is made for "
             "log-probabilities summed over a sentence (try 0.1)"
         )
-    for name in ("baseline_queue_size", "valid_beam"):
+    for name in ("baseline_queue_size", "valid_beam", "max_sampled_tokens"):
         if getattr(cfg, name) < 1:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
@@ -212,6 +219,7 @@ class EsrlCriterion(FairseqCriterion):
         scores = rescore(
             model, sample["net_input"], given, pad, eos,
             min_len=self.task.options.sample_min_len, dropout=self.cfg.rescoring_dropout,
+            max_tokens=self.cfg.max_sampled_tokens,
         )
         if given is rows:
             return scores, None

@@ -1,23 +1,27 @@
-"""Stage two: one parallel, teacher-forced pass with gradient (DESIGN 2.4)."""
+"""Stage two: one parallel, teacher-forced pass with gradient (DESIGN 2.4).
+
+The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once an
+input. Inside, the decoder's turn is taken by :class:`_RowScorer`, which scores the rows in pieces of
+similar length and returns their log-probabilities instead of a [rows, length, words] tensor.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from esrl_fairseq.core.sequences import Rows, shift_right
+from esrl_fairseq.core.token_scores import token_scores
 from esrl_fairseq.generation import decoder_scores
 
-HEAD_CHUNK = 2**24
-"""Scores (positions × words) that the vocabulary projection computes at once: 64 MB in float32."""
-FORBIDDEN = -1e30
-"""Score of a token that stage one never draws; finite, so 0 · log 0 stays 0 in the entropy."""
+PIECE_TOKENS = 2048
+"""Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
 
 
 @dataclass
@@ -43,6 +47,7 @@ def rescore(
     eos: int,
     min_len: int = 0,
     dropout: bool = False,
+    max_tokens: int = 4096,
 ) -> Scores:
     """Log-probabilities of ``rows`` under the policy that stage one samples from at temperature 1.
 
@@ -50,77 +55,112 @@ def rescore(
     before ``min_len`` tokens. A forced EOS and padding do not count.
 
     Args:
-        model: encoder-decoder model, wrapped for distributed training or not; its ``forward`` is
-            called once and its encoder runs once an input.
+        model: encoder-decoder model, wrapped for distributed training or not.
         net_input: ``src_tokens`` and ``src_lengths`` of the inputs.
         rows: sequences to score.
         dropout: keep the model's dropout as in MLE training.
+        max_tokens: positions whose activations are kept for the backward pass; those of further
+            rows are computed again there, so that memory does not grow with the samples.
     """
-    previous = shift_right(rows.tokens, rows.lengths, eos, pad)
-    features_only = _projects_features(model)
-    keywords = {"features_only": True, "return_all_hiddens": False} if features_only else {}
-    with _training_mode(model, dropout), _expand_encoder_output(model, rows.input_index):
-        decoder_out = model(
+    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens)
+    with _training_mode(model, dropout), scorer.in_place_of_decoder():
+        log_probs, entropy = model(
             src_tokens=net_input["src_tokens"],
             src_lengths=net_input["src_lengths"],
-            prev_output_tokens=previous,
-            **keywords,
+            prev_output_tokens=shift_right(rows.tokens, rows.lengths, eos, pad),
         )
-    chosen = rows.scored()
-    hidden = decoder_out[0] if features_only else decoder_scores(model, decoder_out)
-    project = model.decoder.output_layer if features_only else nn.Identity()
-    steps = torch.arange(chosen.size(1), device=chosen.device).expand_as(chosen)
-    log_probs, entropy = _token_scores(
-        project, len(model.decoder.dictionary), hidden[chosen], rows.tokens[chosen],
-        steps[chosen] < min_len, pad, eos,
-    )
-    row_of = torch.arange(len(rows), device=chosen.device).unsqueeze(1).expand_as(chosen)[chosen]
-    zeros = log_probs.new_zeros(len(rows))
-    return Scores(
-        log_probs=zeros.index_add(0, row_of, log_probs),
-        entropy=zeros.index_add(0, row_of, entropy),
-        lengths=chosen.sum(1),
-    )
+    return Scores(log_probs, entropy, rows.scored().sum(1))
 
 
-def _token_scores(
-    project: Any,
-    words: int,
-    hidden: Tensor,
-    targets: Tensor,
-    no_eos: Tensor,
-    pad: int,
-    eos: int,
-) -> Tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each position, ``[positions]``, in checkpointed chunks.
+class _RowScorer:
+    """Takes the decoder's place in one ``forward`` and scores its rows piece by piece."""
 
-    Only a chunk's scores are alive at once; backward computes them again.
-    """
+    def __init__(self, model: Any, rows: Rows, pad: int, eos: int, min_len: int, max_tokens: int):
+        self.model = model
+        self.rows = rows
+        self.pad, self.eos, self.min_len = pad, eos, min_len
+        self.max_tokens = max_tokens
+        self.decode = model.decoder.forward
+        # The Transformer family can stop before the vocabulary projection, which then needs to
+        # be computed for real tokens only.
+        self.features_only = (
+            "features_only" in inspect.signature(self.decode).parameters
+            and hasattr(model.decoder, "output_layer")
+            and getattr(model.decoder, "adaptive_softmax", None) is None
+        )
 
-    def chunk_scores(hidden: Tensor, targets: Tensor, no_eos: Tensor) -> Tuple[Tensor, Tensor]:
-        scores = project(hidden).float()
-        forbidden = torch.zeros_like(scores, dtype=torch.bool)
-        forbidden[:, pad] = True
-        forbidden[:, eos] = no_eos
-        log_probs = scores.masked_fill(forbidden, FORBIDDEN).log_softmax(dim=-1)
-        with torch.no_grad():
-            entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(1, targets.unsqueeze(1)).squeeze(1), entropy
+    @contextlib.contextmanager
+    def in_place_of_decoder(self) -> Iterator[None]:
+        """Within, the model's decoder is this scorer."""
+        self.model.decoder.forward = self
+        try:
+            yield
+        finally:
+            del self.model.decoder.forward
 
-    positions = max(HEAD_CHUNK // words, 1)
-    parts = zip(hidden.split(positions), targets.split(positions), no_eos.split(positions))
-    chunks = [checkpoint(chunk_scores, *part, use_reentrant=False) for part in parts]
-    log_probs, entropy = zip(*chunks)
-    return torch.cat(log_probs), torch.cat(entropy)
+    def __call__(
+        self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
+    ) -> Tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each row, both ``[rows]``."""
+        order, scores, kept = [], [], 0
+        for piece in self.pieces():
+            kept += len(piece) * int(self.rows.lengths[piece].max())
+            if kept <= self.max_tokens or not torch.is_grad_enabled():
+                scores.append(self.score(piece, prev_output_tokens, encoder_out))
+            else:
+                scores.append(
+                    checkpoint(
+                        self.score, piece, prev_output_tokens, encoder_out, use_reentrant=False
+                    )
+                )
+            order.append(piece)
+        back = torch.cat(order).argsort()
+        log_probs, entropy = (torch.cat(parts)[back] for parts in zip(*scores))
+        return log_probs, entropy
+
+    def pieces(self) -> List[Tensor]:
+        """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
+        lengths, order = self.rows.lengths.sort(descending=True, stable=True)
+        pieces, start, all_lengths = [], 0, lengths.tolist()
+        while start < len(order):
+            size = max(PIECE_TOKENS // all_lengths[start], 1)
+            pieces.append(order[start : start + size])
+            start += size
+        return pieces
+
+    def score(
+        self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
+    ) -> Tuple[Tensor, Tensor]:
+        """Log-probability and entropy of the rows ``piece``."""
+        longest = int(self.rows.lengths[piece].max())
+        own = self.model.encoder.reorder_encoder_out(
+            _copy(encoder_out), self.rows.input_index[piece]
+        )
+        keywords = {"features_only": True} if self.features_only else {}
+        decoder_out = self.decode(
+            prev_output_tokens[piece, :longest], encoder_out=own, **keywords
+        )
+        chosen = self.rows.scored()[piece, :longest]
+        row, step = chosen.nonzero(as_tuple=True)
+        if self.features_only:
+            scores = self.model.decoder.output_layer(decoder_out[0][chosen])
+        else:
+            scores = decoder_scores(self.model, decoder_out)[chosen]
+        log_probs, entropy = token_scores(
+            scores, self.rows.tokens[piece[row], step], self.pad, self.eos, step < self.min_len
+        )
+        zeros = log_probs.new_zeros(len(piece))
+        return zeros.index_add(0, row, log_probs), zeros.index_add(0, row, entropy)
 
 
-def _projects_features(model: Any) -> bool:
-    """Whether forward can stop before the vocabulary projection (the Transformer family can)."""
-    return (
-        "features_only" in inspect.signature(unwrap(model).forward).parameters
-        and hasattr(model.decoder, "output_layer")
-        and getattr(model.decoder, "adaptive_softmax", None) is None
-    )
+def _copy(encoder_out: Any) -> Any:
+    """A shallow copy, since some encoders reorder what they are given in place."""
+    if not isinstance(encoder_out, dict):
+        return encoder_out
+    copy = {k: list(v) if isinstance(v, list) else v for k, v in encoder_out.items()}
+    if "encoder_states" in copy:
+        copy["encoder_states"] = []  # of every layer; no decoder reads them
+    return copy
 
 
 def unwrap(model: Any) -> Any:
@@ -128,23 +168,6 @@ def unwrap(model: Any) -> Any:
     while hasattr(model, "module") and isinstance(model.module, nn.Module):
         model = model.module
     return model
-
-
-@contextlib.contextmanager
-def _expand_encoder_output(model: Any, input_index: Tensor) -> Iterator[None]:
-    """Within, the encoder's output is repeated for the rows of each input.
-
-    A hook does it inside the one ``forward`` that distributed wrappers must see, and the encoder
-    still runs once an input, with gradient.
-    """
-    encoder = model.encoder
-    handle = encoder.register_forward_hook(
-        lambda _module, _args, output: encoder.reorder_encoder_out(output, input_index)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
