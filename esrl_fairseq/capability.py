@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,7 +67,7 @@ class CapabilityStore:
         EsrlError: the file is not a store, truncated, of another version or of other data.
     """
 
-    def __init__(self, size: int, fingerprint: bytes, path: Optional[str] = None):
+    def __init__(self, size: int, fingerprint: bytes, path: str | None = None):
         self.size = size
         self.fingerprint = fingerprint
         self.path = path

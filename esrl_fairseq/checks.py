@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -36,7 +36,7 @@ def check_vocabulary_on_load(model: nn.Module, src_dict: Any, tgt_dict: Any) -> 
     names neither vocabularies nor sizes.
     """
 
-    def check(state: Dict[str, Any], *_: Any) -> None:
+    def check(state: dict[str, Any], *_: Any) -> None:
         for side, dictionary in (("encoder", src_dict), ("decoder", tgt_dict)):
             weight = state.get(f"{side}.embed_tokens.weight")
             if weight is not None and len(weight) != len(dictionary):
@@ -47,6 +47,4 @@ def check_vocabulary_on_load(model: nn.Module, src_dict: Any, tgt_dict: Any) -> 
                     "--srcdict/--tgtdict), or choose another checkpoint"
                 )
 
-    model.register_load_state_dict_pre_hook(
-        lambda _module, state, *args: check(state)
-    )
+    model.register_load_state_dict_pre_hook(lambda _module, state, *args: check(state))

@@ -7,7 +7,6 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
@@ -62,8 +61,10 @@ class EsrlCriterionConfig(FairseqDataclass):
     )
     reward_detokenizer: Optional[str] = field(
         default=None,
-        metadata={"help": "detokenize before scoring (moses, space, …); by default text is scored "
-                  "as it is in the data"},
+        metadata={
+            "help": "detokenize before scoring (moses, space, …); by default text is scored "
+            "as it is in the data"
+        },
     )
     risk_alpha: Optional[float] = field(
         default=None,
@@ -149,7 +150,8 @@ class EsrlCriterion(FairseqCriterion):
         options: Dict[str, Any] = {}
         if name == "bleu":
             options = {
-                "tokenize": self.cfg.reward_tokenize, "smooth_method": self.cfg.reward_smoothing
+                "tokenize": self.cfg.reward_tokenize,
+                "smooth_method": self.cfg.reward_smoothing,
             }
         post_process = self.cfg.reward_post_process
         return Scorer(
@@ -217,8 +219,13 @@ class EsrlCriterion(FairseqCriterion):
         pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
         given = append_rows(rows, sample["target"], pad) if self.cfg.mle_weight else rows
         scores = rescore(
-            model, sample["net_input"], given, pad, eos,
-            min_len=self.task.options.sample_min_len, dropout=self.cfg.rescoring_dropout,
+            model,
+            sample["net_input"],
+            given,
+            pad,
+            eos,
+            min_len=self.task.options.sample_min_len,
+            dropout=self.cfg.rescoring_dropout,
             max_tokens=self.cfg.max_sampled_tokens,
         )
         if given is rows:
@@ -241,9 +248,7 @@ class EsrlCriterion(FairseqCriterion):
             log_probs, rewards, rows.input_index, inputs, self.alpha, baseline, rows.multiplicity
         )
 
-    def visit(
-        self, sample: Dict[str, Any], rows: Rows, scored: Scored, scores: Scores
-    ) -> Visit:
+    def visit(self, sample: Dict[str, Any], rows: Rows, scored: Scored, scores: Scores) -> Visit:
         """What the batch showed of its inputs, for reward queue and capability store."""
         ids = sample["id"].cpu().numpy()
         index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
@@ -265,9 +270,7 @@ class EsrlCriterion(FairseqCriterion):
         seen = records["samples"] > 0
         return Visit(ids[seen], records[seen], _draws(rows, scored.rewards))
 
-    def capability(
-        self, sample: Dict[str, Any], rows: Rows, records: Any, mean: Any
-    ) -> np.ndarray:
+    def capability(self, sample: Dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
         """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""
         kind = self.task.options.capability
         if kind == "entropy":
@@ -280,9 +283,7 @@ class EsrlCriterion(FairseqCriterion):
         return records["reward_mean"]
 
     @torch.no_grad()
-    def validate(
-        self, model: Any, sample: Dict[str, Any]
-    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+    def validate(self, model: Any, sample: Dict[str, Any]) -> Tuple[Tensor, int, Dict[str, Any]]:
         """Likelihood loss of the references and reward of the best hypothesis; changes no state."""
         from fairseq.sequence_generator import SequenceGenerator
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+import contextlib
+from typing import Any, Iterator
 
 import numpy as np
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows
 
 COMPACT_AT = 0.2
 """Share of ended rows at which the batch is compacted; copying caches more often costs more."""
+
+
+@contextlib.contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Restore every module's training or eval mode at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def decoder_scores(model: Any, decoder_out: Any) -> Tensor:
@@ -37,9 +49,7 @@ class RowSampler(SequenceGenerator):
         return limits.clamp(min=max(self.min_len, 1), max=self.max_len - 1)
 
     @torch.no_grad()
-    def sample_rows(
-        self, sample: Dict[str, Any], counts: Any, temperature: Any, seed: int
-    ) -> Rows:
+    def sample_rows(self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int) -> Rows:
         """Draw ``counts[i]`` sequences for input i.
 
         Args:
@@ -51,7 +61,13 @@ class RowSampler(SequenceGenerator):
         Returns:
             :class:`Rows`, draws in order, duplicates kept.
         """
-        self.model.eval()
+        with kept_modes(self.model):
+            self.model.eval()
+            return self._sample_rows(sample, counts, temperature, seed)
+
+    def _sample_rows(
+        self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int
+    ) -> Rows:
         model = self.model.single_model
         net_input = sample["net_input"]
         device = net_input["src_tokens"].device
@@ -71,17 +87,18 @@ class RowSampler(SequenceGenerator):
 
         encoder_out = model.encoder.forward_torchscript(net_input)
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, input_index)
-        state: Dict[str, Any] = {}
+        state: dict[str, Any] = {}
         live = torch.arange(len(input_index), device=device)  # rows in the decoder's batch
         previous = torch.full((len(live), 1), self.eos, dtype=torch.long, device=device)
         ended = torch.zeros(len(live), dtype=torch.bool, device=device)
         for step in range(uniforms.size(1)):
-            decoder_out = model.decoder(
-                previous, encoder_out=encoder_out, incremental_state=state
-            )
+            decoder_out = model.decoder(previous, encoder_out=encoder_out, incremental_state=state)
             chosen = self._choose(
                 decoder_scores(model, decoder_out)[:, -1],
-                step, temperature[live], uniforms[live, step], limits[live],
+                step,
+                temperature[live],
+                uniforms[live, step],
+                limits[live],
             )
             running = live[~ended]
             tokens[running, step] = chosen[~ended]
@@ -117,11 +134,11 @@ class RowSampler(SequenceGenerator):
 
     def _generate(
         self,
-        sample: Dict[str, Any],
-        prefix_tokens: Optional[Tensor] = None,
-        constraints: Optional[Tensor] = None,
-        bos_token: Optional[int] = None,
-    ) -> List[List[Dict[str, Tensor]]]:
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
         """SequenceGenerator's interface: ``beam_size`` samples an input at ``temperature``."""
         if prefix_tokens is not None or constraints is not None or bos_token is not None:
             raise ValueError("RowSampler takes no prefix, constraints or own start token")
@@ -132,7 +149,7 @@ class RowSampler(SequenceGenerator):
             np.full(inputs, self.temperature, dtype=np.float32),
             torch.initial_seed(),
         )
-        hypotheses: List[List[Dict[str, Tensor]]] = [[] for _ in range(inputs)]
+        hypotheses: list[list[dict[str, Tensor]]] = [[] for _ in range(inputs)]
         for row, length, i in zip(rows.tokens, rows.lengths.tolist(), rows.input_index.tolist()):
             hypotheses[i].append({"tokens": row[:length]})
         return hypotheses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +36,17 @@ def training_log(
     scored: Scored,
     scores: Scores,
     losses: Tensor,
-    references: Optional[Tensor],
+    references: Tensor | None,
     baseline: float,
-    seconds: Dict[str, float],
-) -> Dict[str, Any]:
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     """Sums over one batch; every rank has the same keys, so they can be added up."""
     inputs, options = len(plan.counts), task.options
     draws = rows.multiplicity.cpu().numpy()
     distinct = segment_sum(torch.ones_like(rows.input_index), rows.input_index, inputs)
     risk = distinct >= 2
     known = ~np.isnan(plan.capability)
-    log: Dict[str, Any] = {
+    log: dict[str, Any] = {
         "batches": 1,
         "draws": int(draws.sum()),
         "rows": len(rows),
@@ -78,7 +78,7 @@ def training_log(
     return log
 
 
-def reduce(logging_outputs: List[Dict[str, Any]]) -> None:
+def reduce(logging_outputs: list[dict[str, Any]]) -> None:
     """Log means over all batches and ranks, with the weights that make them add up later."""
     if not logging_outputs:
         return
@@ -89,16 +89,16 @@ def reduce(logging_outputs: List[Dict[str, Any]]) -> None:
         _reduce_training(total)
 
 
-def _sum(logging_outputs: List[Dict[str, Any]], key: str) -> float:
+def _sum(logging_outputs: list[dict[str, Any]], key: str) -> float:
     return float(sum(log.get(key, 0) for log in logging_outputs))
 
 
-def _mean(total: Dict[str, float], name: str, key: str, by: str, digits: int = 3) -> None:
+def _mean(total: dict[str, float], name: str, key: str, by: str, digits: int = 3) -> None:
     if total[by] > 0:
         metrics.log_scalar(name, total[key] / total[by], total[by], round=digits)
 
 
-def _reduce_validation(total: Dict[str, float]) -> None:
+def _reduce_validation(total: dict[str, float]) -> None:
     metrics.log_scalar(
         "loss", total["loss"] / total["ntokens"] / math.log(2), total["ntokens"], round=3
     )
@@ -107,7 +107,7 @@ def _reduce_validation(total: Dict[str, float]) -> None:
     _mean(total, "length_ratio", "valid_words", "valid_reference_words")
 
 
-def _reduce_training(total: Dict[str, float]) -> None:
+def _reduce_training(total: dict[str, float]) -> None:
     _mean(total, "loss", "loss", "nsentences", 6)
     _mean(total, "loss_mrt", "loss_mrt", "inputs_mrt", 6)
     total["inputs_reinforce"] = total["nsentences"] - total["inputs_mrt"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Monitor:
         self.valid_sum = self.valid_rows = 0.0
         self.last_train = self.last_valid = float("-inf")
         self.validated = False
-        self.warned: Dict[str, bool] = {}
+        self.warned: dict[str, bool] = {}
 
     def add_batch(self, reward_sum: float, rows: int, truncated: int) -> None:
         """Count a training batch."""
@@ -71,7 +71,10 @@ class Monitor:
                 "the training reward rose from %.4f to %.4f while the validation reward fell "
                 "from %.4f to %.4f: the reward may be wrong or gamed, or the learning rate too "
                 "high; look at samples and at the length ratio",
-                self.last_train, train, self.last_valid, valid,
+                self.last_train,
+                train,
+                self.last_valid,
+                valid,
             )
         self.last_train, self.last_valid = train, valid
         self.reward_sum = self.rows = self.truncated = 0.0
@@ -81,10 +84,10 @@ class Monitor:
             self.warned[topic] = True
             logger.warning(message)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
         return dict(vars(self))
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         vars(self).update(state)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from esrl_fairseq.core.sequences import Rows, shift_right
 from esrl_fairseq.core.token_scores import token_scores
-from esrl_fairseq.generation import decoder_scores
+from esrl_fairseq.generation import decoder_scores, kept_modes
 
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
@@ -41,7 +41,7 @@ class Scores:
 
 def rescore(
     model: nn.Module,
-    net_input: Dict[str, Tensor],
+    net_input: dict[str, Tensor],
     rows: Rows,
     pad: int,
     eos: int,
@@ -100,7 +100,7 @@ class _RowScorer:
 
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each row, both ``[rows]``."""
         order, scores, kept = [], [], 0
         for piece in self.pieces():
@@ -118,7 +118,7 @@ class _RowScorer:
         log_probs, entropy = (torch.cat(parts)[back] for parts in zip(*scores))
         return log_probs, entropy
 
-    def pieces(self) -> List[Tensor]:
+    def pieces(self) -> list[Tensor]:
         """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
         lengths, order = self.rows.lengths.sort(descending=True, stable=True)
         pieces, start, all_lengths = [], 0, lengths.tolist()
@@ -130,16 +130,14 @@ class _RowScorer:
 
     def score(
         self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the rows ``piece``."""
         longest = int(self.rows.lengths[piece].max())
         own = self.model.encoder.reorder_encoder_out(
             _copy(encoder_out), self.rows.input_index[piece]
         )
         keywords = {"features_only": True} if self.features_only else {}
-        decoder_out = self.decode(
-            prev_output_tokens[piece, :longest], encoder_out=own, **keywords
-        )
+        decoder_out = self.decode(prev_output_tokens[piece, :longest], encoder_out=own, **keywords)
         chosen = self.rows.scored()[piece, :longest]
         row, step = chosen.nonzero(as_tuple=True)
         if self.features_only:
@@ -172,23 +170,20 @@ def unwrap(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """Switch dropout, and restore every module's mode.
+    """Switch dropout; modes are restored at the end.
 
     A recurrent module stays in training mode with its dropout at 0: cuDNN refuses to
     differentiate one in eval mode.
     """
-    modes = [(module, module.training) for module in model.modules()]
     recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     rates = [m.dropout for m in recurrent]
-    try:
+    with kept_modes(model):
         model.train(dropout)
         for module in recurrent:
             module.train()
-            if not dropout:
-                module.dropout = 0.0
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, rate in zip(recurrent, rates):
-            module.dropout = rate
+            module.dropout = module.dropout if dropout else 0.0
+        try:
+            yield
+        finally:
+            for module, rate in zip(recurrent, rates):
+                module.dropout = rate

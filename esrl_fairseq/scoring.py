@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from fairseq.data import encoders
@@ -51,7 +51,7 @@ class Scorer:
     """
 
     def __init__(
-        self, reward: Reward, task: Any, post_process: Optional[str], detokenizer: Optional[str]
+        self, reward: Reward, task: Any, post_process: str | None, detokenizer: str | None
     ):
         self.reward = reward
         self.src_dict = task.source_dictionary
@@ -63,31 +63,39 @@ class Scorer:
             self.source_decode = build_detokenizer(detokenizer, task.cfg.source_lang)
             self.target_decode = build_detokenizer(detokenizer, task.cfg.target_lang)
 
-    def hypotheses(self, tokens: Sequence[Sequence[int]]) -> List[str]:
+    def hypotheses(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of token ids, padding allowed."""
         return [
             hypothesis_text(
-                row, self.tgt_dict, self.post_process, self.strip_ids, self.target_decode,
+                row,
+                self.tgt_dict,
+                self.post_process,
+                self.strip_ids,
+                self.target_decode,
                 UNK_IN_HYPOTHESIS,
             )
             for row in tokens
         ]
 
-    def references(self, sample: Dict[str, Any]) -> Optional[List[List[str]]]:
+    def references(self, sample: dict[str, Any]) -> list[list[str]] | None:
         """One list of references an input, ``None`` for data without a target side."""
         if sample.get("target") is None:
             return None
         return [
             [
                 reference_text(
-                    row, self.tgt_dict, self.post_process, self.strip_ids, self.target_decode,
+                    row,
+                    self.tgt_dict,
+                    self.post_process,
+                    self.strip_ids,
+                    self.target_decode,
                     UNK_IN_REFERENCE,
                 )
             ]
             for row in sample["target"].tolist()
         ]
 
-    def sources(self, sample: Dict[str, Any]) -> List[str]:
+    def sources(self, sample: dict[str, Any]) -> list[str]:
         """Texts of a batch's inputs."""
         return [
             source_text(row, self.src_dict, self.post_process, self.source_decode)
@@ -95,7 +103,7 @@ class Scorer:
         ]
 
     def score(
-        self, sample: Dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
+        self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
     ) -> Scored:
         """Score rows of a batch.
 
@@ -110,7 +118,11 @@ class Scorer:
         hypotheses = self.hypotheses(tokens)
         references = self.references(sample)
         rewards = score_rows(
-            self.reward, self.sources(sample), hypotheses, references, row_input,
+            self.reward,
+            self.sources(sample),
+            hypotheses,
+            references,
+            row_input,
             sample["id"].tolist(),
         )
         lengths = [len(refs[0].split()) for refs in references] if references else None

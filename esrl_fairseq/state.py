@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +37,11 @@ class Visit:
     rewards: NDArray[np.float32]
 
 
-def gather_visits(visits: List[Visit]) -> List[Visit]:
+def gather_visits(visits: list[Visit]) -> list[Visit]:
     """The visits of all ranks, rank by rank; every rank must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return visits
-    gathered: List[Any] = [None] * dist.get_world_size()
+    gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, visits)
     return [visit for rank in gathered for visit in rank]
 
@@ -54,17 +54,17 @@ class RLState:
             files, the others hold the same records in memory.
     """
 
-    def __init__(self, store_dir: Optional[str]):
+    def __init__(self, store_dir: str | None):
         main_rank = not dist.is_initialized() or dist.get_rank() == 0
         self.store_dir = store_dir if main_rank else None
         self.baseline = FifoBaseline(1)
-        self.stores: Dict[int, CapabilityStore] = {}
+        self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
         self.reference: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.reference_epoch = 0
-        self._pending: List[Visit] = []
-        self._snapshots: Dict[int, Dict[str, Any]] = {}  # of shards not opened since the resume
+        self._pending: list[Visit] = []
+        self._snapshots: dict[int, dict[str, Any]] = {}  # of shards not opened since the resume
 
     @property
     def store(self) -> CapabilityStore:
@@ -116,7 +116,7 @@ class RLState:
             self.store.write(visit.ids, visit.records)
         self._pending = []
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so the safe loader reads it."""
         stores = dict(self._snapshots)
         for shard, store in self.stores.items():
@@ -129,7 +129,7 @@ class RLState:
             "stores": stores,
         }
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; stores are filled when their shard is opened."""
         self.baseline.rewards = np.zeros(0, dtype=np.float32)
         self.baseline.push(state["rewards"].numpy())
@@ -139,7 +139,7 @@ class RLState:
         self.stores = {}
 
 
-def _records(snapshot: Dict[str, Any]) -> Records:
+def _records(snapshot: dict[str, Any]) -> Records:
     from esrl_fairseq.capability import RECORD
 
     return np.frombuffer(snapshot["records"].numpy().tobytes(), dtype=RECORD)

@@ -2,13 +2,10 @@
 
 import logging
 import math
-
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
-
-
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
@@ -145,7 +142,9 @@ class SamplingTask(FairseqTask):
         self.sampler: Optional[RowSampler] = None
         self.shard = 0
 
-    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if split == self.cfg.train_subset:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
@@ -240,11 +239,13 @@ def attach_sampling(task: FairseqTask) -> None:
     task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
     options = SamplingConfig()
     options.save_dir = None
-    task.start_sampling(options)  # type: ignore[attr-defined]
+    task.start_sampling(options)
     logger.info(
         "criterion esrl attached a sampler with default options (%d samples an input, capability "
         "%s, elimination ratio %g) to the task; --task esrl_translation has options for these",
-        options.num_samples, options.capability, options.elimination_ratio,
+        options.num_samples,
+        options.capability,
+        options.elimination_ratio,
     )
 
 

@@ -80,9 +80,7 @@ def sample_counts(
     return np.where(unknown, max_samples, min_samples + optional)
 
 
-def temperatures(
-    u: ArrayLike, low: float, high: float, base: float
-) -> NDArray[np.float32]:
+def temperatures(u: ArrayLike, low: float, high: float, base: float) -> NDArray[np.float32]:
     """τ_i = τ_min + (τ_max − τ_min)(1 − u_i): explore where the model is weak.
 
     An unknown input (NaN) gets ``base``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ FORBIDDEN = -1e30
 
 def token_scores(
     scores: Tensor, targets: Tensor, pad: int, eos: int, no_eos: Tensor
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of its distribution.
 
     The distribution is the softmax over all words but ``pad``, and but ``eos`` where ``no_eos``.
@@ -38,7 +38,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, scores: Tensor, targets: Tensor, pad: int, eos: int, no_eos: Tensor
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         kind = scores.dtype
         scores = scores.float()
         scores[:, pad] = FORBIDDEN
@@ -54,7 +54,7 @@ class _TokenScores(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         probs, targets = ctx.saved_tensors
         slope = probs * -grad.unsqueeze(1)
         slope.scatter_add_(1, targets.unsqueeze(1), grad.unsqueeze(1))
