@@ -91,7 +91,7 @@ class RowSampler(SequenceGenerator):
         live = torch.arange(len(input_index), device=device)  # rows in the decoder's batch
         previous = torch.full((len(live), 1), self.eos, dtype=torch.long, device=device)
         ended = torch.zeros(len(live), dtype=torch.bool, device=device)
-        for step in range(uniforms.size(1)):
+        for step in range(uniforms.size(1) if len(live) else 0):
             decoder_out = model.decoder(previous, encoder_out=encoder_out, incremental_state=state)
             chosen = self._choose(
                 decoder_scores(model, decoder_out)[:, -1],

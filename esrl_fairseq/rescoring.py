@@ -1,8 +1,8 @@
 """Stage two: one parallel, teacher-forced pass with gradient (DESIGN 2.4).
 
-The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once an
-input. Inside, the decoder's turn is taken by :class:`_RowScorer`, which scores the rows in pieces of
-similar length and returns their log-probabilities instead of a [rows, length, words] tensor.
+The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once
+an input. Inside, the decoder's turn is taken by :class:`_RowScorer`, which scores the rows in
+pieces of similar length and returns their log-probabilities, not a [rows, length, words] tensor.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rescore(
         max_tokens: positions whose activations are kept for the backward pass; those of further
             rows are computed again there, so that memory does not grow with the samples.
     """
-    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens)
+    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens, dropout)
     with _training_mode(model, dropout), scorer.in_place_of_decoder():
         log_probs, entropy = model(
             src_tokens=net_input["src_tokens"],
@@ -75,11 +75,21 @@ def rescore(
 class _RowScorer:
     """Takes the decoder's place in one ``forward`` and scores its rows piece by piece."""
 
-    def __init__(self, model: Any, rows: Rows, pad: int, eos: int, min_len: int, max_tokens: int):
+    def __init__(
+        self,
+        model: Any,
+        rows: Rows,
+        pad: int,
+        eos: int,
+        min_len: int,
+        max_tokens: int,
+        dropout: bool,
+    ):
         self.model = model
         self.rows = rows
         self.pad, self.eos, self.min_len = pad, eos, min_len
         self.max_tokens = max_tokens
+        self.dropout = dropout
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
         # be computed for real tokens only.
@@ -137,7 +147,11 @@ class _RowScorer:
             _copy(encoder_out), self.rows.input_index[piece]
         )
         keywords = {"features_only": True} if self.features_only else {}
-        decoder_out = self.decode(prev_output_tokens[piece, :longest], encoder_out=own, **keywords)
+        # The mode is set here, too, because backward computes pieces again outside of rescore().
+        with _training_mode(self.model.decoder, self.dropout):
+            decoder_out = self.decode(
+                prev_output_tokens[piece, :longest], encoder_out=own, **keywords
+            )
         chosen = self.rows.scored()[piece, :longest]
         row, step = chosen.nonzero(as_tuple=True)
         if self.features_only:
