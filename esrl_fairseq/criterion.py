@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ class EsrlCriterion(FairseqCriterion):
         return cls(cfg, task)
 
     def _build_scorer(self, name: str) -> Scorer:
-        options: Dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if name == "bleu":
             options = {
                 "tokenize": self.cfg.reward_tokenize,
@@ -162,8 +162,8 @@ class EsrlCriterion(FairseqCriterion):
         )
 
     def forward(
-        self, model: Any, sample: Dict[str, Any], reduce: bool = True
-    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """Loss summed over the batch's inputs, their number, and what to log."""
         if not self.training:
             return self.validate(model, sample)
@@ -190,7 +190,7 @@ class EsrlCriterion(FairseqCriterion):
         if not self.task.dummy_batch:
             self.task.rl.add(visit)
             draws = _draws(rows, scored.rewards)
-            self.task.monitor.add_batch(draws.sum(), len(draws), int(rows.truncated.sum()))
+            self.task.monitor.add_batch(float(draws.sum()), len(draws), int(rows.truncated.sum()))
         log = logs.training_log(
             self.task, plan, rows, scored, scores, losses, references, baseline, clock.seconds
         )
@@ -198,20 +198,20 @@ class EsrlCriterion(FairseqCriterion):
         log.update(ntokens=sample["ntokens"])
         return loss, inputs, log
 
-    def sample_rows(self, model: Any, sample: Dict[str, Any], plan: Plan) -> Rows:
+    def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""
         sampler = self.task.build_sampler(unwrap(model))
         # fairseq seeds torch with seed + update, on every rank alike; ids tell the inputs apart.
         rows = sampler.sample_rows(sample, plan.counts, plan.temperature, torch.initial_seed())
         return collapse_duplicates(rows)
 
-    def score_rows(self, sample: Dict[str, Any], rows: Rows) -> Scored:
+    def score_rows(self, sample: dict[str, Any], rows: Rows) -> Scored:
         """Rewards of the rows' texts."""
         return self.scorer.score(sample, rows.tokens.tolist(), rows.input_index.tolist())
 
     def rescore(
-        self, model: Any, sample: Dict[str, Any], rows: Rows
-    ) -> Tuple[Scores, Optional[Tensor]]:
+        self, model: Any, sample: dict[str, Any], rows: Rows
+    ) -> tuple[Scores, Optional[Tensor]]:
         """Stage two: the rows' scores, and log-probabilities [inputs] of the references if needed.
 
         References ride along as further rows, so the wrapped model's forward is called once.
@@ -248,7 +248,7 @@ class EsrlCriterion(FairseqCriterion):
             log_probs, rewards, rows.input_index, inputs, self.alpha, baseline, rows.multiplicity
         )
 
-    def visit(self, sample: Dict[str, Any], rows: Rows, scored: Scored, scores: Scores) -> Visit:
+    def visit(self, sample: dict[str, Any], rows: Rows, scored: Scored, scores: Scores) -> Visit:
         """What the batch showed of its inputs, for reward queue and capability store."""
         ids = sample["id"].cpu().numpy()
         index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
@@ -270,7 +270,7 @@ class EsrlCriterion(FairseqCriterion):
         seen = records["samples"] > 0
         return Visit(ids[seen], records[seen], _draws(rows, scored.rewards))
 
-    def capability(self, sample: Dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
+    def capability(self, sample: dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
         """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""
         kind = self.task.options.capability
         if kind == "entropy":
@@ -283,7 +283,7 @@ class EsrlCriterion(FairseqCriterion):
         return records["reward_mean"]
 
     @torch.no_grad()
-    def validate(self, model: Any, sample: Dict[str, Any]) -> Tuple[Tensor, int, Dict[str, Any]]:
+    def validate(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
         """Likelihood loss of the references and reward of the best hypothesis; changes no state."""
         from fairseq.sequence_generator import SequenceGenerator
 
@@ -315,7 +315,7 @@ class EsrlCriterion(FairseqCriterion):
         return nll, sample["ntokens"], log
 
     @staticmethod
-    def reduce_metrics(logging_outputs: List[Dict[str, Any]]) -> None:
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         logs.reduce(logging_outputs)
 
     @staticmethod
@@ -332,7 +332,7 @@ class Clock:
     """Seconds by stage; waits for the device, so that a stage pays for its own work."""
 
     def __init__(self) -> None:
-        self.seconds: Dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self._stage = ""
 
     def __call__(self, stage: str) -> "Clock":

@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 from fairseq import utils
@@ -12,6 +12,7 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
+from esrl_fairseq import compat
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
 from esrl_fairseq.core.schedules import sample_counts, temperatures
@@ -82,7 +83,7 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
         EsrlError: naming the option, its value and what is allowed.
     """
     temperature = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
-    limits: Dict[str, Tuple[float, float]] = {
+    limits: dict[str, tuple[float, float]] = {
         "num_samples": (1, math.inf),
         "min_samples": (0, cfg.num_samples),
         "elimination_ratio": (0, 1),
@@ -131,7 +132,7 @@ class SamplingTask(FairseqTask):
     rl: RLState
     monitor: Monitor
     dummy_batch = False
-    _fingerprints: Dict[int, bytes]
+    _fingerprints: dict[int, bytes]
 
     def start_sampling(self, options: SamplingConfig) -> None:
         """Give the task its options and an empty RL state."""
@@ -141,6 +142,11 @@ class SamplingTask(FairseqTask):
         self.monitor = Monitor()
         self.sampler: Optional[RowSampler] = None
         self.shard = 0
+        if not compat.saves_task_state():
+            logger.warning(
+                "this fairseq does not keep a task's state in checkpoints: a resumed run begins "
+                "with an empty reward queue and capability store; fairseq-fixed keeps it"
+            )
 
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
@@ -161,7 +167,7 @@ class SamplingTask(FairseqTask):
             dataset = self.datasets[self.cfg.train_subset]
             self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
 
-    def plan(self, sample: Dict[str, Any]) -> Plan:
+    def plan(self, sample: dict[str, Any]) -> Plan:
         """Dynamic sampling: samples and temperature of each input, before anything is generated."""
         options, ids = self.options, sample["id"]
         self.open_store()
@@ -204,7 +210,7 @@ class SamplingTask(FairseqTask):
 
     def train_step(
         self,
-        sample: Dict[str, Any],
+        sample: dict[str, Any],
         model: Any,
         criterion: Any,
         optimizer: Any,
@@ -222,13 +228,13 @@ class SamplingTask(FairseqTask):
         self.rl.commit()
         self.monitor.end_update(optimizer.get_lr())
 
-    def get_checkpoint_dict(self) -> Dict[str, Any]:
+    def get_checkpoint_dict(self) -> dict[str, Any]:
         """fairseq merges this into a checkpoint's ``extra_state``."""
         return {
             type(self).__name__: {"rl": self.rl.state_dict(), "monitor": self.monitor.state_dict()}
         }
 
-    def set_checkpoint_dict(self, state: Dict[str, Any]) -> None:
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])

@@ -27,7 +27,8 @@ below) when the text goes to a reward; leave it None to get the printed line.
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Callable
 
 from fairseq.data import Dictionary
 

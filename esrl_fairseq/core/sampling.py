@@ -6,7 +6,7 @@ the inputs, the split into batches and the number of ranks therefore do not chan
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from typing import Any, Callable, Sequence, Type, TypeVar
+from collections.abc import Sequence
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,7 @@ class Reward:
         )
 
 
-_RewardClass = TypeVar("_RewardClass", bound=Type[Reward])
+_RewardClass = TypeVar("_RewardClass", bound=type[Reward])
 
 
 def register_reward(name: str) -> Callable[[_RewardClass], _RewardClass]:

@@ -8,8 +8,8 @@ smoothing methods of Chen and Cherry, 2014), in numpy, and tests hold the two eq
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Dict, Iterable, Sequence, Tuple
 
 import numpy as np
 import sacrebleu
@@ -102,7 +102,7 @@ class BleuReward(Reward):
         )
 
 
-class _WordCache(Dict[str, Tuple[str, ...]]):
+class _WordCache(dict[str, tuple[str, ...]]):
     """Blank-separated word -> its 13a tokens: a quarter of the time of whole lines, or less.
 
     13a (mteval-v13a) may be applied word by word: its rules look one character to the left or

