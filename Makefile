@@ -1,0 +1,38 @@
+# make demo    pre-train, fine-tune with ESRL and evaluate a small model on real text
+# make test    lint, types and tests
+# Both make their own environment in .venv first. To choose another Python, torch or folder:
+#     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   ?= .venv
+# Words after the requirement go to pip too, e.g. the --index-url of a CPU-only torch.
+TORCH  ?= torch==2.13.0
+# e.g. PYTEST_ARGS='-m "not slow"'
+PYTEST_ARGS ?=
+
+STAMP := $(VENV)/.esrl-env
+ACTIVATE := . '$(VENV)/bin/activate' &&
+
+.PHONY: env demo test lint clean
+
+env: $(STAMP)
+
+# Written last, so that an interrupted install is made again; older than setup.py: updated.
+$(STAMP): setup.py pyproject.toml scripts/setup_env.sh
+	PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup_env.sh '$(VENV)'
+	touch $@
+
+demo: env
+	$(ACTIVATE) recipes/demo/run.sh
+
+lint: env
+	$(ACTIVATE) ruff check .
+	$(ACTIVATE) mypy
+
+test: lint
+	$(ACTIVATE) python -m pytest $(PYTEST_ARGS)
+
+# Keeps the environment; runs/ holds trained models, so that it is not removed either.
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,190 @@
+"""Run fairseq's console scripts in test, without importing torch anew for every command.
+
+A server process imports what fairseq imports (not this package) and computes nothing. Each command
+is a fork of it that executes the installed console script at the top level of the interpreter, so
+exit codes, tracebacks and signals are those of a process of its own, 5 s sooner.
+``Commands(..., fresh=True)`` starts an ordinary process instead.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+USER_DIR = Path(__file__).resolve().parents[1] / "esrl_fairseq"
+TIMEOUT = 180
+
+SERVER = """
+import json, logging, os, sys, time
+import fairseq, fairseq.trainer, fairseq.sequence_generator, sacrebleu, sacremoses, torch._dynamo
+logging.root.handlers.clear()  # every script sets up its own
+for line in sys.stdin:
+    job = json.loads(line)
+    if "wait" in job:
+        deadline = time.monotonic() + job["timeout"]
+        pid = 0
+        while not pid:
+            pid, status = os.waitpid(job["wait"], os.WNOHANG)
+            if not pid and time.monotonic() > deadline:
+                os.kill(job["wait"], 9)
+            time.sleep(0.005)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+        continue
+    pid = os.fork()
+    if not pid:
+        break
+    print(pid, flush=True)
+else:
+    sys.exit()
+for number, name in enumerate(job["streams"]):
+    flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    os.dup2(os.open(name, flags), number)
+sys.stdin = open(0)
+os.chdir(job["cwd"])
+sys.argv = job["argv"]
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
+"""
+
+
+def environment():
+    """This process's environment, single-threaded, with torch's safe loader left as it is."""
+    unwanted = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "MASTER_ADDR", "WORLD_SIZE", "RANK")
+    env = {key: value for key, value in os.environ.items() if key not in unwanted}
+    env.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    return env
+
+
+def script(name):
+    """The console script beside this Python, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+@dataclass
+class Result:
+    """What a finished command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def logged(self, name):
+        """The JSON log lines of ``name`` (``train_inner``, ``train`` or ``valid``), as numbers."""
+        return json_lines(self.stdout, name)
+
+    def lines(self, prefix):
+        """Lines of stdout that begin with ``prefix``, by sample number: {number: text}."""
+        split = (line.split("\t") for line in self.stdout.splitlines() if line.startswith(prefix))
+        return {int(fields[0][len(prefix) :]): fields[-1] for fields in split}
+
+
+def json_lines(text, name):
+    """The JSON log lines of ``name`` in ``text``; a half-written last line is left out."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(" | ", 3)
+        if len(fields) == 4 and fields[2] == name and fields[3].endswith("}"):
+            values = json.loads(fields[3]).items()
+            found.append({key.split("_", 1)[1] if key.startswith(f"{name}_") else key:
+                          number(value) for key, value in values if value is not None})
+    return found
+
+
+def number(value):
+    """JSON logs hold numbers as strings; ``samples_hist`` is not a number."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+class Commands:
+    """Runs commands in a folder.
+
+    Args:
+        folder: where the commands run and leave their output.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.count = 0
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=environment(),
+        )
+
+    def close(self):
+        """End the server."""
+        self.server.stdin.close()
+        self.server.wait()
+
+    def ask(self, job):
+        """One question to the server, answered by a number."""
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def start(self, name, *options, stdin=""):
+        """Start a command and return it without waiting."""
+        self.count += 1
+        streams = [self.folder / f"{self.count}.{stream}" for stream in ("in", "out", "err")]
+        streams[0].write_text(stdin)
+        argv = [script(name), *map(str, options)]
+        job = {"argv": argv, "cwd": str(self.folder), "streams": [str(path) for path in streams]}
+        return Running(self, self.ask(job), streams)
+
+    def run(self, name, *options, stdin="", fresh=False):
+        """Run a command to its end, whatever that is."""
+        if not fresh:
+            return self.start(name, *options, stdin=stdin).wait()
+        done = subprocess.run(
+            [script(name), *map(str, options)], input=stdin, capture_output=True, text=True,
+            cwd=self.folder, env=environment(), timeout=TIMEOUT,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def succeed(self, name, *options, **keywords):
+        """Run a command that has to work."""
+        result = self.run(name, *options, **keywords)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        return result
+
+
+@dataclass
+class Running:
+    """A command that was started."""
+
+    commands: Commands
+    pid: int
+    streams: list
+
+    def stdout(self):
+        """What it has written so far."""
+        return self.streams[1].read_text() if self.streams[1].exists() else ""
+
+    def wait(self):
+        """Wait for its end (it is killed after :data:`TIMEOUT` seconds)."""
+        code = self.commands.ask({"wait": self.pid, "timeout": TIMEOUT})
+        return Result(code, self.stdout(), self.streams[2].read_text())
+
+
+MODEL = (
+    "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 "
+    "--decoder-embed-dim 32 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 "
+    "--encoder-attention-heads 2 --decoder-attention-heads 2 --dropout 0.1"
+).split()
+COMMON = (
+    "--optimizer adam --clip-norm 1.0 --batch-size 20 --required-batch-size-multiple 1 "
+    "--num-workers 0 --seed 1 --log-format json --log-interval 1 --no-progress-bar"
+).split()
+JOINED = "--share-all-embeddings".split()
+FRESH = "--reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters".split()
+
+
+def esrl_options(data, save_dir, task="esrl_translation"):
+    """Options of a fine-tuning run, those of the model left out."""
+    options = ["--user-dir", USER_DIR, "--task", task, "--criterion", "esrl", "--lr", "2e-4"]
+    return [data, *options, "--save-dir", save_dir, *COMMON]

@@ -1,0 +1,326 @@
+"""The commands of the README's road and what has to keep working beside it."""
+
+import os
+import pickle
+import re
+import shutil
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cli_fixtures import preprocess
+from command_lines import COMMON, FRESH, JOINED, MODEL, USER_DIR, esrl_options
+
+from esrl_fairseq.capability import HEADER, RECORD
+
+LOGGED = (
+    "reward reward_std baseline loss loss_mrt loss_reinforce share_mrt samples samples_hist "
+    "eliminated temperature capability entropy unique empty truncated length_ratio sampled_tokens "
+    "seconds_stage_one seconds_reward seconds_stage_two peak_gb"
+).split()
+
+
+def parameters(checkpoint):
+    """The model's parameters, loaded with torch's safe loader."""
+    return load(checkpoint)["model"]
+
+
+def load(checkpoint):
+    return torch.load(checkpoint, weights_only=True)
+
+
+def largest_difference(one, other):
+    """Of two models' parameters."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def store(path):
+    """The records of a capability store's file."""
+    return np.fromfile(path, dtype=RECORD, offset=HEADER.size)
+
+
+@pytest.fixture(scope="module")
+def tuned(commands, corpus, mle):
+    """The main road: fine-tune the MLE checkpoint for two epochs, in processes of their own."""
+    save_dir = commands.folder / "tuned"
+    result = commands.succeed(
+        "fairseq-train", *esrl_options(corpus.data, save_dir), *MODEL, *JOINED, *FRESH,
+        "--restore-file", mle, "--max-epoch", 2, "--num-samples", 6, "--elimination-ratio", 0.5,
+        "--best-checkpoint-metric", "reward", "--maximize-best-checkpoint-metric", fresh=True,
+    )
+    return save_dir, result
+
+
+def test_main_road_logs_and_saves(tuned, mle):
+    save_dir, result = tuned
+    first, second = result.logged("train")
+    assert set(LOGGED) <= second.keys()
+    # At first nothing is known, and perhaps no input has equal samples only.
+    assert set(LOGGED) - {"capability", "loss_reinforce"} <= first.keys()
+    assert first["samples"] == 6 and first["eliminated"] == 0
+    assert second["samples"] < 5 and 0.4 < second["eliminated"] < 0.6
+    assert all({"loss", "reward", "length_ratio"} <= line.keys() for line in result.logged("valid"))
+    assert result.logged("valid")[1]["best_reward"] == max(
+        line["reward"] for line in result.logged("valid")
+    )
+    assert largest_difference(parameters(mle), parameters(save_dir / "checkpoint_last.pt")) > 0
+    assert (store(save_dir / "capability.0.store")["epoch"] == 2).all()
+
+
+def test_generate_and_interactive_agree(commands, corpus, tuned):
+    save_dir, _ = tuned
+    options = [corpus.data, "--user-dir", USER_DIR, "--path", save_dir / "checkpoint_best.pt"]
+    # By default fairseq leaves out a last batch that is no multiple of 8.
+    options += ["--post-process", "subword_nmt", "--beam", 4, "--required-batch-size-multiple", 1]
+    generated = commands.succeed("fairseq-generate", *options, fresh=True)
+    assert re.search(r"Generate test with beam=4: BLEU4 = \d", generated.stdout)
+    hypotheses = generated.lines("D-")
+    assert sorted(hypotheses) == list(range(20)) and not any("@@" in h for h in hypotheses.values())
+
+    source = (corpus.text / "test.de").read_text(encoding="utf-8")
+    typed = commands.succeed("fairseq-interactive", *options, stdin=source, fresh=True)
+    assert typed.lines("D-") == hypotheses
+
+
+class Malice:
+    """Unpickles by making a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_checkpoints_are_loaded_safely(commands, corpus, mle, tmp_path):
+    state = load(mle)
+    state["extra_state"]["malice"] = Malice(str(tmp_path / "made"))
+    torch.save(state, tmp_path / "bad.pt", pickle_module=pickle)
+    result = commands.run(
+        "fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--path", tmp_path / "bad.pt"
+    )
+    assert result.returncode != 0 and "weights_only" in result.stderr.lower()
+    assert not (tmp_path / "made").exists()
+
+
+def short_run(commands, corpus, mle, save_dir, *options, updates=3, **keywords):
+    """A few updates from the MLE checkpoint."""
+    return commands.succeed(
+        "fairseq-train", *esrl_options(corpus.data, save_dir, **keywords), *MODEL, *JOINED, *FRESH,
+        "--restore-file", mle, "--max-update", updates, *options,
+    )
+
+
+def test_stock_task_gets_a_sampler(commands, corpus, mle, tmp_path):
+    result = short_run(commands, corpus, mle, tmp_path, task="translation")
+    assert result.stdout.count("attached a sampler with default options (8 samples an input") == 1
+    assert result.logged("train_inner")[-1]["samples"] == 8
+    assert result.logged("valid")[0]["reward"] > 0
+    assert not list(tmp_path.glob("*.store"))  # kept in memory and in the checkpoint
+
+
+def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
+    runs = {}
+    for options in ("fused", "mrt", "reinforce", "reinforce --mle-weight 0.3"):
+        save_dir = tmp_path / options.replace(" ", "")
+        result = short_run(commands, corpus, mle, save_dir, "--objective", *options.split())
+        log = result.logged("train_inner")
+        runs[options] = parameters(save_dir / "checkpoint_last.pt")
+        assert ("nll_references" in log[0]) == ("--mle-weight" in options)
+        if "mrt" in options:
+            assert all(line["share_mrt"] == 1 for line in log)
+        if "reinforce" in options:
+            assert all(line["share_mrt"] == 0 for line in log)
+    names = list(runs)
+    for i, name in enumerate(names[1:]):
+        assert largest_difference(runs[names[i]], runs[name]) > 0 or name == "mrt"
+
+
+def test_shards_with_stock_options_of_the_task(commands, corpus, mle, tmp_path):
+    """Two shards in turn, sources cut to 4 words, BLEU in validation as stock fairseq does it."""
+    lines = {
+        side: (corpus.text / f"train.{side}").read_text(encoding="utf-8").splitlines(True)
+        for side in ("de", "en")
+    }
+    shards = []
+    for number in range(2):
+        text = tmp_path / f"text{number}"
+        shutil.copytree(corpus.text, text)
+        for side, kept in lines.items():
+            half = "".join(kept[number * 120 :][:120])  # 120 and 80 lines
+            (text / f"train.{side}").write_text(half, encoding="utf-8")
+        preprocess(commands, text, tmp_path / f"data{number}", dictionary=corpus.dictionary)
+        shards.append(str(tmp_path / f"data{number}"))
+    result = commands.succeed(
+        "fairseq-train", *esrl_options(":".join(shards), tmp_path / "esrl"), *MODEL, *JOINED,
+        *FRESH, "--restore-file", mle, "--max-epoch", 4,
+        "--truncate-source", "--max-source-positions", 5,
+        "--eval-bleu", "--eval-bleu-remove-bpe", "--eval-bleu-args", '{"beam": 2}',
+    )
+    epochs = result.logged("train")
+    assert [line["samples"] == 8 for line in epochs] == [True, True, False, False]
+    assert all(line["samples"] < 7 for line in epochs[2:])
+    assert all(line["bleu"] > 0 for line in result.logged("valid"))
+    for number, size in enumerate((120, 80)):
+        records = store(tmp_path / "esrl" / f"capability.{number}.store")
+        assert len(records) == size and (records["epoch"] == 3 + number).all()
+
+
+def test_update_freq_2_equals_a_doubled_batch(commands, corpus, tuned, tmp_path):
+    """Both go on from a checkpoint, so the queue is filled and dynamic sampling is active."""
+    save_dir, _ = tuned
+    runs = []
+    for number, (size, freq) in enumerate(((20, 1), (10, 2))):
+        result = commands.succeed(
+            "fairseq-train", *esrl_options(corpus.data, tmp_path / str(number)), *MODEL, *JOINED,
+            "--restore-file", save_dir / "checkpoint1.pt", "--batch-size", size,
+            "--update-freq", freq, "--curriculum", 9, "--max-epoch", 2, "--num-samples", 6,
+            "--elimination-ratio", 0.5, "--no-epoch-checkpoints",
+        )
+        log = result.logged("train_inner")
+        assert len(log) == 10 and all(line["samples"] < 6 for line in log[1:])
+        runs.append((parameters(tmp_path / str(number) / "checkpoint_last.pt"), log))
+    (one, one_log), (other, other_log) = runs
+    assert largest_difference(one, other) < 1e-5
+    for name in ("loss", "reward", "baseline", "samples", "share_mrt", "entropy", "capability"):
+        for a, b in zip(one_log, other_log):
+            assert a[name] == pytest.approx(b[name], abs=2e-3), name
+
+
+@pytest.fixture(scope="module")
+def separate(commands, corpus):
+    """The corpus with a dictionary for each side."""
+    data = preprocess(commands, corpus.text, commands.folder / "separate")
+    assert (data / "dict.de.txt").read_text() != (data / "dict.en.txt").read_text()
+    return data
+
+
+LSTM = (
+    "--arch lstm --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-hidden-size 16 "
+    "--decoder-hidden-size 16 --decoder-out-embed-dim 16"
+)
+LIGHTCONV = (
+    "--arch lightconv --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 "
+    "--decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16 "
+    "--encoder-attention-heads 2 --decoder-attention-heads 2 --encoder-kernel-size-list [3] "
+    "--decoder-kernel-size-list [3] --encoder-conv-type lightweight "
+    "--decoder-conv-type lightweight"
+)
+
+
+@pytest.mark.parametrize("model", ["lstm", "lightconv", "transformer"])
+def test_other_models_and_separate_dictionaries(model, commands, separate, tmp_path):
+    options = {"lstm": LSTM.split(), "lightconv": LIGHTCONV.split(), "transformer": MODEL}[model]
+    result = commands.succeed(
+        "fairseq-train", *esrl_options(separate, tmp_path), *options, "--max-update", 12,
+        "--mle-weight", 1, "--lr", "5e-4", "--elimination-ratio", 0.5,
+    )
+    log = result.logged("train_inner")
+    assert len(log) == 12 and log[0]["samples"] == 8 and log[-1]["samples"] < 8
+    assert log[-1]["nll_references"] < log[0]["nll_references"]
+    if model != "transformer":
+        generated = commands.succeed(
+            "fairseq-generate", separate, "--user-dir", USER_DIR,
+            "--path", tmp_path / "checkpoint_last.pt", "--required-batch-size-multiple", 1,
+        )
+        assert len(generated.lines("H-")) == 20
+
+
+HYDRA = """
+common: {{user_dir: {user_dir}, seed: 1, log_format: json, log_interval: 1, no_progress_bar: true}}
+task:
+  _name: esrl_translation
+  data: {data}
+  source_lang: de
+  target_lang: en
+  num_samples: 4
+  capability: entropy
+criterion: {{_name: esrl, objective: fused, mle_weight: 0.1}}
+model:
+  _name: transformer
+  share_all_embeddings: true
+  dropout: 0.1
+  encoder: {{layers: 1, embed_dim: 32, ffn_embed_dim: 32, attention_heads: 2}}
+  decoder: {{layers: 1, embed_dim: 32, ffn_embed_dim: 32, attention_heads: 2}}
+dataset: {{batch_size: 20, required_batch_size_multiple: 1, num_workers: 0}}
+optimization: {{lr: [2e-4], max_update: 12, clip_norm: 1.0}}
+optimizer: adam
+lr_scheduler: fixed
+checkpoint:
+  save_dir: {save_dir}
+  restore_file: {mle}
+  reset_optimizer: true
+  reset_lr_scheduler: true
+  reset_dataloader: true
+  reset_meters: true
+hydra: {{run: {{dir: {folder}}}}}
+"""
+
+
+def test_hydra_train_with_a_config_file(commands, corpus, mle, tmp_path):
+    """``fairseq-hydra-train --config-dir FOLDER --config-name NAME``, no other option needed.
+
+    ``common.user_dir`` is the user dir, and the names in ``task`` and ``criterion`` are the
+    options' names with ``_`` for ``-``.
+    """
+    (tmp_path / "esrl.yaml").write_text(HYDRA.format(
+        user_dir=USER_DIR, data=corpus.data, save_dir=tmp_path / "run", mle=mle, folder=tmp_path
+    ))
+    result = commands.succeed(
+        "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "esrl", fresh=True
+    )
+    text = result.stdout + result.stderr + "".join(p.read_text() for p in tmp_path.glob("*.log"))
+    assert '"samples": "4"' in text and "nll_references" in text
+    assert store(tmp_path / "run" / "capability.0.store")["samples"].min() >= 1
+    assert largest_difference(
+        parameters(mle), parameters(tmp_path / "run" / "checkpoint_last.pt")
+    ) > 0
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+EVERY_RANK_SAVES = """
+import sys
+sys.path.insert(0, {parent!r})
+import esrl_fairseq
+from fairseq.trainer import Trainer
+Trainer.should_save_checkpoint_on_current_rank = property(lambda self: True)
+"""
+
+
+def test_two_ranks(commands, corpus, mle, tmp_path):
+    """Two gloo ranks on CPU; a user dir around ours lets the second one save its model too."""
+    user_dir = tmp_path / "every_rank_saves"
+    user_dir.mkdir()
+    (user_dir / "__init__.py").write_text(EVERY_RANK_SAVES.format(parent=str(USER_DIR.parent)))
+    (tmp_path / "rank1").mkdir()
+    port = free_port()
+    running = [
+        commands.start(
+            "fairseq-train", *esrl_options(corpus.data, tmp_path / f"rank{rank}"), *MODEL, *JOINED,
+            *FRESH, "--user-dir", user_dir, "--restore-file", mle, "--max-epoch", 2,
+            "--batch-size", 10, "--capability-store", tmp_path / f"store{rank}",
+            "--distributed-init-method", f"tcp://127.0.0.1:{port}",
+            "--distributed-world-size", 2, "--distributed-rank", rank, "--distributed-no-spawn",
+            "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
+            "--load-checkpoint-on-all-dp-ranks",  # fairseq sends it by an unsafe load otherwise
+        )
+        for rank in range(2)
+    ]
+    for result in [command.wait() for command in running]:
+        assert result.returncode == 0, result.stderr[-4000:]
+    one, other = (load(tmp_path / f"rank{rank}" / "checkpoint_last.pt") for rank in range(2))
+    assert one["optimizer_history"][-1]["num_updates"] == 20
+    assert largest_difference(one["model"], other["model"]) == 0
+    rl, rl_other = (ckpt["extra_state"]["EsrlTranslationTask"]["rl"] for ckpt in (one, other))
+    assert torch.equal(rl["rewards"], rl_other["rewards"])
+    assert torch.equal(rl["stores"][0]["records"], rl_other["stores"][0]["records"])
+    assert (store(tmp_path / "store0" / "capability.0.store")["epoch"] == 2).all()
+    assert not (tmp_path / "store1").exists()

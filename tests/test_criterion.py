@@ -1,0 +1,510 @@
+"""The criterion as a whole: invariances, branches, references, validation, what it remembers."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from fairseq.logging import metrics
+from helpers import (
+    EOS,
+    PAD,
+    TARGET,
+    add_padding,
+    gradients,
+    make_batch,
+    make_criterion,
+    make_dataset,
+    make_model,
+    make_rows,
+    make_task,
+    plain_scores,
+    take,
+)
+
+from esrl_fairseq.capability import RECORD
+from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitor import Monitor
+from esrl_fairseq.task import SamplingTask, check_sampling_options
+
+OBJECTIVES = ("fused", "mrt", "reinforce")
+DYNAMIC = dict(
+    num_samples=6, elimination_ratio=0.5, min_sample_temperature=0.7, max_sample_temperature=1.5
+)
+
+
+class Run:
+    """Task, criterion and model with known capabilities and, if asked, a filled reward queue."""
+
+    def __init__(self, queue=(0.3, 0.1, 0.6), known=True, task_options=None, **options):
+        self.task = make_task(**{**DYNAMIC, **(task_options or {})})
+        self.criterion = make_criterion(self.task, **options)
+        self.model = make_model().train()
+        self.task.rl.baseline.push(queue)
+        self.task.open_store()
+        if known:
+            records = np.zeros(5, RECORD)
+            records["capability"] = [0.1, 0.9, 0.5, 0.3, 0.7]  # input 5 is unknown
+            self.task.rl.store.write(np.arange(5), records)
+        self.task.rl.begin_epoch(2)
+
+    def loss(self, batch, seed=9):
+        """Loss, sample size and log of one batch, as the trainer calls the criterion."""
+        torch.manual_seed(seed)
+        return self.criterion(self.model, batch)
+
+    def gradient(self, *batches):
+        """Summed loss, gradient and sample size of several batches of one update."""
+        results = [self.loss(batch) for batch in batches]
+        loss = sum(result[0] for result in results)
+        return loss.detach(), gradients(self.model, loss), sum(result[1] for result in results)
+
+    def rows(self, batch, seed=9):
+        """{id: {(tokens, multiplicity)}} and the Rows that `loss` sees."""
+        torch.manual_seed(seed)
+        rows = self.criterion.sample_rows(self.model, batch, self.task.plan(batch))
+        found = {}
+        for r, i in enumerate(rows.input_index.tolist()):
+            tokens = tuple(rows.tokens[r, : rows.lengths[r]].tolist())
+            found.setdefault(int(batch["id"][i]), set()).add((tokens, int(rows.multiplicity[r])))
+        return found, rows
+
+    def remembered(self):
+        rl = self.task.rl
+        return rl.baseline.rewards.tolist(), rl.store.snapshot(), rl.reference.tolist()
+
+
+def close(one, other):
+    assert torch.allclose(one[0], other[0], rtol=1e-4, atol=1e-6)
+    assert one[1].norm() > 1e-3
+    assert torch.allclose(one[1], other[1], rtol=1e-3, atol=1e-5)
+    assert one[2] == other[2]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_padding_splitting_and_order_change_nothing(objective):
+    """(d) Identical samples; equal losses, gradients and sample sizes up to rounding."""
+    run, batch = Run(objective=objective, mle_weight=0.3), make_batch()
+    samples, _ = run.rows(batch)
+    counts = sorted(sum(m for _, m in rows) for rows in samples.values())
+    assert len(set(counts)) > 2 and counts[-1] == 6  # dynamic sampling is at work
+    whole = run.gradient(batch)
+
+    padded, permuted = add_padding(batch), take(batch, [3, 0, 5, 1, 4, 2])
+    halves = [take(batch, [0, 1, 2]), take(batch, [3, 4, 5])]
+    uneven = [make_batch(ids=[5, 2, 0, 1]), make_batch(ids=[3, 4])]
+    for other in ([padded], [permuted], halves, uneven):
+        found = {}
+        for part in other:
+            found.update(run.rows(part)[0])
+        assert found == samples
+        close(run.gradient(*other), whole)
+
+
+def test_two_batches_of_an_update_leave_the_state_of_one():
+    """(d) After the update queue and store are what one large batch leaves."""
+    one, two, batch = Run(), Run(), make_batch()
+    one.loss(batch)
+    before = two.remembered()
+    for positions in ([0, 1, 2], [3, 4, 5]):
+        two.loss(take(batch, positions))
+        assert two.remembered() == before  # nothing is seen before the update is over
+    one.task.rl.commit(), two.task.rl.commit()
+    (rewards, store, _), (found, found_store, _) = one.remembered(), two.remembered()
+    assert found == rewards != before[0]
+    a, b = (np.frombuffer(s, RECORD) for s in (store, found_store))
+    for name in RECORD.names:
+        assert np.allclose(a[name], b[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_baseline_is_the_batch_mean_only_while_the_queue_is_empty():
+    """(f) Then the mean of the queue; the current rewards follow it after the update."""
+    run, batch = Run(queue=()), make_batch()
+    _, _, log = run.loss(batch)
+    assert math.isclose(log["baseline"], log["reward"] / log["draws"], rel_tol=1e-6)
+    run.task.rl.commit()
+    pushed = run.task.rl.baseline.rewards.astype(np.float64)
+    assert len(pushed) == log["draws"]
+    _, _, log = run.loss(batch, seed=10)
+    assert math.isclose(log["baseline"], pushed.mean(), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_loss_equals_the_formulas(objective):
+    """The criterion's loss from its own rows, plain log-probabilities and text rewards."""
+    run, batch = Run(objective=objective), make_batch()
+    loss, sample_size, log = run.loss(batch)
+    _, rows = run.rows(batch)
+    log_probs, entropy = plain_scores(run.model.eval(), batch, rows, min_len=1)
+    rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+    assert rewards.unique().numel() > 2
+    baseline = np.mean([0.3, 0.1, 0.6])
+    common = (log_probs, rewards, rows.input_index, 6, 0.5)
+    expected = {
+        "mrt": lambda: mrt_loss(*common),
+        "reinforce": lambda: reinforce_loss(*common, baseline, rows.multiplicity),
+        "fused": lambda: fused_loss(*common, baseline, rows.multiplicity),
+    }[objective]().sum()
+    assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-6)
+    assert sample_size == log["sample_size"] == 6
+    assert torch.allclose(log["entropy"], entropy.sum(), rtol=1e-4)
+    assert log["draws"] == rows.multiplicity.sum() and log["rows"] == len(rows)
+
+
+def test_length_normalization_divides_by_chosen_tokens():
+    """A forced EOS does not count as length."""
+    run, batch = Run(objective="mrt", length_normalization=True), make_batch()
+    loss, _, _ = run.loss(batch)
+    _, rows = run.rows(batch)
+    assert rows.truncated.any()
+    log_probs, _ = plain_scores(run.model.eval(), batch, rows, min_len=1)
+    rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+    lengths = rows.lengths - rows.truncated.long()
+    expected = mrt_loss(log_probs / lengths, rewards, rows.input_index, 6, 0.5).sum()
+    assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_sample_an_input_uses_reinforce():
+    """(e) With K = 1 fused is REINFORCE, and MRT alone has no gradient."""
+    found = {}
+    for objective in OBJECTIVES:
+        run = Run(objective=objective, task_options={"num_samples": 1})
+        loss, _, log = run.loss(make_batch())
+        found[objective] = gradients(run.model, loss)
+        assert log["inputs_mrt"] == 0
+    assert torch.equal(found["fused"], found["reinforce"]) and found["fused"].norm() > 1e-3
+    assert found["mrt"].norm() < 1e-6
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_duplicates_are_one_row(objective):
+    """(e) Equal draws: one candidate of MRT, one input with REINFORCE, weight m in REINFORCE."""
+    run = Run(objective=objective)
+    sequences = [[4, EOS], [4, EOS], [4, EOS], [5, EOS], [4, 5, EOS], [5, EOS]]
+    draws = make_rows(sequences, [0, 0, 0, 1, 1, 1])
+    run.task.build_sampler(run.model).sample_rows = lambda *_: draws
+    torch.manual_seed(9)
+    batch = make_batch(ids=[0, 1])
+    rows = run.criterion.sample_rows(run.model, batch, run.task.plan(batch))
+    assert rows.multiplicity.tolist() == [3, 2, 1] and rows.input_index.tolist() == [0, 1, 1]
+    log_p = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    scores = type("", (), {"log_probs": log_p})
+    loss = run.criterion.objective(scores, torch.tensor([0.9, 0.2, 0.6]), rows, 2, 0.4)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_p)
+    q = torch.sigmoid(torch.tensor(0.5))  # of the second row against the third
+    slope = 0.5 * q * (1 - q) * 0.4
+    risk = torch.stack([slope, -slope])
+    expected = {
+        "mrt": torch.tensor([0.0, *risk]),
+        "reinforce": -0.5 * torch.tensor([0.5, -0.2 * 2 / 3, 0.2 / 3]),
+        "fused": torch.tensor([-0.5 * 0.5, *risk]),
+    }[objective]
+    assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+def test_skipped_inputs_have_no_loss_but_count():
+    """k_min = 0: capable inputs are neither sampled nor visited; the sample size stays."""
+    run = Run(task_options={"min_samples": 0, "elimination_ratio": 0.9}, objective="fused")
+    batch = make_batch()
+    plan = run.task.plan(batch)
+    assert (plan.counts == 0).any() and (plan.counts > 0).any()
+    loss, sample_size, log = run.loss(batch)
+    assert sample_size == 6 and torch.isfinite(gradients(run.model, loss)).all()
+    assert log["quarter_0"] == (plan.counts == 0).sum()
+    (visit,) = run.task.rl._pending
+    assert visit.ids.tolist() == batch["id"][torch.tensor(plan.counts > 0)].tolist()
+    for objective in OBJECTIVES:
+        every = Run(task_options={"min_samples": 0, "elimination_ratio": 1.0}, objective=objective)
+        part = take(batch, [0, 1])  # all known: all would be skipped
+        assert every.task.plan(part).counts.sum() == 1
+        assert torch.isfinite(every.loss(part)[0])
+
+
+def test_plan_follows_capability():
+    """Counts and temperatures fall with capability; unknown: K and the base temperature."""
+    run = Run(task_options={"sample_temperature": 1.1})
+    plan = run.task.plan(make_batch())
+    known = ~np.isnan(plan.capability)
+    order = np.argsort(plan.capability[known])
+    assert (np.diff(plan.counts[known][order]) <= 0).all()
+    assert (np.diff(plan.temperature[known][order]) < 0).all()
+    assert plan.counts[~known].tolist() == [6]
+    assert plan.temperature[~known].tolist() == [np.float32(1.1)]
+    off = Run(task_options={"capability": "none", "sample_temperature": 1.1}).task
+    assert off.plan(make_batch()).counts.tolist() == [6] * 6
+    assert off.plan(make_batch()).temperature.tolist() == [np.float32(1.1)] * 6
+
+
+@pytest.mark.parametrize("kind", ["bleu", "entropy", "reward", "none"])
+def test_visit(kind):
+    """What is remembered of an input, from plain scores: draws count, not distinct rows."""
+    run, batch = Run(task_options={"capability": kind}), make_batch()
+    run.loss(batch)
+    (visit,) = run.task.rl._pending
+    _, rows = run.rows(batch)
+    _, entropy = plain_scores(run.model.eval(), batch, rows, min_len=1)
+    rewards = run.criterion.score_rows(batch, rows).rewards
+    draws = np.repeat(np.arange(len(rows)), rows.multiplicity.numpy())
+    assert visit.ids.tolist() == batch["id"].tolist()
+    assert np.array_equal(visit.rewards, rewards[draws])
+    lengths = (rows.lengths - rows.truncated.long()).numpy()
+    for i, record in enumerate(visit.records):
+        own = draws[rows.input_index.numpy()[draws] == i]
+        assert record["samples"] == len(own)
+        mean_entropy = float(entropy[own].sum() / lengths[own].sum())
+        expected = {
+            "reward_mean": rewards[own].mean(),
+            "reward_std": rewards[own].std(),
+            "entropy": mean_entropy,
+            "capability": 1 - mean_entropy / math.log(len(TARGET))
+            if kind == "entropy"
+            else rewards[own].mean(),
+        }
+        for name, value in expected.items():
+            assert math.isclose(record[name], value, rel_tol=1e-4, abs_tol=1e-4), name
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_of_stage_two(dropout):
+    """Off: the loss depends on the seed only through the samples. On: it is another one."""
+    run, plain, batch = Run(rescoring_dropout=dropout), Run(), make_batch()
+    plain.model.eval()
+    assert bool(run.loss(batch)[0] == plain.loss(batch)[0]) != dropout
+
+
+def test_references_likelihood():
+    """--mle-weight adds -w alpha log p of the references, and its gradient; samples unchanged."""
+    batch = make_batch()
+    without, with_references = Run(), Run(mle_weight=0.3)
+    assert with_references.rows(batch)[0] == without.rows(batch)[0]
+    base, base_gradient, _ = without.gradient(batch)
+    loss, gradient, size = with_references.gradient(batch)
+    lengths = batch["target"].ne(PAD).sum(1).tolist()
+    references = make_rows([t[:n].tolist() for t, n in zip(batch["target"], lengths)], range(6))
+    model = without.model.eval()
+    log_p, _ = plain_scores(model, batch, references, min_len=1)
+    assert torch.allclose(loss - base, -0.3 * 0.5 * log_p.sum(), rtol=1e-4)
+    assert size == 6
+    expected = gradients(model, -0.3 * 0.5 * log_p.sum())
+    assert torch.allclose(gradient - base_gradient, expected, rtol=1e-3, atol=1e-4)
+    _, _, log = with_references.loss(batch)
+    assert torch.allclose(log["nll_references"], -log_p.sum(), rtol=1e-4)
+
+
+def test_references_shorter_than_the_shortest_sample():
+    """--sample-min-len is a rule for samples; a shorter reference keeps a finite likelihood."""
+    run, batch = Run(mle_weight=0.3, task_options={"sample_min_len": 3}), make_batch()
+    assert batch["target"].ne(PAD).sum(1).min() < 4
+    loss, gradient, _ = run.gradient(batch)
+    assert loss.abs() < 1e3 and gradient.norm() > 1e-3 and torch.isfinite(gradient).all()
+
+
+def test_dummy_batches_leave_no_trace():
+    """fairseq's dummy batches run everything and are neither remembered nor counted."""
+    run = Run()
+    run.task.dummy_batch = True
+    run.loss(make_batch())
+    assert not run.task.rl._pending and run.task.monitor.rows == 0
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_validation_changes_no_state(beam):
+    """Queue, store, reference and pending visits stay; so do the samples that follow."""
+    run, batch = Run(valid_beam=beam), make_batch()
+    expected = run.loss(batch)[0]
+    run.task.rl._pending = []
+    before = run.remembered()
+    run.model.eval(), run.criterion.eval()
+    loss, sample_size, log = run.loss(batch)
+    run.model.train(), run.criterion.train()
+    assert run.remembered() == before and not run.task.rl._pending
+    assert run.loss(batch)[0] == expected
+    assert sample_size == batch["ntokens"] and not loss.requires_grad
+    model = run.model.eval()
+    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+    chosen = log_probs.gather(2, batch["target"].unsqueeze(2)).squeeze(2)
+    assert torch.allclose(loss, -chosen[batch["target"].ne(PAD)].sum(), rtol=1e-5)
+    assert 0 <= log["valid_reward"] <= 6 and log["nsentences"] == 6
+
+
+def test_validation_reward_is_the_greedy_text():
+    """Beam 1: the likeliest word at each step, scored like samples."""
+    run, batch = Run(), make_batch()
+    run.model.eval(), run.criterion.eval()
+    _, _, log = run.loss(batch)
+    greedy = torch.full((6, 4), EOS)
+    with torch.no_grad():
+        for step in range(3):
+            previous = torch.cat([torch.full((6, 1), EOS), greedy[:, :step]], 1)
+            scores = run.model(
+                src_tokens=batch["net_input"]["src_tokens"],
+                src_lengths=batch["net_input"]["src_lengths"],
+                prev_output_tokens=previous,
+            )[0][:, -1]
+            scores[:, PAD] = -torch.inf
+            scores[:, EOS] += -torch.inf if step == 0 else 0
+            ended = (greedy[:, :step] == EOS).any(1)
+            greedy[:, step] = scores.argmax(1).masked_fill(ended, EOS)
+    expected = run.criterion.scorer.score(batch, greedy.tolist(), range(6)).rewards.sum()
+    assert math.isclose(log["valid_reward"], expected, rel_tol=1e-5)
+
+
+def test_stock_task_gets_a_sampler(caplog):
+    """--criterion esrl with fairseq's translation task: default options and one log line."""
+    task = make_task(stock=True)
+    with caplog.at_level(logging.INFO, "esrl_fairseq"):
+        criterion = make_criterion(task)
+    assert isinstance(task, SamplingTask) and task.options.num_samples == 8
+    assert [r.message for r in caplog.records if "attached a sampler" in r.message]
+    assert len(caplog.records) == 1
+    loss, size, log = criterion(make_model().train(), make_batch())
+    assert torch.isfinite(loss) and size == 6 and log["draws"] == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"risk_alpha": 0.0}, "--risk-alpha"),
+        ({"risk_alpha": math.nan}, "--risk-alpha"),
+        ({"risk_alpha": None, "length_normalization": True}, "--length-normalization"),
+        ({"baseline_queue_size": 0}, "--baseline-queue-size"),
+        ({"valid_beam": 0}, "--valid-beam"),
+        ({"mle_weight": -0.1}, "--mle-weight"),
+        ({"reward": "rouge-of-mars"}, "rouge-of-mars"),
+    ],
+)
+def test_bad_options_of_the_criterion(options, message):
+    """Each is refused with a sentence that names it."""
+    with pytest.raises(EsrlError, match=message):
+        make_criterion(make_task(), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_samples", 0),
+        ("min_samples", -1),
+        ("min_samples", 9),
+        ("elimination_ratio", 1.1),
+        ("elimination_ratio", -0.1),
+        ("elimination_ratio", math.nan),
+        ("sample_temperature", 0.0),
+        ("min_sample_temperature", -1.0),
+        ("max_sample_temperature", math.inf),
+        ("max_sample_temperature", 0.5),
+        ("sample_max_len_b", -1),
+        ("sample_min_len", -1),
+    ],
+)
+def test_bad_options_of_sampling(name, value):
+    """Each is refused with a sentence that names it."""
+    task = make_task()
+    setattr(task.cfg, name, value)
+    with pytest.raises(EsrlError, match="--" + name.replace("_", "-")):
+        check_sampling_options(task.cfg)
+
+
+def test_missing_reference_names_the_sample():
+    """A batch without targets stops with the sample's id."""
+    run, batch = Run(), make_batch()
+    batch["target"] = None
+    with pytest.raises(EsrlError, match=f"sample {int(batch['id'][0])} "):
+        run.loss(batch)
+
+
+def test_state_dict_of_the_task_continues_bit_by_bit():
+    """A new process with the checkpoint's task state computes the same next loss."""
+    run, batch = Run(), make_batch()
+    run.loss(batch)
+    run.task.rl.commit()
+    state = run.task.get_checkpoint_dict()[type(run.task).__name__]
+    resumed = Run(queue=(), known=False)
+    resumed.task.set_checkpoint_dict(state)
+    resumed.task.rl.begin_epoch(2)
+    expected, found = run.gradient(batch), resumed.gradient(batch)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_log_means_do_not_depend_on_the_split():
+    """reduce_metrics of two halves and of the whole agree on what does not measure time."""
+    run, batch = Run(mle_weight=0.3), make_batch()
+    values = []
+    for parts in ([batch], [take(batch, [0, 1, 2]), take(batch, [3, 4, 5])]):
+        with metrics.aggregate(new_root=True) as found:
+            run.criterion.reduce_metrics([run.loss(part)[2] for part in parts])
+        values.append(found.get_smoothed_values())
+    whole, split = values
+    timed = {key for key in whole if key.startswith("seconds") or key == "peak_gb"}
+    assert {"reward", "reward_std", "baseline", "share_mrt", "eliminated", "samples_hist"} <= set(
+        whole
+    )
+    for key in set(whole) - timed - {"sampled_tokens"}:  # that one is a mean over batches
+        number = isinstance(whole[key], float)
+        expected = pytest.approx(whole[key], rel=1e-3, abs=1e-4) if number else whole[key]
+        assert split[key] == expected, key
+
+
+class TestMonitor:
+    """Warnings for runs that go wrong in known ways."""
+
+    def validated(self, monitor, train, valid):
+        monitor.add_batch(train * 10, 10, 0)
+        monitor.begin_validation()
+        monitor.add_validation(valid * 5, 5)
+        monitor.end_validation()
+
+    def test_gamed_reward(self, caplog):
+        """Training reward up while validation falls; not otherwise, nor on the first time."""
+        monitor = Monitor()
+        for train, valid in ((0.3, 0.3), (0.4, 0.4), (0.3, 0.35), (0.35, 0.348)):
+            self.validated(monitor, train, valid)
+            assert not caplog.records
+        self.validated(monitor, 0.5, 0.2)
+        assert len(caplog.records) == 1 and "may be wrong or gamed" in caplog.text
+        monitor.end_validation()  # the same validation is not counted twice
+        assert len(caplog.records) == 1
+
+    def test_learning_rate(self, caplog):
+        """Above 5e-4, once."""
+        monitor = Monitor()
+        monitor.end_update(1e-4)
+        assert not caplog.records
+        monitor.end_update(1e-3)
+        monitor.end_update(1e-3)
+        assert len(caplog.records) == 1 and "0.001" in caplog.text
+
+    def test_truncation(self, caplog):
+        """More than a tenth of at least 1000 samples, once."""
+        monitor = Monitor()
+        monitor.add_batch(0, 900, 900)
+        monitor.end_update(1e-4)
+        monitor.add_batch(0, 9100, 100)
+        monitor.end_update(1e-4)
+        assert not caplog.records
+        monitor.add_batch(0, 100, 100)
+        monitor.end_update(1e-4)
+        monitor.end_update(1e-4)
+        assert len(caplog.records) == 1 and "length limit" in caplog.text
+
+    def test_state(self, caplog):
+        """It survives a checkpoint, as plain numbers, and does not warn again."""
+        monitor = Monitor()
+        self.validated(monitor, 0.3, 0.3)
+        monitor.end_update(1e-3)
+        resumed = Monitor()
+        resumed.load_state_dict(monitor.state_dict())
+        assert vars(resumed) == vars(monitor)
+        resumed.end_update(1e-3)
+        assert len(caplog.records) == 1
+        self.validated(resumed, 0.5, 0.2)
+        assert len(caplog.records) == 2
+
+
+def test_fingerprints_pin_the_training_data(tmp_path):
+    """The store that a task opens belongs to its data: other data are refused."""
+    make_task(store_dir=str(tmp_path)).open_store()
+    make_task(store_dir=str(tmp_path)).open_store()
+    with pytest.raises(EsrlError, match="another data set"):
+        make_task(make_dataset(seed=5), store_dir=str(tmp_path)).open_store()
