@@ -192,7 +192,16 @@ class EsrlCriterion(FairseqCriterion):
             draws = _draws(rows, scored.rewards)
             self.task.monitor.add_batch(float(draws.sum()), len(draws), int(rows.truncated.sum()))
         log = logs.training_log(
-            self.task, plan, rows, scored, scores, losses, references, baseline, clock.seconds
+            self.task,
+            plan,
+            rows,
+            scored,
+            scores,
+            losses,
+            references,
+            baseline,
+            self.cfg.objective,
+            clock.seconds,
         )
         log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
         log.update(ntokens=sample["ntokens"])

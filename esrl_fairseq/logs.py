@@ -38,13 +38,15 @@ def training_log(
     losses: Tensor,
     references: Tensor | None,
     baseline: float,
+    objective: str,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Sums over one batch; every rank has the same keys, so they can be added up."""
     inputs, options = len(plan.counts), task.options
     draws = rows.multiplicity.cpu().numpy()
     distinct = segment_sum(torch.ones_like(rows.input_index), rows.input_index, inputs)
-    risk = distinct >= 2
+    # Inputs with this many distinct samples take the MRT branch.
+    risk = distinct >= {"fused": 2, "mrt": 0, "reinforce": math.inf}[objective]
     known = ~np.isnan(plan.capability)
     log: dict[str, Any] = {
         "batches": 1,

@@ -159,9 +159,10 @@ class _RowScorer:
             scores = self.model.decoder.output_layer(decoder_out[0][chosen])
         else:
             scores = decoder_scores(self.model, decoder_out)[chosen]
-        log_probs, entropy = token_scores(
-            scores, self.rows.tokens[piece[row], step], self.pad, self.eos, step < self.min_len
-        )
+        targets = self.rows.tokens[piece[row], step]
+        # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
+        no_eos = (step < self.min_len) & (targets != self.eos)
+        log_probs, entropy = token_scores(scores, targets, self.pad, self.eos, no_eos)
         zeros = log_probs.new_zeros(len(piece))
         return zeros.index_add(0, row, log_probs), zeros.index_add(0, row, entropy)
 

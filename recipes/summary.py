@@ -44,6 +44,9 @@ def main() -> None:
             if run == args.runs[0]:
                 base = scores
                 change = ["", "", "", ""]
+            elif scores == base:
+                # Of equal systems sacreBLEU says p = 0.001: no resample differs by more than 0.
+                change = ["+0.00", "-", "+0.00", "-"]
             else:
                 p_bleu, p_chrf = p_values(comparison, run, mode)
                 change = [f"{scores['bleu'] - base['bleu']:+.2f}", p_bleu]

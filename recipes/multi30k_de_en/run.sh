@@ -36,11 +36,13 @@ MLE=(
     --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 400
     --max-tokens 3000 --max-epoch "${MLE_EPOCHS:-13}"
 )
+ESRL_UPDATES=${ESRL_UPDATES:-500}
 ESRL=(
     --reward bleu --num-samples 8 --capability bleu --elimination-ratio 0.3
     --optimizer adam --adam-betas "(0.9, 0.98)"
-    --lr 1e-4 --lr-scheduler fixed --batch-size 66 --max-update "${ESRL_UPDATES:-160}"
-    --save-interval-updates 40 --keep-interval-updates 1 --log-interval 10
+    --lr 2e-4 --lr-scheduler polynomial_decay --warmup-updates 20
+    --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
+    --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
 )
 # The control goes on at about the learning rate with which MLE ends.
 CONTINUE=("${MLE[@]}" --lr 1e-3 --lr-scheduler fixed --max-epoch 0)
