@@ -10,22 +10,37 @@ from torch import nn
 from esrl_fairseq.errors import EsrlError
 
 
-def check_training_data(dataset: Any, split: str) -> None:
-    """Refuse data with an empty source line; it holds nothing to learn from.
+def check_training_data(dataset: Any, split: str, needs_references: bool) -> None:
+    """Refuse data with an empty line; it holds nothing to learn from.
 
     Args:
         dataset: a fairseq ``LanguagePairDataset``.
+        needs_references: whether target lines are needed too.
 
     Raises:
         EsrlError: naming the first such line (counted from 1) and their number.
     """
-    special = {dataset.src_dict.pad(), dataset.src_dict.eos(), dataset.src_dict.bos()}
-    candidates = np.flatnonzero(np.asarray(dataset.src_sizes) <= 2)
-    empty = [i for i in candidates.tolist() if set(dataset.src[i].tolist()) <= special]
+    _refuse_empty_lines(dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}")
+    if not needs_references:
+        return
+    if dataset.tgt is None:
+        raise EsrlError(
+            f"{split!r} has no target side, but the reward needs references: run "
+            "fairseq-preprocess without --only-source, or choose a reward without references"
+        )
+    _refuse_empty_lines(
+        dataset.tgt, dataset.tgt_sizes, dataset.tgt_dict, f"target side (the references) of {split}"
+    )
+
+
+def _refuse_empty_lines(lines: Any, sizes: Any, dictionary: Any, name: str) -> None:
+    special = {dictionary.pad(), dictionary.eos(), dictionary.bos()}
+    candidates = np.flatnonzero(np.asarray(sizes) <= 2)
+    empty = [i for i in candidates.tolist() if set(lines[i].tolist()) <= special]
     if empty:
         raise EsrlError(
-            f"the source side of {split!r} has {len(empty)} empty line(s), the first is line "
-            f"{empty[0] + 1}: remove them from both sides and run fairseq-preprocess again"
+            f"the {name} has {len(empty)} empty line(s), the first is line {empty[0] + 1}: "
+            "remove them from both sides and run fairseq-preprocess again"
         )
 
 

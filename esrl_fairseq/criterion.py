@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
@@ -136,6 +137,11 @@ class EsrlCriterion(FairseqCriterion):
         self.capability_scorer = self.scorer
         if task.options.capability == "bleu" and cfg.reward != "bleu":
             self.capability_scorer = self._build_scorer("bleu")
+        scorers = (self.scorer, self.capability_scorer)
+        task.trained_by_reward = True
+        task.needs_references = (
+            any(s.reward.needs_references for s in scorers) or cfg.mle_weight > 0
+        )
         if task.options.capability == "reward" and self.scorer.reward.range != (0.0, 1.0):
             raise EsrlError(
                 f"--capability reward needs a reward in [0, 1], {cfg.reward!r} lies in "
@@ -226,7 +232,10 @@ class EsrlCriterion(FairseqCriterion):
         References ride along as further rows, so the wrapped model's forward is called once.
         """
         pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
-        given = append_rows(rows, sample["target"], pad) if self.cfg.mle_weight else rows
+        given = rows
+        if self.cfg.mle_weight:
+            target = utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
+            given = append_rows(rows, target, pad)
         scores = rescore(
             model,
             sample["net_input"],

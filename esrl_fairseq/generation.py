@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.errors import EsrlError
 
 COMPACT_AT = 0.2
 """Share of ended rows at which the batch is compacted; copying caches more often costs more."""
@@ -29,20 +30,24 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def decoder_scores(model: Any, decoder_out: Any) -> Tensor:
-    """Unnormalised log-probabilities ``[rows, length, words]`` of a decoder's output."""
-    if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        return model.get_normalized_probs(decoder_out, log_probs=True)
-    return decoder_out[0]
-
-
 class RowSampler(SequenceGenerator):
     """SequenceGenerator that samples any number of rows an input, each at its own temperature.
 
     Takes SequenceGenerator's options (``max_len_a``, ``max_len_b``, ``max_len``, ``min_len``,
     ``eos``); the length limit is that of an input's own length, not of the padded batch.
     Works with one model whose decoder is a ``FairseqIncrementalDecoder``.
+
+    Raises:
+        EsrlError: the model has an adaptive softmax, which fairseq computes in place, so that
+            stage two could not differentiate it.
     """
+
+    def __init__(self, models: list[Any], *args: Any, **kwargs: Any):
+        super().__init__(models, *args, **kwargs)
+        if getattr(models[0].decoder, "adaptive_softmax", None) is not None:
+            raise EsrlError(
+                "models with --adaptive-softmax-cutoff are not supported: train one without it"
+            )
 
     def length_limits(self, src_lengths: Tensor) -> Tensor:
         """Most tokens (EOS not counted) of a row, int64 ``[inputs]``."""
@@ -95,7 +100,7 @@ class RowSampler(SequenceGenerator):
         for step in range(uniforms.size(1) if len(live) else 0):
             decoder_out = model.decoder(previous, encoder_out=encoder_out, incremental_state=state)
             chosen = self._choose(
-                decoder_scores(model, decoder_out)[:, -1],
+                decoder_out[0][:, -1],
                 step,
                 temperature[live],
                 uniforms[live, step],

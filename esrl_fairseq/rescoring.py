@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from esrl_fairseq.core.sequences import Rows, shift_right
 from esrl_fairseq.core.token_scores import token_scores
-from esrl_fairseq.generation import decoder_scores, kept_modes
+from esrl_fairseq.generation import kept_modes
 
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
@@ -97,7 +97,6 @@ class _RowScorer:
         self.features_only = (
             "features_only" in inspect.signature(self.decode).parameters
             and hasattr(model.decoder, "output_layer")
-            and getattr(model.decoder, "adaptive_softmax", None) is None
         )
 
     @contextlib.contextmanager
@@ -158,7 +157,7 @@ class _RowScorer:
         if self.features_only:
             scores = self.model.decoder.output_layer(decoder_out[0][chosen])
         else:
-            scores = decoder_scores(self.model, decoder_out)[chosen]
+            scores = decoder_out[0][chosen]
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
         no_eos = (step < self.min_len) & (targets != self.eos)

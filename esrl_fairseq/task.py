@@ -132,6 +132,8 @@ class SamplingTask(FairseqTask):
     rl: RLState
     monitor: Monitor
     dummy_batch = False
+    trained_by_reward = False  # set by the criterion, as is the next
+    needs_references = False
     _fingerprints: dict[int, bytes]
 
     def start_sampling(self, options: SamplingConfig) -> None:
@@ -154,7 +156,18 @@ class SamplingTask(FairseqTask):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if split == self.cfg.train_subset:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
-            check_training_data(self.datasets[split], split)
+            check_training_data(self.datasets[split], split, self.needs_references)
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's, but a run resumed in a later epoch has the batches of one never interrupted.
+
+        fairseq makes batches in the first epoch that a process sees, from a seed with that epoch's
+        number, and keeps them for all later epochs.
+        """
+        rebuilt = kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
+        if not rebuilt and self.can_reuse_epoch_itr(dataset):
+            kwargs["epoch"] = 1
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)
@@ -202,6 +215,8 @@ class SamplingTask(FairseqTask):
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)
+        if self.trained_by_reward:
+            self.open_store()  # before the first batch: fairseq saves a crash.pt for errors in one
         self.rl.begin_epoch(epoch)
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:

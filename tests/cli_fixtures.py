@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from command_lines import COMMON, JOINED, MODEL, Commands
 
-WORDS = {
-    "katze": "cat", "hund": "dog", "sieht": "sees", "mag": "likes", "die": "the", "ein": "a",
-    "blau@@ es": "blue", "rotes": "re@@ d", "haus": "ho@@ use", "baum": "tr@@ ee", "und": "and",
-    "schläft": "sleep@@ s", "gross@@ er": "b@@ ig", "heute": "today",
-}
+SOURCE = "katze,hund,sieht,mag,die,ein,blau@@ es,rotes,haus,baum,und,schläft,gross@@ er,heute"
+TARGET = "cat,dog,sees,likes,the,a,blue,re@@ d,ho@@ use,tr@@ ee,and,sleep@@ s,b@@ ig,today"
+WORDS = dict(zip(SOURCE.split(","), TARGET.split(",")))
 
 
 def write_pairs(folder, split, pairs):
@@ -29,13 +27,14 @@ def make_pairs(number, seed):
     return [(" ".join(words), " ".join(WORDS[word] for word in words)) for words in sources]
 
 
-def preprocess(commands, text, data, *options, train="train", dictionary=None):
+def preprocess(commands, text, data, *options, dictionary=None):
     """fairseq-preprocess of ``text/{train,valid,test}`` into the folder ``data``."""
     shared = ["--srcdict", dictionary, "--tgtdict", dictionary] if dictionary else []
     commands.succeed(
-        "fairseq-preprocess", "--source-lang", "de", "--target-lang", "en",
-        "--trainpref", text / train, "--validpref", text / "valid", "--testpref", text / "test",
-        "--destdir", data, *shared, *options,
+        "fairseq-preprocess",
+        "--source-lang de --target-lang en",
+        f"--trainpref {text / 'train'} --validpref {text / 'valid'} --testpref {text / 'test'}",
+        *["--destdir", data, *shared, *options],
     )
     return data
 
@@ -73,8 +72,8 @@ def mle(commands, corpus, tmp_path_factory):
     """Path of a half-trained checkpoint, made by stock fairseq without this package."""
     folder = tmp_path_factory.mktemp("mle")
     commands.succeed(
-        "fairseq-train", corpus.data, *MODEL, *JOINED, *COMMON, "--save-dir", folder,
-        "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1",
-        "--lr", "5e-3", "--max-epoch", "12", "--no-epoch-checkpoints",
+        *["fairseq-train", corpus.data, MODEL, JOINED, COMMON, "--save-dir", folder],
+        "--criterion label_smoothed_cross_entropy --label-smoothing 0.1",
+        "--lr 5e-3 --max-epoch 12 --no-epoch-checkpoints",
     )
     return folder / "checkpoint_last.pt"

@@ -88,9 +88,18 @@ def json_lines(text, name):
         fields = line.split(" | ", 3)
         if len(fields) == 4 and fields[2] == name and fields[3].endswith("}"):
             values = json.loads(fields[3]).items()
-            found.append({key.split("_", 1)[1] if key.startswith(f"{name}_") else key:
-                          number(value) for key, value in values if value is not None})
+            values = ((key.removeprefix(f"{name}_"), value) for key, value in values)
+            found.append({key: number(value) for key, value in values if value is not None})
     return found
+
+
+def words(options):
+    """Command-line words; a string that begins with ``--`` may hold several, split at spaces."""
+    result = []
+    for option in options:
+        several = isinstance(option, str) and option.startswith("--")
+        result += option.split() if several else [str(option)]
+    return result
 
 
 def number(value):
@@ -112,8 +121,12 @@ class Commands:
         self.folder = Path(folder)
         self.count = 0
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=environment(),
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
         )
 
     def close(self):
@@ -132,7 +145,7 @@ class Commands:
         self.count += 1
         streams = [self.folder / f"{self.count}.{stream}" for stream in ("in", "out", "err")]
         streams[0].write_text(stdin)
-        argv = [script(name), *map(str, options)]
+        argv = [script(name), *words(options)]
         job = {"argv": argv, "cwd": str(self.folder), "streams": [str(path) for path in streams]}
         return Running(self, self.ask(job), streams)
 
@@ -141,8 +154,13 @@ class Commands:
         if not fresh:
             return self.start(name, *options, stdin=stdin).wait()
         done = subprocess.run(
-            [script(name), *map(str, options)], input=stdin, capture_output=True, text=True,
-            cwd=self.folder, env=environment(), timeout=TIMEOUT,
+            [script(name), *words(options)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=environment(),
+            timeout=TIMEOUT,
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -165,6 +183,10 @@ class Running:
         """What it has written so far."""
         return self.streams[1].read_text() if self.streams[1].exists() else ""
 
+    def logged(self, name):
+        """The JSON log lines of ``name`` so far, see :meth:`Result.logged`."""
+        return json_lines(self.stdout(), name)
+
     def wait(self):
         """Wait for its end (it is killed after :data:`TIMEOUT` seconds)."""
         code = self.commands.ask({"wait": self.pid, "timeout": TIMEOUT})
@@ -175,16 +197,16 @@ MODEL = (
     "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 "
     "--decoder-embed-dim 32 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 "
     "--encoder-attention-heads 2 --decoder-attention-heads 2 --dropout 0.1"
-).split()
+)
 COMMON = (
     "--optimizer adam --clip-norm 1.0 --batch-size 20 --required-batch-size-multiple 1 "
     "--num-workers 0 --seed 1 --log-format json --log-interval 1 --no-progress-bar"
-).split()
-JOINED = "--share-all-embeddings".split()
-FRESH = "--reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters".split()
+)
+JOINED = "--share-all-embeddings"
+FRESH = "--reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters"
 
 
 def esrl_options(data, save_dir, task="esrl_translation"):
     """Options of a fine-tuning run, those of the model left out."""
-    options = ["--user-dir", USER_DIR, "--task", task, "--criterion", "esrl", "--lr", "2e-4"]
-    return [data, *options, "--save-dir", save_dir, *COMMON]
+    options = f"--task {task} --criterion esrl --lr 2e-4"
+    return [data, "--user-dir", USER_DIR, options, "--save-dir", save_dir, COMMON]

@@ -18,7 +18,7 @@ from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.criterion import EsrlCriterion, EsrlCriterionConfig
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
-ARCHS = ("transformer", "adaptive", "lstm", "lightconv")
+ARCHS = ("transformer", "lstm", "lightconv")
 SEED = 7  # of the sampler
 
 
@@ -46,8 +46,7 @@ def make_model(arch="transformer", seed=1, scale=0.5, **options):
         decoder_kernel_size_list=[3, 3], encoder_conv_type="lightweight", weight_softmax=True,
         decoder_conv_type="lightweight", decoder_out_embed_dim=8, dropout=0.3,
         attention_dropout=0.3, max_source_positions=32, max_target_positions=32,
-        adaptive_softmax_cutoff="3" if arch == "adaptive" else None,
-        share_decoder_input_output_embed=arch != "adaptive", criterion="esrl",
+        share_decoder_input_output_embed=True, criterion="esrl",
     )  # fmt: skip
     args = Namespace(**{**args, **options})
     if arch == "lstm":
@@ -196,10 +195,7 @@ def plain_step(model, source, prefix, min_len=0, temperature=1.0):
         src_lengths=torch.tensor([source.size(1)]),
         prev_output_tokens=torch.tensor([[EOS, *prefix]]),
     )
-    if getattr(model.decoder, "adaptive_softmax", None) is None:
-        scores = decoder_out[0][0, -1]
-    else:
-        scores = model.get_normalized_probs(decoder_out, log_probs=True)[0, -1]
+    scores = decoder_out[0][0, -1]
     never = torch.zeros(len(TARGET), dtype=torch.bool)
     never[PAD] = True
     never[EOS] = len(prefix) < min_len

@@ -5,13 +5,12 @@ import pickle
 import re
 import shutil
 import socket
-import sys
 
 import numpy as np
 import pytest
 import torch
 from cli_fixtures import preprocess
-from command_lines import COMMON, FRESH, JOINED, MODEL, USER_DIR, esrl_options
+from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
 
 from esrl_fairseq.capability import HEADER, RECORD
 
@@ -47,9 +46,10 @@ def tuned(commands, corpus, mle):
     """The main road: fine-tune the MLE checkpoint for two epochs, in processes of their own."""
     save_dir = commands.folder / "tuned"
     result = commands.succeed(
-        "fairseq-train", *esrl_options(corpus.data, save_dir), *MODEL, *JOINED, *FRESH,
-        "--restore-file", mle, "--max-epoch", 2, "--num-samples", 6, "--elimination-ratio", 0.5,
-        "--best-checkpoint-metric", "reward", "--maximize-best-checkpoint-metric", fresh=True,
+        *["fairseq-train", *esrl_options(corpus.data, save_dir), MODEL, JOINED, FRESH],
+        *["--restore-file", mle, "--max-epoch 2 --num-samples 6 --elimination-ratio 0.5"],
+        "--best-checkpoint-metric reward --maximize-best-checkpoint-metric",
+        fresh=True,
     )
     return save_dir, result
 
@@ -74,7 +74,7 @@ def test_generate_and_interactive_agree(commands, corpus, tuned):
     save_dir, _ = tuned
     options = [corpus.data, "--user-dir", USER_DIR, "--path", save_dir / "checkpoint_best.pt"]
     # By default fairseq leaves out a last batch that is no multiple of 8.
-    options += ["--post-process", "subword_nmt", "--beam", 4, "--required-batch-size-multiple", 1]
+    options.append("--post-process subword_nmt --beam 4 --required-batch-size-multiple 1")
     generated = commands.succeed("fairseq-generate", *options, fresh=True)
     assert re.search(r"Generate test with beam=4: BLEU4 = \d", generated.stdout)
     hypotheses = generated.lines("D-")
@@ -106,11 +106,11 @@ def test_checkpoints_are_loaded_safely(commands, corpus, mle, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def short_run(commands, corpus, mle, save_dir, *options, updates=3, **keywords):
+def short_run(commands, corpus, mle, save_dir, *options, **keywords):
     """A few updates from the MLE checkpoint."""
     return commands.succeed(
-        "fairseq-train", *esrl_options(corpus.data, save_dir, **keywords), *MODEL, *JOINED, *FRESH,
-        "--restore-file", mle, "--max-update", updates, *options,
+        *["fairseq-train", *esrl_options(corpus.data, save_dir, **keywords), MODEL, JOINED, FRESH],
+        *["--restore-file", mle, "--max-update 3", *options],
     )
 
 
@@ -126,7 +126,7 @@ def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
     runs = {}
     for options in ("fused", "mrt", "reinforce", "reinforce --mle-weight 0.3"):
         save_dir = tmp_path / options.replace(" ", "")
-        result = short_run(commands, corpus, mle, save_dir, "--objective", *options.split())
+        result = short_run(commands, corpus, mle, save_dir, f"--objective {options}")
         log = result.logged("train_inner")
         runs[options] = parameters(save_dir / "checkpoint_last.pt")
         assert ("nll_references" in log[0]) == ("--mle-weight" in options)
@@ -155,10 +155,10 @@ def test_shards_with_stock_options_of_the_task(commands, corpus, mle, tmp_path):
         preprocess(commands, text, tmp_path / f"data{number}", dictionary=corpus.dictionary)
         shards.append(str(tmp_path / f"data{number}"))
     result = commands.succeed(
-        "fairseq-train", *esrl_options(":".join(shards), tmp_path / "esrl"), *MODEL, *JOINED,
-        *FRESH, "--restore-file", mle, "--max-epoch", 4,
-        "--truncate-source", "--max-source-positions", 5,
-        "--eval-bleu", "--eval-bleu-remove-bpe", "--eval-bleu-args", '{"beam": 2}',
+        *["fairseq-train", *esrl_options(":".join(shards), tmp_path / "esrl"), MODEL, JOINED],
+        *[FRESH, "--restore-file", mle, "--max-epoch 4"],
+        "--truncate-source --max-source-positions 5",
+        *["--eval-bleu --eval-bleu-remove-bpe --eval-bleu-args", '{"beam": 2}'],
     )
     epochs = result.logged("train")
     assert [line["samples"] == 8 for line in epochs] == [True, True, False, False]
@@ -175,10 +175,10 @@ def test_update_freq_2_equals_a_doubled_batch(commands, corpus, tuned, tmp_path)
     runs = []
     for number, (size, freq) in enumerate(((20, 1), (10, 2))):
         result = commands.succeed(
-            "fairseq-train", *esrl_options(corpus.data, tmp_path / str(number)), *MODEL, *JOINED,
-            "--restore-file", save_dir / "checkpoint1.pt", "--batch-size", size,
-            "--update-freq", freq, "--curriculum", 9, "--max-epoch", 2, "--num-samples", 6,
-            "--elimination-ratio", 0.5, "--no-epoch-checkpoints",
+            *["fairseq-train", *esrl_options(corpus.data, tmp_path / str(number)), MODEL, JOINED],
+            *["--restore-file", save_dir / "checkpoint1.pt"],
+            f"--batch-size {size} --update-freq {freq} --curriculum 9 --max-epoch 2",
+            "--num-samples 6 --elimination-ratio 0.5",
         )
         log = result.logged("train_inner")
         assert len(log) == 10 and all(line["samples"] < 6 for line in log[1:])
@@ -213,18 +213,18 @@ LIGHTCONV = (
 
 @pytest.mark.parametrize("model", ["lstm", "lightconv", "transformer"])
 def test_other_models_and_separate_dictionaries(model, commands, separate, tmp_path):
-    options = {"lstm": LSTM.split(), "lightconv": LIGHTCONV.split(), "transformer": MODEL}[model]
+    options = {"lstm": LSTM, "lightconv": LIGHTCONV, "transformer": MODEL}[model]
     result = commands.succeed(
-        "fairseq-train", *esrl_options(separate, tmp_path), *options, "--max-update", 12,
-        "--mle-weight", 1, "--lr", "5e-4", "--elimination-ratio", 0.5,
+        *["fairseq-train", *esrl_options(separate, tmp_path), options],
+        "--max-update 12 --mle-weight 1 --lr 5e-4 --elimination-ratio 0.5",
     )
     log = result.logged("train_inner")
     assert len(log) == 12 and log[0]["samples"] == 8 and log[-1]["samples"] < 8
     assert log[-1]["nll_references"] < log[0]["nll_references"]
     if model != "transformer":
         generated = commands.succeed(
-            "fairseq-generate", separate, "--user-dir", USER_DIR,
-            "--path", tmp_path / "checkpoint_last.pt", "--required-batch-size-multiple", 1,
+            *["fairseq-generate", separate, "--user-dir", USER_DIR],
+            *["--path", tmp_path / "checkpoint_last.pt", "--required-batch-size-multiple 1"],
         )
         assert len(generated.lines("H-")) == 20
 
@@ -266,18 +266,16 @@ def test_hydra_train_with_a_config_file(commands, corpus, mle, tmp_path):
     ``common.user_dir`` is the user dir, and the names in ``task`` and ``criterion`` are the
     options' names with ``_`` for ``-``.
     """
-    (tmp_path / "esrl.yaml").write_text(HYDRA.format(
-        user_dir=USER_DIR, data=corpus.data, save_dir=tmp_path / "run", mle=mle, folder=tmp_path
-    ))
+    paths = {"user_dir": USER_DIR, "data": corpus.data, "mle": mle, "folder": tmp_path}
+    (tmp_path / "esrl.yaml").write_text(HYDRA.format(save_dir=tmp_path / "run", **paths))
     result = commands.succeed(
         "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "esrl", fresh=True
     )
     text = result.stdout + result.stderr + "".join(p.read_text() for p in tmp_path.glob("*.log"))
     assert '"samples": "4"' in text and "nll_references" in text
     assert store(tmp_path / "run" / "capability.0.store")["samples"].min() >= 1
-    assert largest_difference(
-        parameters(mle), parameters(tmp_path / "run" / "checkpoint_last.pt")
-    ) > 0
+    tuned = parameters(tmp_path / "run" / "checkpoint_last.pt")
+    assert largest_difference(parameters(mle), tuned) > 0
 
 
 def free_port():
@@ -304,13 +302,14 @@ def test_two_ranks(commands, corpus, mle, tmp_path):
     port = free_port()
     running = [
         commands.start(
-            "fairseq-train", *esrl_options(corpus.data, tmp_path / f"rank{rank}"), *MODEL, *JOINED,
-            *FRESH, "--user-dir", user_dir, "--restore-file", mle, "--max-epoch", 2,
-            "--batch-size", 10, "--capability-store", tmp_path / f"store{rank}",
-            "--distributed-init-method", f"tcp://127.0.0.1:{port}",
-            "--distributed-world-size", 2, "--distributed-rank", rank, "--distributed-no-spawn",
-            "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
-            "--load-checkpoint-on-all-dp-ranks",  # fairseq sends it by an unsafe load otherwise
+            *["fairseq-train", *esrl_options(corpus.data, tmp_path / f"rank{rank}"), MODEL, JOINED],
+            *[FRESH, "--user-dir", user_dir, "--restore-file", mle, "--max-epoch 2"],
+            *["--batch-size 10 --capability-store", tmp_path / f"store{rank}"],
+            f"--distributed-init-method tcp://127.0.0.1:{port}",
+            f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn",
+            "--distributed-backend gloo --ddp-backend legacy_ddp",
+            # Otherwise rank 0 sends the checkpoint, and fairseq's receiver cannot load it safely.
+            "--load-checkpoint-on-all-dp-ranks",
         )
         for rank in range(2)
     ]

@@ -151,6 +151,9 @@ def test_loss_equals_the_formulas(objective):
     assert sample_size == log["sample_size"] == 6
     assert torch.allclose(log["entropy"], entropy.sum(), rtol=1e-4)
     assert log["draws"] == rows.multiplicity.sum() and log["rows"] == len(rows)
+    several = int((torch.bincount(rows.input_index, minlength=6) >= 2).sum())
+    assert log["inputs_mrt"] == {"mrt": 6, "reinforce": 0, "fused": several}[objective]
+    assert 0 < several < 6
 
 
 def test_length_normalization_divides_by_chosen_tokens():
@@ -173,7 +176,7 @@ def test_one_sample_an_input_uses_reinforce():
         run = Run(objective=objective, task_options={"num_samples": 1})
         loss, _, log = run.loss(make_batch())
         found[objective] = gradients(run.model, loss)
-        assert log["inputs_mrt"] == 0
+        assert log["inputs_mrt"] == (6 if objective == "mrt" else 0)
     assert torch.equal(found["fused"], found["reinforce"]) and found["fused"].norm() > 1e-3
     assert found["mrt"].norm() < 1e-6
 

@@ -23,6 +23,7 @@ from helpers import (
 
 from esrl_fairseq import generation
 from esrl_fairseq.core.sampling import row_uniforms
+from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.generation import RowSampler
 
 COUNTS = [5, 1, 0, 3, 2, 4]
@@ -218,3 +219,10 @@ def test_generator_interface():
     assert found == [tokens for draws in by_input(rows, batch).values() for tokens, _ in draws]
     with pytest.raises(ValueError, match="no prefix"):
         sampler.generate([model], batch, prefix_tokens=torch.tensor([[A]] * 6))
+
+
+def test_adaptive_softmax_is_refused():
+    """fairseq computes it in place, so that stage two could not differentiate it."""
+    model = make_model(adaptive_softmax_cutoff="3", share_decoder_input_output_embed=False)
+    with pytest.raises(EsrlError, match="adaptive-softmax"):
+        make_sampler(model)

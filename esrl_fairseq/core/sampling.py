@@ -56,6 +56,7 @@ def inverse_cdf_sample(logits: Tensor, temperature: Tensor, uniforms: Tensor) ->
     scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True)).div_(temperature.unsqueeze(-1))
     cdf = scaled.exp_().cumsum(dim=-1)
     total = cdf[:, -1:]
-    # Rounding must not reach the CDF's end, where no word is left.
-    target = torch.minimum(uniforms.unsqueeze(-1) * total, torch.nextafter(total, total * 0))
+    # A float32 below 1 is at most 1 - 2**-24, and that times the total never rounds to the total,
+    # so that there is always a word left above the target.
+    target = uniforms.unsqueeze(-1) * total
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)

@@ -1,0 +1,179 @@
+"""Bad input: one clear sentence, exit code not 0, no traceback, nothing overwritten."""
+
+import shutil
+import struct
+
+import pytest
+from cli_fixtures import make_pairs, preprocess, write_pairs
+from command_lines import FRESH, JOINED, MODEL, esrl_options
+
+
+@pytest.fixture(scope="module")
+def earlier(commands, corpus, mle):
+    """Folder of an earlier run: checkpoints and a store."""
+    save_dir = commands.folder / "earlier"
+    commands.succeed(
+        *["fairseq-train", *esrl_options(corpus.data, save_dir), MODEL, JOINED, FRESH],
+        *["--restore-file", mle, "--max-update 2"],
+    )
+    return save_dir
+
+
+@pytest.fixture
+def folder(earlier, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(earlier, tmp_path / "run")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refuse(commands, folder, *options):
+    """Run the command, check that it was refused properly, and return the sentence."""
+    before = contents(folder)
+    result = commands.run("fairseq-train", *options)
+    assert result.returncode not in (0, -9)
+    assert "Traceback" not in result.stderr + result.stdout, result.stderr[-3000:]
+    assert contents(folder) == before
+    sentence = result.stderr.splitlines()[-1]
+    assert "Warning" not in sentence and len(sentence) > 30
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "option, value, words",
+    [
+        ("--reward", "nonsense", ["'nonsense'", "bleu"]),
+        ("--elimination-ratio", 1.5, ["--elimination-ratio is 1.5", "from 0 to 1"]),
+        ("--elimination-ratio", -0.1, ["--elimination-ratio is -0.1", "from 0 to 1"]),
+        ("--elimination-ratio", "nan", ["--elimination-ratio is nan", "from 0 to 1"]),
+        ("--num-samples", 0, ["--num-samples is 0", "from 1"]),
+        ("--min-samples", 9, ["--min-samples is 9", "from 0 to 8"]),
+        ("--sample-temperature", 0, ["--sample-temperature is 0", "positive"]),
+        ("--risk-alpha", 0, ["--risk-alpha is 0", "positive"]),
+        ("--reward-tokenize", "nonsense", ["'nonsense'", "13a"]),
+    ],
+)
+def test_options(option, value, words, commands, corpus, folder):
+    sentence = refuse(
+        commands, folder, *esrl_options(corpus.data, folder), MODEL, JOINED, option, value
+    )
+    assert all(word in sentence for word in words), sentence
+
+
+def data_of(commands, corpus, tmp_path, pairs):
+    """Other training data with the same dictionary."""
+    text = tmp_path / "text"
+    shutil.copytree(corpus.text, text)
+    write_pairs(text, "train", pairs)
+    return preprocess(commands, text, tmp_path / "data", dictionary=corpus.dictionary)
+
+
+def start_anew(data, folder, mle, tmp_path):
+    """Options of a new run that saves where an earlier one did, with a store elsewhere."""
+    options = [*esrl_options(data, folder), MODEL, JOINED, FRESH, "--restore-file", mle]
+    return [*options, "--capability-store", tmp_path / "store"]
+
+
+def test_empty_source_line(commands, corpus, mle, folder, tmp_path):
+    pairs = make_pairs(40, seed=1)
+    pairs[6] = ("", pairs[6][1])
+    data = data_of(commands, corpus, tmp_path, pairs)
+    sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
+    assert "1 empty line" in sentence and "line 7" in sentence
+
+
+def test_empty_reference_line(commands, corpus, mle, folder, tmp_path):
+    pairs = make_pairs(40, seed=1)
+    pairs[6] = (pairs[6][0], "")
+    data = data_of(commands, corpus, tmp_path, pairs)
+    sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
+    assert "references" in sentence and "1 empty line" in sentence and "line 7" in sentence
+
+
+def test_no_target_side(commands, corpus, mle, folder, tmp_path):
+    data = shutil.copytree(corpus.data, tmp_path / "data")
+    for ending in ("bin", "idx"):
+        (data / f"train.de-en.en.{ending}").unlink()
+    sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
+    assert "has no target side" in sentence and "references" in sentence
+
+
+def test_resuming_with_other_data(commands, corpus, mle, folder, tmp_path):
+    data = data_of(commands, corpus, tmp_path, make_pairs(200, seed=9))
+    options = esrl_options(data, folder)
+    sentence = refuse(
+        commands, folder, *options, MODEL, JOINED, "--capability-store", tmp_path / "store"
+    )
+    assert "checkpoint's capability store belongs to other training data" in sentence
+
+
+def foreign(store):
+    store[24] ^= 1  # of the data's fingerprint
+    return store
+
+
+def truncated(store):
+    return store[:-10]
+
+
+def newer(store):
+    store[8:12] = struct.pack("<I", 99)
+    return store
+
+
+def no_store(store):
+    return bytearray(b"something else")
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (foreign, "belongs to another data set"),
+        (truncated, "is truncated"),
+        (newer, "has format version 99"),
+        (no_store, "is not a capability store"),
+    ],
+)
+def test_stores(damage, words, commands, corpus, mle, folder, tmp_path):
+    (tmp_path / "store").mkdir()
+    store = tmp_path / "store" / "capability.0.store"
+    store.write_bytes(damage(bytearray((folder / "capability.0.store").read_bytes())))
+    before = store.read_bytes()
+    sentence = refuse(commands, folder, *start_anew(corpus.data, folder, mle, tmp_path))
+    assert str(store) in sentence and words in sentence
+    assert store.read_bytes() == before
+
+
+def test_store_of_another_run(commands, corpus, mle, folder, earlier, tmp_path):
+    """Data of another size, and the store where a user would name it."""
+    data = data_of(commands, corpus, tmp_path, make_pairs(40, seed=1))
+    options = start_anew(data, folder, mle, tmp_path)
+    sentence = refuse(commands, folder, *options, "--capability-store", folder)
+    assert "belongs to another data set (200 samples, this one has 40)" in sentence
+
+
+@pytest.fixture(scope="module")
+def other_vocabulary(commands, corpus):
+    """The corpus with a larger dictionary."""
+    text = commands.folder / "other"
+    shutil.copytree(corpus.text, text)
+    pairs = make_pairs(200, seed=1)
+    extra = [" ".join(f"w{i}{j}" for j in range(5)) for i in range(8)]
+    write_pairs(text, "train", pairs + [(line, line) for line in extra])
+    return preprocess(commands, text, text / "data", "--joined-dictionary")
+
+
+@pytest.mark.parametrize("option", ["--restore-file", "--finetune-from-model"])
+def test_checkpoint_of_another_vocabulary(
+    option, commands, other_vocabulary, mle, folder, tmp_path
+):
+    options = [*esrl_options(other_vocabulary, folder), MODEL, JOINED, option, mle]
+    if option == "--finetune-from-model":  # it is ignored where there is a checkpoint to resume
+        for path in folder.glob("checkpoint*"):
+            path.rename(path.with_name(f"old.{path.name}"))
+    else:
+        options.append(FRESH)
+    sentence = refuse(commands, folder, *options, "--capability-store", tmp_path / "store")
+    assert "another vocabulary" in sentence and "40" in sentence and "80" in sentence

@@ -1,0 +1,126 @@
+"""A run killed in mid-epoch and resumed is bit for bit the run that was never interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_lines import JOINED, MODEL, Result, esrl_options
+
+from esrl_fairseq.capability import HEADER
+
+EVERY = 6  # updates between checkpoints; an epoch has 10
+LAST = 26
+OF_THE_MACHINE = ("wall", "wps", "ups", "seconds_", "peak_gb", "gb_free")
+
+
+def options(corpus, mle, save_dir):
+    """The same command starts and resumes a run."""
+    return [
+        *[*esrl_options(corpus.data, save_dir), MODEL, JOINED, "--finetune-from-model", mle],
+        "--num-samples 5 --elimination-ratio 0.5 --min-sample-temperature 0.8",
+        "--baseline-queue-size 300 --rescoring-dropout",
+        f"--save-interval-updates {EVERY} --max-update {LAST}",
+    ]
+
+
+def comparable(result, after):
+    """All JSON log lines after update ``after``, without time and memory."""
+    lines = []
+    for line in result.stdout.splitlines():
+        fields = line.split(" | ", 3)
+        if len(fields) < 4 or fields[2] not in ("train", "train_inner", "valid"):
+            continue
+        name, values = fields[2], json.loads(fields[3])
+        values = {k: v for k, v in values.items() if not any(s in k for s in OF_THE_MACHINE)}
+        updates = values.get("num_updates") or values.get(f"{name}_num_updates")
+        if int(updates) > after:
+            lines.append((name, values))
+    return lines
+
+
+def load(checkpoint):
+    return torch.load(checkpoint, weights_only=True)
+
+
+@dataclass
+class Killed:
+    """A run ended by SIGKILL: its folder, what it had written, and its checkpoint's update."""
+
+    save_dir: Path
+    result: Result
+    updates: int
+
+
+@pytest.fixture(scope="module")
+def killed(commands, corpus, mle):
+    """Killed in the second epoch, after the checkpoint of update 12."""
+    save_dir = commands.folder / "killed"
+    running = commands.start("fairseq-train", *options(corpus, mle, save_dir))
+    while not (lines := running.logged("train_inner")) or lines[-1]["num_updates"] < 2 * EVERY + 1:
+        time.sleep(0.002)
+    os.kill(running.pid, signal.SIGKILL)
+    result = running.wait()
+    assert result.returncode == -signal.SIGKILL
+    state = load(save_dir / "checkpoint_last.pt")
+    return Killed(save_dir, result, state["optimizer_history"][-1]["num_updates"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(commands, corpus, mle):
+    save_dir = commands.folder / "uninterrupted"
+    return save_dir, commands.succeed("fairseq-train", *options(corpus, mle, save_dir))
+
+
+def test_the_kill_came_in_mid_epoch_with_dynamic_sampling(killed):
+    assert killed.updates == 2 * EVERY
+    last = killed.result.logged("train_inner")[-1]
+    assert killed.updates < last["num_updates"] < 20 and last["samples"] < 5
+    # The file is ahead of the checkpoint.
+    file = np.fromfile(killed.save_dir / "capability.0.store", np.uint8, offset=HEADER.size)
+    state = load(killed.save_dir / "checkpoint_last.pt")["extra_state"]["EsrlTranslationTask"]
+    assert not np.array_equal(file, state["rl"]["stores"][0]["records"].numpy())
+
+
+def resume(commands, corpus, mle, killed, save_dir, edit=lambda rl: None):
+    """Resume a copy of the killed run, the RL state in its checkpoint edited."""
+    shutil.copytree(killed.save_dir, save_dir)
+    state = load(save_dir / "checkpoint_last.pt")
+    edit(state["extra_state"]["EsrlTranslationTask"]["rl"])
+    torch.save(state, save_dir / "checkpoint_last.pt")
+    return commands.succeed("fairseq-train", *options(corpus, mle, save_dir))
+
+
+def same_parameters(one, other):
+    one, other = load(one / "checkpoint_last.pt"), load(other / "checkpoint_last.pt")
+    assert one["optimizer_history"][-1]["num_updates"] == LAST
+    return all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+
+def test_resumed_equals_uninterrupted(commands, corpus, mle, killed, uninterrupted, tmp_path):
+    save_dir, result = uninterrupted
+    resumed = resume(commands, corpus, mle, killed, tmp_path / "resumed")
+    expected = comparable(result, killed.updates)
+    assert len(expected) > LAST - killed.updates
+    assert comparable(resumed, killed.updates) == expected
+    assert same_parameters(save_dir, tmp_path / "resumed")
+    stores = [folder / "capability.0.store" for folder in (save_dir, tmp_path / "resumed")]
+    assert stores[0].read_bytes() == stores[1].read_bytes()
+
+
+@pytest.mark.parametrize("part", ["rewards", "stores"])
+def test_queue_and_store_matter(part, commands, corpus, mle, killed, uninterrupted, tmp_path):
+    """What the test above shows would fail if either were not restored."""
+
+    def forget(rl):
+        rl[part] = {"rewards": torch.zeros(0), "stores": {}}[part]
+
+    result = resume(commands, corpus, mle, killed, tmp_path / "forgot", forget)
+    assert comparable(result, killed.updates) != comparable(uninterrupted[1], killed.updates)
+    assert not same_parameters(uninterrupted[0], tmp_path / "forgot")
