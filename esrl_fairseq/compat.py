@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import inspect
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from omegaconf import DictConfig, ListConfig
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.nodes import AnyNode
 
 
 def allow_fairseq_checkpoints() -> None:
     """Let ``torch.load`` read fairseq checkpoints with its safe loader.
 
-    Reason: torch ≥ 2.6 loads with ``weights_only=True``, and fairseq checkpoints hold an
-    ``argparse.Namespace``, which is plain data. Naming it keeps the safe loader on.
-    Remove when: fairseq saves checkpoints without Namespace, or registers it itself.
+    Reason: torch ≥ 2.6 loads with ``weights_only=True``. fairseq checkpoints hold an
+    ``argparse.Namespace``, and with several ranks the first one sends the others the checkpoint
+    with its configuration. Naming these classes, which are plain data, keeps the safe loader on.
+    Remove when: fairseq saves and broadcasts checkpoints without them, or registers them itself.
     """
-    if hasattr(torch.serialization, "add_safe_globals"):  # torch ≥ 2.4
-        torch.serialization.add_safe_globals([argparse.Namespace])
+    configuration = [DictConfig, ListConfig, AnyNode, Metadata, ContainerMetadata, Any]
+    containers = [argparse.Namespace, collections.defaultdict, dict, list, int]
+    tensors = [distributed_utils._TensorPlaceholder]
+    torch.serialization.add_safe_globals([*configuration, *containers, *tensors])
 
 
 def saves_task_state() -> bool:

@@ -10,6 +10,7 @@ import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from esrl_fairseq import logs
@@ -303,8 +304,6 @@ class EsrlCriterion(FairseqCriterion):
     @torch.no_grad()
     def validate(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
         """Likelihood loss of the references and reward of the best hypothesis; changes no state."""
-        from fairseq.sequence_generator import SequenceGenerator
-
         options = self.task.options
         lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
         target, pad = sample["target"], self.task.target_dictionary.pad()

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esrl_fairseq.capability import CapabilityStore, Records
+from esrl_fairseq.capability import RECORD, CapabilityStore, Records
 from esrl_fairseq.core.baselines import FifoBaseline
 from esrl_fairseq.core.schedules import cdf_reference, quantile
 
@@ -140,6 +140,4 @@ class RLState:
 
 
 def _records(snapshot: dict[str, Any]) -> Records:
-    from esrl_fairseq.capability import RECORD
-
     return np.frombuffer(snapshot["records"].numpy().tobytes(), dtype=RECORD)

@@ -308,8 +308,6 @@ def test_two_ranks(commands, corpus, mle, tmp_path):
             f"--distributed-init-method tcp://127.0.0.1:{port}",
             f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn",
             "--distributed-backend gloo --ddp-backend legacy_ddp",
-            # Otherwise rank 0 sends the checkpoint, and fairseq's receiver cannot load it safely.
-            "--load-checkpoint-on-all-dp-ranks",
         )
         for rank in range(2)
     ]
