@@ -134,7 +134,6 @@ class SamplingTask(FairseqTask):
     dummy_batch = False
     trained_by_reward = False  # set by the criterion, as is the next
     needs_references = False
-    _fingerprints: dict[int, bytes]
 
     def start_sampling(self, options: SamplingConfig) -> None:
         """Give the task its options and an empty RL state."""
