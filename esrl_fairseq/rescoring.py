@@ -94,10 +94,9 @@ class _RowScorer:
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
         # be computed for real tokens only.
-        self.features_only = (
-            "features_only" in inspect.signature(self.decode).parameters
-            and hasattr(model.decoder, "output_layer")
-        )
+        self.features_only = "features_only" in inspect.signature(
+            self.decode
+        ).parameters and hasattr(model.decoder, "output_layer")
 
     @contextlib.contextmanager
     def in_place_of_decoder(self) -> Iterator[None]:

@@ -1,0 +1,98 @@
+"""The benchmarks run as documented and write the rows that are asked for; no speed is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
+HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
+
+
+def run(script, *arguments):
+    """The script's output; it has to succeed."""
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(folder, script, *arguments):
+    """The JSON rows of a tiny run, all with the header's entries."""
+    file = folder / "rows.json"
+    printed = run(script, *TINY, "--json", file, *arguments)
+    rows = json.loads(file.read_text())
+    assert all(row.keys() >= HEADER for row in rows)
+    assert rows[0]["commit"] in printed
+    assert str(folder) not in file.read_text()
+    return rows
+
+
+def test_stage_one(tmp_path):
+    """An engine has a speed or a reason; the others' speeds stand beside the plain products'."""
+    rows = rows_of(tmp_path, "stage_one.py", "--k", "1", "2")
+    engines = ["esrl", "sequence_generator", "transformers", "ctranslate2", "gemm"]
+    assert [(row["engine"], row["k"]) for row in rows] == [(e, k) for k in (1, 2) for e in engines]
+    for row in rows:
+        assert row["params"] == "tiny"
+        if row["tokens_per_s"] is None:
+            assert row["engine"] in ("transformers", "ctranslate2")
+            assert "not available" in row["reason"]
+        else:
+            assert row["tokens_per_s"] > 0 and row["gemm_share"] > 0
+            assert row["tokens"] == 3 * row["k"] * 5  # inputs, samples, words and EOS
+
+
+def test_update(tmp_path):
+    """Each method draws as much; the peak is that of a process of its own."""
+    rows = rows_of(tmp_path, "update.py", "--k", "2", "--methods", "two_stage", "fairseq_mrt")
+    assert [row["method"] for row in rows] == ["two_stage", "fairseq_mrt"]
+    for row in rows:
+        assert row["k"] == 2 and row["seconds"] > 0 and row["peak_bytes"] >= 0
+        assert (row["samples"], row["sampled_tokens"]) == (6, 30)
+        assert row["seconds_stage_one"] > 0 and row["seconds_backward"] > 0
+
+
+def test_update_that_does_not_fit_has_a_reason(tmp_path):
+    """Beyond --max-gb a case is reported, not crashed."""
+    case = ("--methods", "standard_nokv", "--k", "64", "--length", "30", "--inputs", "16")
+    (row,) = rows_of(tmp_path, "update.py", *case, "--max-gb", "0.01")
+    assert row["seconds"] is None and row["peak_bytes"] is None
+    assert "--max-gb" in row["reason"]
+
+
+def test_epoch(tmp_path):
+    """A larger β draws less; the standard method draws everything."""
+    sizes = ("--k", "4", "--inputs", "8", "--batches", "2", "--betas", "0", "0.5")
+    full, half, standard = rows_of(tmp_path, "epoch.py", *sizes)
+    assert (full["method"], full["beta"], full["samples"]) == ("two_stage", 0, 4)
+    assert half["beta"] == 0.5 and 0.3 < half["eliminated"] < 0.7
+    assert half["sampled_tokens"] < full["sampled_tokens"] == standard["sampled_tokens"]
+    assert (standard["method"], standard["beta"]) == ("standard_kv", None)
+
+
+def test_reward(tmp_path):
+    """The values equal the library's; the share of an update is known."""
+    rows = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
+    pairs, update = rows
+    assert pairs["reward"] == "bleu" and pairs["pairs"] == 6
+    assert pairs["us_per_pair"] > 0 and pairs["reference_us"] > 0
+    assert pairs["largest_difference"] < 1e-6
+    assert 0 < update["update_share"] < 1
+
+
+def test_plot(tmp_path):
+    """The picture is drawn from rows of any number of files."""
+    pytest.importorskip("matplotlib")
+    about = {"machine": "none", "dtype": "fp32", "commit": "none", "params": "3M", "length": 16}
+    rows = [
+        {**about, "parameters": 3e6, "k": k, "method": "two_stage", "seconds": k, "peak_bytes": 1}
+        for k in (1, 4)
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    run("plot.py", file, "--output", tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 0
