@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # German–English on Multi30k, test_2016_flickr: the set of the README's results.
 #
-# Tested:  2 CPU cores, 4 GB of memory free, Python 3.11, torch 2.13; MLE about 25 minutes
+# Tested:  2 CPU cores, 4 GB of memory free, Python 3.11, torch 2.13; ESRL 35 to 50 minutes on one
+#          busy core. MLE about 25 minutes, not timed here
 # Needs:   make env; the internet, or a folder with the six .gz files in ESRL_DATA_DIR.
 #          The data's own licence holds: https://github.com/multi30k/dataset
 # Launch:  recipes/multi30k_de_en/run.sh
