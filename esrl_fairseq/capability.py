@@ -1,4 +1,4 @@
-"""The capability store: an indexed side dataset of what each input's last visit showed (DESIGN 3).
+"""The capability store: an indexed side dataset of each input's last visit (docs/method.md 7).
 
 One file a data shard: a fixed header and one fixed-size record a sample, so access is O(1) and the
 file is memory mapped. The header pins format version, number of samples and a fingerprint of the

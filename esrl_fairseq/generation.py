@@ -1,4 +1,4 @@
-"""Stage one: sample without a graph (DESIGN 2.2)."""
+"""Stage one: sample without a graph (docs/method.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged (DESIGN 2.7): sums per batch here, means per log line in :func:`reduce`."""
+"""What is logged (docs/method.md 6): sums per batch here, means per log line in :func:`reduce`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage two: one parallel, teacher-forced pass with gradient (DESIGN 2.4).
+"""Stage two: one parallel, teacher-forced pass with gradient (docs/method.md 4).
 
 The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once
 an input. Inside, the decoder's turn is taken by :class:`_RowScorer`, which scores the rows in

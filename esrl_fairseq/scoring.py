@@ -1,4 +1,4 @@
-"""From a batch's token ids to rewards (DESIGN 2.3)."""
+"""From a batch's token ids to rewards (docs/method.md 3)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What RL remembers between updates: reward queue, capability stores, quantile reference.
 
-It belongs to the checkpoint (DESIGN 3). Within an update it is only read; what the update showed
-is kept aside and committed when the optimizer has stepped, from all ranks at once. So a baseline
-never sees its own rewards, and several batches an update equal one large batch.
+It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
+showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
+baseline never sees its own rewards, and several batches an update equal one large batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reward baseline: mean of a first-in-first-out queue of past rewards (DESIGN 2.5)."""
+"""The reward baseline: mean of a first-in-first-out queue of past rewards (docs/method.md 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused MRT/REINFORCE loss and its parts (DESIGN 2.5), per input over ragged rows.
+"""The fused MRT/REINFORCE loss and its parts (docs/method.md 5), per input over ragged rows.
 
 Notation: ``log_probs`` [rows] are sequence log-probabilities with gradient, ``rewards`` [rows]
 constants, ``input_index`` [rows] the input of each row, ``inputs`` their number. Every loss

@@ -1,4 +1,4 @@
-"""Exact sampling from a softmax with one random number per row (DESIGN 2.2).
+"""Exact sampling from a softmax with one random number per row (docs/method.md 2).
 
 The random numbers are a function of (seed, input id, sample, step) alone. Padding, the order of
 the inputs, the split into batches and the number of ranks therefore do not change what is sampled.

@@ -1,4 +1,4 @@
-"""Dynamic sampling: how many samples an input gets, and at which temperature (DESIGN 2.1).
+"""Dynamic sampling: how many samples an input gets, and at which temperature (docs/method.md 1).
 
 Both depend on the input's capability only through its quantile ``u`` among the known
 capabilities, so neither the estimator's scale nor the batch matters.

@@ -1,4 +1,4 @@
-"""Ragged rows: several samples an input, each as long as it is (DESIGN 2.2)."""
+"""Ragged rows: several samples an input, each as long as it is (docs/method.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probability of given tokens, and the entropy beside it, with little memory (DESIGN 2.4)."""
+"""Log-probability of given tokens and the entropy beside it (docs/method.md 4)."""
 
 from __future__ import annotations
 
