@@ -184,19 +184,18 @@ class EsrlCriterion(FairseqCriterion):
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             rewards = torch.as_tensor(scored.rewards, device=rows.tokens.device)
+            draws = np.repeat(scored.rewards, rows.multiplicity.cpu().numpy())
         with clock("stage_two"):
             scores, references = self.rescore(model, sample, rows)
-            baseline = self.task.rl.baseline.value(_draws(rows, scored.rewards))
+            baseline = self.task.rl.baseline.value(draws)
             losses = self.objective(scores, rewards, rows, inputs, baseline)
             loss = losses.sum()
             if references is not None:
                 # On the scale of the other losses, so that its weight does not depend on alpha.
                 loss = loss - self.cfg.mle_weight * self.alpha * references.sum()
 
-        visit = self.visit(sample, rows, scored, scores)
         if not self.task.dummy_batch:
-            self.task.rl.add(visit)
-            draws = _draws(rows, scored.rewards)
+            self.task.rl.add(self.visit(sample, rows, scored, scores, draws))
             self.task.monitor.add_batch(float(draws.sum()), len(draws), int(rows.truncated.sum()))
         log = logs.training_log(
             self.task,
@@ -267,8 +266,19 @@ class EsrlCriterion(FairseqCriterion):
             log_probs, rewards, rows.input_index, inputs, self.alpha, baseline, rows.multiplicity
         )
 
-    def visit(self, sample: dict[str, Any], rows: Rows, scored: Scored, scores: Scores) -> Visit:
-        """What the batch showed of its inputs, for reward queue and capability store."""
+    def visit(
+        self,
+        sample: dict[str, Any],
+        rows: Rows,
+        scored: Scored,
+        scores: Scores,
+        draws: np.ndarray,
+    ) -> Visit:
+        """What the batch showed of its inputs, for reward queue and capability store.
+
+        Args:
+            draws: rewards of every draw, duplicates included.
+        """
         ids = sample["id"].cpu().numpy()
         index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
 
@@ -287,7 +297,7 @@ class EsrlCriterion(FairseqCriterion):
         records["entropy"] = mean(scores.entropy) / tokens
         records["capability"] = self.capability(sample, rows, records, mean)
         seen = records["samples"] > 0
-        return Visit(ids[seen], records[seen], _draws(rows, scored.rewards))
+        return Visit(ids[seen], records[seen], draws)
 
     def capability(self, sample: dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
         """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""
@@ -338,11 +348,6 @@ class EsrlCriterion(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
-
-
-def _draws(rows: Rows, rewards: np.ndarray) -> np.ndarray:
-    """Rewards of every draw, duplicates included."""
-    return np.repeat(rewards, rows.multiplicity.cpu().numpy())
 
 
 class Clock:

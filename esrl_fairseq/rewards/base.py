@@ -6,6 +6,7 @@ input of row r. Rewards see both, so that what depends on the input alone is pre
 
 from __future__ import annotations
 
+import abc
 import inspect
 import logging
 import math
@@ -26,7 +27,7 @@ _ROUNDING = 1e-6  # how far outside its range rounding may carry a reward (relat
 _SHOWN_CHARACTERS = 200  # of each text in an error message
 
 
-class Reward:
+class Reward(abc.ABC):
     """A function from (source, hypothesis, references) to one number.
 
     A subclass implements `score`, overrides what differs in the attributes below and registers
@@ -47,6 +48,7 @@ class Reward:
         """Name, options and versions: all that is needed to reproduce the values."""
         return self.name
 
+    @abc.abstractmethod
     def score(
         self,
         sources: Sequence[str],
@@ -54,7 +56,7 @@ class Reward:
         hypotheses: Sequence[str],
         row_input: Sequence[int],
     ) -> Any:
-        """Score a batch; to be implemented by subclasses.
+        """Score a batch; every reward implements it.
 
         Args:
             sources: [inputs] source texts.
@@ -65,7 +67,6 @@ class Reward:
         Returns:
             [rows] numbers within `range`, as anything that ``numpy.asarray`` takes.
         """
-        raise NotImplementedError
 
     def __call__(
         self,
