@@ -112,7 +112,7 @@ def random(name: str, options: argparse.Namespace, batches: int = 1) -> Workload
 
 
 def trained(options: argparse.Namespace, batches: int = 1) -> Workload:
-    """A checkpoint with its data; the inputs are a random choice of the split's."""
+    """A checkpoint with its data."""
     overrides = {"data": options.data}
     models, cfg, stock = checkpoint_utils.load_model_ensemble_and_task(
         [options.checkpoint], arg_overrides=overrides
@@ -136,16 +136,18 @@ def _assemble(
     options: argparse.Namespace,
     batches: int,
 ) -> Workload:
-    """Put everything on its device; the inputs are a random choice of the dataset's."""
+    """Choose the batches and put everything on its device."""
     dtype = common.DTYPES[options.dtype]
     task.datasets["train"] = dataset
     model = model.to(options.device, dtype).eval()
     wanted = batches * options.inputs
     if wanted > len(dataset):
         raise SystemExit(f"--subset {options.subset} has {len(dataset)} inputs, not {wanted}")
-    chosen = np.random.default_rng(options.seed).permutation(len(dataset))[:wanted]
-    chosen = sorted(chosen.tolist(), key=lambda i: (-dataset.src_sizes[i], i))
-    groups = [chosen[i : i + options.inputs] for i in range(0, wanted, options.inputs)]
+    # As in training: inputs of similar length go together. Batches of all lengths, evenly spaced.
+    shuffled = np.random.default_rng(options.seed).permutation(len(dataset)).tolist()
+    ordered = sorted(shuffled, key=lambda i: -dataset.src_sizes[i])
+    starts = [int((n + 0.5) * len(dataset) / batches - options.inputs / 2) for n in range(batches)]
+    groups = [ordered[start : start + options.inputs] for start in starts]
     made = [dataset.collater([dataset[i] for i in group]) for group in groups]
     if options.device == "cuda":
         made = [utils.move_to_cuda(batch) for batch in made]

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.steps import DecoderSteps, decoding_steps
 
-COMPACT_AT = 0.2
-"""Share of ended rows at which the batch is compacted; copying caches more often costs more."""
+COMPACT_AT = 0.05
+"""Share of ended rows at which the decoder's batch is compacted."""
+SCORED_AT_ONCE = 128
+"""Rows that are projected to the vocabulary and sampled at once on a CPU."""
 
 
 @contextlib.contextmanager
@@ -28,6 +31,35 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _branches(branch: Tensor, chosen: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
+    """Where rows go on after their next tokens: those of one branch part where these differ.
+
+    Args:
+        branch: int64 ``[rows]``, the place of each row in the decoder's batch.
+        chosen: int64 ``[rows]``, its next token.
+        size: of the decoder's batch.
+
+    Returns:
+        int64 ``[new size]``, for each place of the new batch the old one that it goes on from, or
+        None to leave the batch as it is; int64 ``[rows]``, the new place of each row.
+    """
+    words = int(chosen.max()) + 1
+    pairs, child = (branch * words + chosen).unique(return_inverse=True)
+    parents = pairs // words
+    first = torch.ones_like(parents, dtype=torch.bool)
+    first[1:] = parents[1:] != parents[:-1]
+    new_size = len(parents)
+    if bool(first.all()) and new_size > (1 - COMPACT_AT) * size:
+        return None, branch
+    # To copy little, the first child keeps its parent's place; others take what is free.
+    stay = first & (parents < new_size)
+    free = torch.ones_like(stay)
+    free[parents[stay]] = False
+    place = parents.clone()
+    place[~stay] = free.nonzero().squeeze(1)
+    return torch.empty_like(parents).index_copy_(0, place, parents), place[child]
 
 
 class RowSampler(SequenceGenerator):
@@ -83,43 +115,39 @@ class RowSampler(SequenceGenerator):
         ).to(device)
 
         counts = torch.as_tensor(counts, device=device)
+        temperature = torch.as_tensor(temperature, device=device)
         input_index = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
-        temperature = torch.as_tensor(temperature, device=device)[input_index]
         limits = limits[input_index]
+        lengths = torch.zeros_like(limits)
         tokens = torch.full(
             (len(input_index), uniforms.size(1)), self.pad, dtype=torch.long, device=device
         )
-        lengths = torch.zeros_like(limits)
-
+        # Rows with the same prefix share one place in the decoder's batch, its branch: at first
+        # those of an input, later each has its own.
+        inputs, branch = input_index.unique(return_inverse=True)
+        previous = torch.full((len(inputs), 1), self.eos, dtype=torch.long, device=device)
+        live = torch.arange(len(input_index), device=device)
         encoder_out = model.encoder.forward_torchscript(net_input)
-        encoder_out = model.encoder.reorder_encoder_out(encoder_out, input_index)
-        state: dict[str, Any] = {}
-        live = torch.arange(len(input_index), device=device)  # rows in the decoder's batch
-        previous = torch.full((len(live), 1), self.eos, dtype=torch.long, device=device)
-        ended = torch.zeros(len(live), dtype=torch.bool, device=device)
-        for step in range(uniforms.size(1) if len(live) else 0):
-            decoder_out = model.decoder(previous, encoder_out=encoder_out, incremental_state=state)
-            chosen = self._choose(
-                decoder_out[0][:, -1],
-                step,
-                temperature[live],
-                uniforms[live, step],
-                limits[live],
-            )
-            running = live[~ended]
-            tokens[running, step] = chosen[~ended]
-            ended = ended | (chosen == self.eos)
-            lengths[live[ended & (lengths[live] == 0)]] = step + 1
-            number_ended = int(ended.sum())
-            if number_ended == len(live):
-                break
-            # An ended row is fed EOS, never padding, which decoders would start to mask.
-            previous = torch.cat([previous, chosen.masked_fill(ended, self.eos)[:, None]], dim=1)
-            if number_ended >= COMPACT_AT * len(live):
-                keep = (~ended).nonzero().squeeze(1)
-                model.decoder.reorder_incremental_state_scripting(state, keep)
-                encoder_out = model.encoder.reorder_encoder_out(encoder_out, keep)
-                live, previous, ended = live[keep], previous[keep], ended[keep]
+        steps = decoding_steps(model, encoder_out, inputs, len(live))
+        with steps.running():
+            for step in range(uniforms.size(1) if len(live) else 0):
+                chosen = self._choose(
+                    steps, previous, branch, temperature[inputs], uniforms[live, step]
+                )
+                chosen = chosen.masked_fill(limits[live] <= step, self.eos)
+                tokens[live, step] = chosen
+                ended = chosen == self.eos
+                lengths[live[ended]] = step + 1
+                live, branch, chosen = live[~ended], branch[~ended], chosen[~ended]
+                if not len(live):
+                    break
+                parents, branch = _branches(branch, chosen, len(previous))
+                if parents is not None:
+                    steps.keep(parents)
+                    previous, inputs = previous[parents], inputs[parents]
+                # A branch without live rows is fed EOS, never padding, which decoders would mask.
+                word = torch.full_like(inputs, self.eos).index_copy(0, branch, chosen)
+                previous = torch.cat([previous, word.unsqueeze(1)], dim=1)
         return Rows(
             tokens=tokens[:, : int(lengths.max()) if len(lengths) else 0],
             lengths=lengths,
@@ -129,14 +157,28 @@ class RowSampler(SequenceGenerator):
         )
 
     def _choose(
-        self, scores: Tensor, step: int, temperature: Tensor, uniforms: Tensor, limits: Tensor
+        self,
+        steps: DecoderSteps,
+        previous: Tensor,
+        branch: Tensor,
+        temperature: Tensor,
+        uniforms: Tensor,
     ) -> Tensor:
-        """Next token of each row; at its length limit a row is forced to end."""
-        scores[:, self.pad] = -torch.inf
-        if step < self.min_len:
-            scores[:, self.eos] = -torch.inf
-        chosen = inverse_cdf_sample(scores, temperature, uniforms)
-        return chosen.masked_fill(limits <= step, self.eos)
+        """Next token of each live row, from the distribution of its branch."""
+        output = steps(previous)
+        chosen = torch.empty_like(branch)
+        # On a CPU a few at a time, so that their scores stay in its cache.
+        size = SCORED_AT_ONCE if output.device.type == "cpu" else len(output)
+        for start in range(0, len(output), size):
+            rows = ((branch >= start) & (branch < start + size)).nonzero().squeeze(1)
+            scores = steps.scores(output[start : start + size])
+            scores[:, self.pad] = -torch.inf
+            if previous.size(1) <= self.min_len:
+                scores[:, self.eos] = -torch.inf
+            chosen[rows] = inverse_cdf_sample(
+                scores, temperature[start : start + size], uniforms[rows], branch[rows] - start
+            )
+        return chosen
 
     def _generate(
         self,

@@ -184,12 +184,18 @@ mle() {
     fi
 }
 
+# decay OPTION...: MLE goes on to convergence → mle-decay/checkpoint_best.pt
+decay() {
+    train mle-decay --criterion label_smoothed_cross_entropy --seed "$MLE_SEED" \
+        --finetune-from-model mle/checkpoint_best.pt "$@" "${MLE_EXTRA[@]}"
+}
+
 # esrl OPTION...: from the MLE model → $ESRL_RUN/checkpoint_best.pt, best by the reward on valid.
 # --finetune-from-model, not --restore-file with --reset-…: it holds for the first launch only, so
 # that the same command resumes an interrupted run instead of resetting it.
 esrl() {
     train "$ESRL_RUN" --task esrl_translation --criterion esrl --seed "$SEED" \
-        --finetune-from-model mle/checkpoint_best.pt \
+        --finetune-from-model "$START/checkpoint_best.pt" \
         --best-checkpoint-metric reward --maximize-best-checkpoint-metric \
         "$@" "${ESRL_EXTRA[@]}"
 }
@@ -202,7 +208,7 @@ continue_mle() {
     hours=$(python "$RECIPES/training_hours.py" "$ESRL_RUN/checkpoint_last.pt")
     echo "> until $hours hours of training in all, as $ESRL_RUN"
     train "$ESRL_RUN-mle-continued" --criterion label_smoothed_cross_entropy --seed "$SEED" \
-        --finetune-from-model mle/checkpoint_best.pt --stop-time-hours "$hours" "$@" "${MLE_EXTRA[@]}"
+        --finetune-from-model "$START/checkpoint_best.pt" --stop-time-hours "$hours" "$@" "${MLE_EXTRA[@]}"
 }
 
 # generate RUN: the test set, beam 5 and greedy → out/RUN.{beam5,greedy}.txt, detokenised
@@ -241,15 +247,22 @@ score() {
 }
 
 # Everything, from the data to the summary. A recipe defines fetch_data and sets CLEAN,
-# BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train).
+# BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and
+# DECAY where MLE has a second part.
 run_recipe() {
-    local runs=(mle "$ESRL_RUN") run start
+    local runs run start
     step fetch "" fetch_data
     step clean "${CLEAN[*]}" clean "${CLEAN[@]}"
     step bpe "$BPE_MERGES $MLE_CHECKPOINT" bpe "$BPE_MERGES"
     step binarize "$MLE_CHECKPOINT" binarize
     step mle "$MLE_SEED $MLE_CHECKPOINT ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" mle "${MODEL[@]}" "${MLE[@]}"
-    start="from $(sha256sum <mle/checkpoint_best.pt | cut -c 1-12), seed $SEED, ${MODEL[*]}"
+    START=mle
+    if [[ -n ${DECAY[*]:-} ]]; then
+        START=mle-decay
+        step mle-decay "$MLE_SEED ${MODEL[*]} ${DECAY[*]} ${MLE_EXTRA[*]}" decay "${MODEL[@]}" "${DECAY[@]}"
+    fi
+    runs=("$START" "$ESRL_RUN")
+    start="from $(sha256sum <"$START"/checkpoint_best.pt | cut -c 1-12), seed $SEED, ${MODEL[*]}"
     step "$ESRL_RUN" "$start ${ESRL[*]} ${ESRL_EXTRA[*]}" esrl "${MODEL[@]}" "${ESRL[@]}"
     if [[ $MLE_CONTINUED == 1 ]]; then
         run=$ESRL_RUN-mle-continued

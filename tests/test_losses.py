@@ -108,9 +108,7 @@ def test_fused_takes_mrt_only_where_an_input_has_two_distinct_rows():
     reinforce = losses.reinforce_loss(log_probs(), REWARDS, INDEX, 4, ALPHA, 0.5, DRAWN)
     assert torch.equal(fused, torch.stack([mrt[0], reinforce[1], mrt[2], mrt[3]]))
     assert fused[3] == 0
-    gradient = row_gradient(
-        lambda lp: losses.fused_loss(lp, REWARDS, INDEX, 4, ALPHA, 0.5, DRAWN)
-    )
+    gradient = row_gradient(lambda lp: losses.fused_loss(lp, REWARDS, INDEX, 4, ALPHA, 0.5, DRAWN))
     assert torch.isclose(gradient[3], torch.tensor(-ALPHA * (0.7 - 0.5), dtype=torch.float64))
 
 

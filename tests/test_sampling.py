@@ -59,9 +59,9 @@ def test_impossible_words_are_never_drawn(words, uniform, temperature):
     if words == 2:
         impossible[:, torch.arange(64) % 2] = False
     impossible[torch.arange(64), words // 2] = False
-    logits[impossible] = torch.where(torch.arange(64) % 2 == 0, -torch.inf, -1e30).expand(
-        words, 64
-    ).T[impossible]
+    logits[impossible] = (
+        torch.where(torch.arange(64) % 2 == 0, -torch.inf, -1e30).expand(words, 64).T[impossible]
+    )
     uniforms = torch.full((64,), uniform)
     chosen = inverse_cdf_sample(logits, torch.full((64,), temperature), uniforms)
     assert not impossible[torch.arange(64), chosen].any()

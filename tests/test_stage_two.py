@@ -73,9 +73,7 @@ def test_equals_the_plain_pass(arch, min_len, monkeypatch):
     model.train()
     for piece_tokens, max_tokens in PIECES:
         pieces(monkeypatch, piece_tokens)
-        scores = rescore(
-            model, batch["net_input"], rows, PAD, EOS, min_len, max_tokens=max_tokens
-        )
+        scores = rescore(model, batch["net_input"], rows, PAD, EOS, min_len, max_tokens=max_tokens)
         assert scores.log_probs.dtype == torch.float32 and not scores.entropy.requires_grad
         assert torch.allclose(scores.log_probs, expected, rtol=1e-5, atol=1e-5)
         assert torch.allclose(scores.entropy, entropy, rtol=1e-5, atol=1e-5)

@@ -40,8 +40,10 @@ def row_uniforms(
     return torch.from_numpy(uniforms)
 
 
-def inverse_cdf_sample(logits: Tensor, temperature: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token a row from softmax(logits / temperature) by inverting its CDF.
+def inverse_cdf_sample(
+    logits: Tensor, temperature: Tensor, uniforms: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """Draw tokens from softmax(logits / temperature) by inverting its CDF.
 
     ``torch.multinomial`` would draw a random number for every (row, word), which on a CPU costs
     more than the model. The probabilities need no normalisation: the uniform number is scaled
@@ -50,21 +52,20 @@ def inverse_cdf_sample(logits: Tensor, temperature: Tensor, uniforms: Tensor) ->
     Args:
         logits: ``[rows, words]``; −inf forbids a word. Overwritten.
         temperature: ``[rows]``, positive.
-        uniforms: float32 ``[rows]`` in [0, 1).
+        uniforms: float32 ``[draws]`` in [0, 1).
+        rows: int64 ``[draws]``, the row of ``logits`` of each draw; one draw a row by default.
 
     Returns:
-        int64 ``[rows]``; never a word of probability zero.
+        int64 ``[draws]``; never a word of probability zero.
     """
-    weights = logits.float()
-    weights = (
-        weights.sub_(weights.amax(dim=-1, keepdim=True)).div_(temperature.unsqueeze(-1)).exp_()
-    )
+    if rows is None:
+        rows = torch.arange(len(logits), device=logits.device)
+    weights = logits.float().div_(temperature.unsqueeze(-1)).softmax(dim=-1)
     # Two levels: a CDF over all words would be a third of the sampler's time on a CPU.
-    sums = _block_sums(weights)
-    block, rest = _invert(sums, uniforms)
+    block, rest = _invert(_block_sums(weights)[rows], uniforms)
     words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)
     inside = words < weights.size(1)
-    own = weights.gather(1, words.clamp(max=weights.size(1) - 1)) * inside
+    own = weights[rows.unsqueeze(1), words.clamp(max=weights.size(1) - 1)] * inside
     return block * BLOCK + _invert(own, rest)[0]
 
 

@@ -37,6 +37,14 @@ MLE=(
     --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 400
     --max-tokens 3000 --max-epoch "${MLE_EPOCHS:-13}"
 )
+# Then to convergence, the learning rate falling to zero: without it, more of the same training
+# gains about as much as ESRL does.
+DECAY_UPDATES=${DECAY_UPDATES:-1400}
+DECAY=(
+    "${MLE[@]}" --dropout 0.2 --max-epoch 0
+    --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates 50
+    --total-num-update "$DECAY_UPDATES" --max-update "$DECAY_UPDATES"
+)
 ESRL_UPDATES=${ESRL_UPDATES:-500}
 ESRL=(
     --reward bleu --num-samples 8 --capability bleu --elimination-ratio 0.3
@@ -45,7 +53,7 @@ ESRL=(
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
 )
-# The control goes on at about the learning rate with which MLE ends.
-CONTINUE=("${MLE[@]}" --lr 1e-3 --lr-scheduler fixed --max-epoch 0)
+# The control: such a decay once more.
+CONTINUE=("${DECAY[@]}" --total-num-update 1000 --max-update 0)
 
 run_recipe
