@@ -18,6 +18,8 @@ from esrl_fairseq.steps import DecoderSteps, decoding_steps
 
 COMPACT_AT = 0.05
 """Share of ended rows at which the decoder's batch is compacted."""
+ROWS_AT_ONCE = (1024, 16384)
+"""Rows in the decoder's batch, on a CPU and on other devices: more are not faster."""
 SCORED_AT_ONCE = 128
 """Rows that are projected to the vocabulary and sampled at once on a CPU."""
 
@@ -31,6 +33,18 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _groups(counts: list[int], most: int) -> Iterator[slice]:
+    """Rows of consecutive inputs, at most ``most`` of them or those of one input."""
+    start = stop = 0
+    for count in counts:
+        if stop > start and stop + count - start > most:
+            yield slice(start, stop)
+            start = stop
+        stop += count
+    if stop > start:
+        yield slice(start, stop)
 
 
 def _branches(branch: Tensor, chosen: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
@@ -106,39 +120,62 @@ class RowSampler(SequenceGenerator):
     def _sample_rows(
         self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int
     ) -> Rows:
-        model = self.model.single_model
-        net_input = sample["net_input"]
+        model, net_input = self.model.single_model, sample["net_input"]
         device = net_input["src_tokens"].device
         limits = self.length_limits(net_input["src_lengths"])
         uniforms = row_uniforms(
             seed, sample["id"].tolist(), np.asarray(counts).tolist(), (limits + 1).tolist()
         ).to(device)
-
         counts = torch.as_tensor(counts, device=device)
         temperature = torch.as_tensor(temperature, device=device)
         input_index = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
         limits = limits[input_index]
-        lengths = torch.zeros_like(limits)
-        tokens = torch.full(
-            (len(input_index), uniforms.size(1)), self.pad, dtype=torch.long, device=device
-        )
-        # Rows with the same prefix share one place in the decoder's batch, its branch: at first
-        # those of an input, later each has its own.
-        inputs, branch = input_index.unique(return_inverse=True)
-        previous = torch.full((len(inputs), 1), self.eos, dtype=torch.long, device=device)
-        live = torch.arange(len(input_index), device=device)
+        tokens = torch.full_like(uniforms, self.pad, dtype=torch.long)
         encoder_out = model.encoder.forward_torchscript(net_input)
-        steps = decoding_steps(model, encoder_out, inputs, len(live))
+        # Decoder caches are bounded, since inputs take turns.
+        for rows in _groups(counts.tolist(), ROWS_AT_ONCE[device.type != "cpu"]):
+            self._decode(
+                tokens[rows],
+                encoder_out,
+                input_index[rows],
+                temperature,
+                limits[rows],
+                uniforms[rows],
+            )
+        lengths = (tokens != self.pad).sum(1)
+        return Rows(
+            tokens=tokens[:, : int(lengths.max()) if len(lengths) else 0],
+            lengths=lengths,
+            input_index=input_index,
+            truncated=lengths > limits,
+            multiplicity=torch.ones_like(lengths),
+        )
+
+    def _decode(
+        self,
+        tokens: Tensor,
+        encoder_out: Any,
+        input_index: Tensor,
+        temperature: Tensor,
+        limits: Tensor,
+        uniforms: Tensor,
+    ) -> None:
+        """Write the samples of some rows into their ``tokens``."""
+        # Rows with the same prefix share one place in the decoder's batch, their branch: at first
+        # all of an input, later each has its own.
+        inputs, branch = input_index.unique(return_inverse=True)
+        live = torch.arange(len(tokens), device=tokens.device)
+        previous = torch.full_like(inputs, self.eos).unsqueeze(1)
+        steps = decoding_steps(self.model.single_model, encoder_out, inputs, len(tokens))
         with steps.running():
-            for step in range(uniforms.size(1) if len(live) else 0):
+            for step in range(tokens.size(1)):
                 chosen = self._choose(
                     steps, previous, branch, temperature[inputs], uniforms[live, step]
                 )
                 chosen = chosen.masked_fill(limits[live] <= step, self.eos)
                 tokens[live, step] = chosen
-                ended = chosen == self.eos
-                lengths[live[ended]] = step + 1
-                live, branch, chosen = live[~ended], branch[~ended], chosen[~ended]
+                going = chosen != self.eos
+                live, branch, chosen = live[going], branch[going], chosen[going]
                 if not len(live):
                     break
                 parents, branch = _branches(branch, chosen, len(previous))
@@ -148,13 +185,6 @@ class RowSampler(SequenceGenerator):
                 # A branch without live rows is fed EOS, never padding, which decoders would mask.
                 word = torch.full_like(inputs, self.eos).index_copy(0, branch, chosen)
                 previous = torch.cat([previous, word.unsqueeze(1)], dim=1)
-        return Rows(
-            tokens=tokens[:, : int(lengths.max()) if len(lengths) else 0],
-            lengths=lengths,
-            input_index=input_index,
-            truncated=lengths > limits,
-            multiplicity=torch.ones_like(lengths),
-        )
 
     def _choose(
         self,

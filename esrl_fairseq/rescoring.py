@@ -20,9 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from esrl_fairseq.core.sequences import Rows, shift_right
 from esrl_fairseq.core.token_scores import token_scores
 from esrl_fairseq.generation import kept_modes
+from esrl_fairseq.steps import reorder_encoder_out
 
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
+HEAD_POSITIONS = 512
+"""Positions that are projected to the vocabulary at once; backward projects them again."""
 
 
 @dataclass
@@ -135,16 +138,15 @@ class _RowScorer:
             size = max(PIECE_TOKENS // all_lengths[start], 1)
             pieces.append(order[start : start + size])
             start += size
-        return pieces
+        # Large ones first: what they free then fits those that follow, and the heap stops growing.
+        return sorted(pieces, key=lambda piece: -len(piece) * int(self.rows.lengths[piece[0]]))
 
     def score(
         self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
     ) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the rows ``piece``."""
         longest = int(self.rows.lengths[piece].max())
-        own = self.model.encoder.reorder_encoder_out(
-            _copy(encoder_out), self.rows.input_index[piece]
-        )
+        own = reorder_encoder_out(self.model.encoder, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
         # The mode is set here, too, because backward computes pieces again outside of rescore().
         with _training_mode(self.model.decoder, self.dropout):
@@ -153,26 +155,28 @@ class _RowScorer:
             )
         chosen = self.rows.scored()[piece, :longest]
         row, step = chosen.nonzero(as_tuple=True)
-        if self.features_only:
-            scores = self.model.decoder.output_layer(decoder_out[0][chosen])
-        else:
-            scores = decoder_out[0][chosen]
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
         no_eos = (step < self.min_len) & (targets != self.eos)
-        log_probs, entropy = token_scores(scores, targets, self.pad, self.eos, no_eos)
+        states = decoder_out[0][chosen]
+        if self.features_only:
+            log_probs, entropy = self.head(states, targets, no_eos)
+        else:
+            log_probs, entropy = token_scores(states, targets, self.pad, self.eos, no_eos)
         zeros = log_probs.new_zeros(len(piece))
         return zeros.index_add(0, row, log_probs), zeros.index_add(0, row, entropy)
 
+    def head(self, states: Tensor, targets: Tensor, no_eos: Tensor) -> tuple[Tensor, Tensor]:
+        """Token scores of decoder states; no [positions, words] tensor outlives its chunk."""
 
-def _copy(encoder_out: Any) -> Any:
-    """A shallow copy, since some encoders reorder what they are given in place."""
-    if not isinstance(encoder_out, dict):
-        return encoder_out
-    copy = {k: list(v) if isinstance(v, list) else v for k, v in encoder_out.items()}
-    if "encoder_states" in copy:
-        copy["encoder_states"] = []  # of every layer; no decoder reads them
-    return copy
+        def score(states: Tensor, targets: Tensor, no_eos: Tensor) -> tuple[Tensor, Tensor]:
+            words = self.model.decoder.output_layer(states)
+            return token_scores(words, targets, self.pad, self.eos, no_eos)
+
+        chunks = zip(*(x.split(HEAD_POSITIONS) for x in (states, targets, no_eos)))
+        scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
+        log_probs, entropy = (torch.cat(parts) for parts in zip(*scored))
+        return log_probs, entropy
 
 
 def unwrap(model: Any) -> Any:

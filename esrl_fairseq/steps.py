@@ -32,6 +32,15 @@ def decoding_steps(
     return kind(model, encoder_out, input_index, most_rows)
 
 
+def reorder_encoder_out(encoder: Any, encoder_out: Any, index: Tensor) -> Any:
+    """``encoder.reorder_encoder_out`` without its changes to ``encoder_out`` itself."""
+    if isinstance(encoder_out, dict):
+        encoder_out = {k: list(v) if isinstance(v, list) else v for k, v in encoder_out.items()}
+        if "encoder_states" in encoder_out:
+            encoder_out["encoder_states"] = []  # of every layer; no decoder reads them
+    return encoder.reorder_encoder_out(encoder_out, index)
+
+
 class DecoderSteps:
     """Any ``FairseqIncrementalDecoder``, its cache and encoder output per row.
 
@@ -44,7 +53,7 @@ class DecoderSteps:
 
     def __init__(self, model: Any, encoder_out: Any, input_index: Tensor, most_rows: int):
         self.model = model
-        self.encoder_out = model.encoder.reorder_encoder_out(encoder_out, input_index)
+        self.encoder_out = reorder_encoder_out(model.encoder, encoder_out, input_index)
         self.state: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -66,7 +75,7 @@ class DecoderSteps:
     def keep(self, rows: Tensor) -> None:
         """Go on from these rows, int64, in any order and number."""
         self.model.decoder.reorder_incremental_state_scripting(self.state, rows)
-        self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, rows)
+        self.encoder_out = reorder_encoder_out(self.model.encoder, self.encoder_out, rows)
 
 
 class TransformerSteps(DecoderSteps):
@@ -77,9 +86,12 @@ class TransformerSteps(DecoderSteps):
     """
 
     def __init__(self, model: Any, encoder_out: Any, input_index: Tensor, most_rows: int):
-        self.model, self.encoder_out = model, encoder_out
-        (states,), padding = encoder_out["encoder_out"], encoder_out["encoder_padding_mask"]
-        self.grid = _Grid(input_index, states.size(1))
+        super().__init__(model, encoder_out, input_index, most_rows)
+        (states,), padding = (
+            self.encoder_out["encoder_out"],
+            self.encoder_out["encoder_padding_mask"],
+        )
+        self.grid = _Grid(torch.arange(len(input_index), device=input_index.device))
         layers = model.decoder.layers
         self.own = [_SelfAttention(x.self_attn, most_rows) for x in layers]
         self.cross = [
@@ -145,28 +157,25 @@ class _Grid:
     """Places of ragged rows in a rectangle, so that the rows of an input share matrix products.
 
     Args:
-        input_index: int64 ``[rows]``, the input of each row.
-        inputs: number of inputs.
+        input_index: int64 ``[rows]``, the input of each row; every input has one.
     """
 
-    def __init__(self, input_index: Tensor, inputs: int):
-        self.input_index, self.inputs = input_index, inputs
-        counts = torch.bincount(input_index, minlength=inputs)
-        self.width = int(counts.max())
+    def __init__(self, input_index: Tensor):
+        self.input_index = input_index
+        counts = torch.bincount(input_index)
+        self.inputs, self.width = len(counts), int(counts.max())
         order = input_index.argsort(stable=True)
         first = (counts.cumsum(0) - counts)[input_index[order]]
         slot = torch.empty_like(order)
         slot[order] = torch.arange(len(order), device=order.device) - first
         self.place = input_index * self.width + slot
-        places = torch.arange(inputs * self.width, device=order.device)
+        places = torch.arange(self.inputs * self.width, device=order.device)
         self.filled = torch.equal(self.place, places)
 
     def keep(self, rows: Tensor) -> tuple[_Grid, Tensor | None]:
         """The grid of fewer rows, and the inputs that it has where some have no row any more."""
         inputs, input_index = self.input_index[rows].unique(return_inverse=True)
-        if len(inputs) == self.inputs:
-            return _Grid(self.input_index[rows], self.inputs), None
-        return _Grid(input_index, len(inputs)), inputs
+        return _Grid(input_index), inputs if len(inputs) < self.inputs else None
 
     def spread(self, x: Tensor) -> Tensor:
         """``[rows, …]`` → ``[inputs, width, …]``, zero where there is no row."""
@@ -226,7 +235,7 @@ class _CrossAttention:
         )
         self.keys, self.values = keys.transpose(2, 3).contiguous(), values.contiguous()
         self.mask = None
-        if padding is not None:
+        if padding is not None and padding.any():
             self.mask = keys.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
             self.mask = self.mask[:, None, None]
         self.grid = grid

@@ -43,11 +43,13 @@ class _TokenScores(torch.autograd.Function):
         scores = scores.float()
         scores[:, pad] = FORBIDDEN
         scores[:, eos] = scores[:, eos].masked_fill(no_eos, FORBIDDEN)
-        log_z = scores.logsumexp(dim=-1, keepdim=True)
-        log_probs = (scores.gather(1, targets.unsqueeze(1)) - log_z).squeeze(1)
-        probs = (scores - log_z).exp_()
+        probs = scores.softmax(dim=-1)
+        # log Z from the likeliest word, p = exp(score − log Z): log_softmax would cost a second
+        # exponential of every score.
+        log_z = scores.amax(dim=-1) - probs.amax(dim=-1).log()
+        log_probs = scores.gather(1, targets.unsqueeze(1)).squeeze(1) - log_z
         # H = log Z − Σ_v p_v score_v
-        entropy = log_z.squeeze(1) - torch.linalg.vecdot(probs, scores)
+        entropy = log_z - torch.linalg.vecdot(probs, scores)
         ctx.save_for_backward(probs, targets)
         ctx.kind = kind
         ctx.mark_non_differentiable(entropy)
