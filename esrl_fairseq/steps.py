@@ -55,6 +55,7 @@ class DecoderSteps:
         self.model = model
         self.encoder_out = reorder_encoder_out(model.encoder, encoder_out, input_index)
         self.state: dict[str, Any] = {}
+        self.rows = len(input_index)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -74,7 +75,15 @@ class DecoderSteps:
 
     def keep(self, rows: Tensor) -> None:
         """Go on from these rows, int64, in any order and number."""
-        self.model.decoder.reorder_incremental_state_scripting(self.state, rows)
+        reorder = self.model.decoder.reorder_incremental_state_scripting
+        if len(rows) == self.rows:
+            # fairseq's MultiheadAttention takes a new order of equal size for one of the beams of
+            # the same inputs, and leaves the cached keys of the source as they were.
+            reorder(self.state, torch.cat([rows, rows[:1]]))
+            reorder(self.state, torch.arange(len(rows), device=rows.device))
+        else:
+            reorder(self.state, rows)
+        self.rows = len(rows)
         self.encoder_out = reorder_encoder_out(self.model.encoder, self.encoder_out, rows)
 
 

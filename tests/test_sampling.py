@@ -47,6 +47,25 @@ def test_rows_have_their_own_temperature():
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / 20_000).sqrt()).all()
 
 
+@pytest.mark.parametrize("words", [5, 64, 300])
+def test_several_draws_from_one_row(words):
+    """`rows` picks each draw's logits and temperature, in any order, some of them never."""
+    generator = torch.Generator().manual_seed(words)
+    logits = 2 * torch.randn(7, words, generator=generator)
+    logits[:, 1] = -torch.inf
+    temperature = torch.tensor([0.5, 0.7, 1.0, 1.2, 1.5, 2.0, 4.0])
+    rows = torch.randint(6, (500,), generator=generator)
+    uniforms = torch.rand(500, generator=generator)
+    found = inverse_cdf_sample(logits.clone(), temperature, uniforms, rows)
+    alone = [
+        inverse_cdf_sample(logits[[r]], temperature[[r]], uniforms[[k]]).item()
+        for k, r in enumerate(rows.tolist())
+    ]
+    assert found.tolist() == alone and len(found.unique()) > 3
+    none = torch.empty(0, dtype=torch.long)
+    assert inverse_cdf_sample(logits.clone(), temperature, uniforms[:0], none).tolist() == []
+
+
 @pytest.mark.parametrize("words", [2, 7, 1000, 50_000])
 @pytest.mark.parametrize("uniform", [0.0, 1e-45, 0.5, BELOW_ONE])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
