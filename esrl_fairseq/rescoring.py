@@ -8,6 +8,7 @@ pieces of similar length and returns their log-probabilities, not a [rows, lengt
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from esrl_fairseq.core.sequences import Rows, shift_right
 from esrl_fairseq.core.token_scores import token_scores
 from esrl_fairseq.generation import kept_modes
+from esrl_fairseq.recompute import recomputed
 from esrl_fairseq.steps import reorder_encoder_out
 
 PIECE_TOKENS = 2048
@@ -120,11 +122,8 @@ class _RowScorer:
             if kept <= self.max_tokens or not torch.is_grad_enabled():
                 scores.append(self.score(piece, prev_output_tokens, encoder_out))
             else:
-                scores.append(
-                    checkpoint(
-                        self.score, piece, prev_output_tokens, encoder_out, use_reentrant=False
-                    )
-                )
+                run = functools.partial(self.score, piece, prev_output_tokens)
+                scores.append(recomputed(run, encoder_out, self.model.parameters()))
             order.append(piece)
         back = torch.cat(order).argsort()
         log_probs, entropy = (torch.cat(parts)[back] for parts in zip(*scores))

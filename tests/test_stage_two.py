@@ -50,8 +50,9 @@ def weights(rows):
 
 
 def pieces(monkeypatch, piece_tokens):
-    """Let the decoder take about so many positions at once."""
+    """Let the decoder take about so many positions at once, and its last layer fewer."""
     monkeypatch.setattr(rescoring, "PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr(rescoring, "HEAD_POSITIONS", piece_tokens // 2 + 1)
 
 
 PIECES = [(2048, 4096), (6, 4096), (1, 4096), (2048, 1), (6, 1), (6, 9)]
@@ -98,6 +99,29 @@ def test_pieces_computed_twice_keep_their_dropout(arch, training, monkeypatch):
         found.append(gradients(model, (weights(rows) * scores.log_probs).sum()))
     assert torch.allclose(found[1], found[0], rtol=1e-3, atol=1e-4)
     assert torch.allclose(found[2], found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch):
+    """Numbers kept for backward: bounded by max_tokens, not [positions, words] at all."""
+    pieces(monkeypatch, 16)
+    model, batch = make_model(), make_batch()
+    kept = {}
+    for copies, max_tokens in ((1, 16), (40, 16), (40, 10_000)):
+        rows = ragged_rows()
+        index = torch.arange(len(rows)).repeat_interleave(copies)
+        storages = {}
+
+        def keep(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = rescore(
+                model, batch["net_input"], subset(rows, index), PAD, EOS, max_tokens=max_tokens
+            )
+        assert scores.log_probs.requires_grad
+        kept[copies, max_tokens] = sum(tensor.numel() for tensor in storages.values())
+    assert kept[40, 16] < 1.5 * kept[1, 16] < kept[40, 10_000] / 3
 
 
 @pytest.mark.parametrize("arch", ARCHS)

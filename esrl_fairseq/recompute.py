@@ -1,0 +1,67 @@
+"""A part of the forward pass that keeps nothing: backward computes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+def recomputed(
+    run: Callable[[Any], tuple[Tensor, Tensor]], argument: Any, parameters: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``run(argument)``, whose first result carries gradient and whose second does not.
+
+    ``torch.utils.checkpoint`` also drops activations, but builds the graph, whose many small nodes
+    lie scattered among the freed activations: the heap of a CPU process then grows with every
+    call. Here the forward pass builds none. Gradients go to the tensors of ``argument`` and to
+    ``parameters`` as to the inputs of one operation, so that distributed wrappers see each
+    parameter's gradient once.
+
+    Args:
+        run: must give the same result when called again (random numbers are replayed).
+        argument: tensors in any nesting of lists, tuples and dictionaries.
+        parameters: every parameter that ``run`` uses; others may be among them.
+    """
+    leaves, structure = tree_flatten(argument)
+    wanted = [p for p in parameters if p.requires_grad]
+    log_probs, entropy = _Recomputed.apply(run, structure, len(leaves), *leaves, *wanted)
+    return log_probs, entropy
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")  # fairseq's --amp: backward computes alike
+    def forward(ctx: Any, run: Any, structure: Any, count: int, *inputs: Any) -> Any:
+        ctx.run, ctx.structure, ctx.count, ctx.inputs = run, structure, count, inputs
+        ctx.random = torch.get_rng_state(), *get_device_states(*inputs)
+        results = run(tree_unflatten(inputs[:count], structure))
+        ctx.mark_non_differentiable(results[1])
+        return results
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+        # Leaves of their own: the gradient must stop at them, whatever else they are part of.
+        leaves = [_detached(x) for x in ctx.inputs[: ctx.count]]
+        wanted = [x for x in (*leaves, *ctx.inputs[ctx.count :]) if _requires_grad(x)]
+        random, devices, states = ctx.random
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            torch.set_rng_state(random)
+            set_device_states(devices, states)
+            log_probs, _ = ctx.run(tree_unflatten(leaves, ctx.structure))
+            found = iter(torch.autograd.grad(log_probs, wanted, grad, allow_unused=True))
+        inputs = (*leaves, *ctx.inputs[ctx.count :])
+        return None, None, None, *(next(found) if _requires_grad(x) else None for x in inputs)
+
+
+def _requires_grad(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _detached(x: Any) -> Any:
+    return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
