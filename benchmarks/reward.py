@@ -15,6 +15,7 @@ import sacrebleu
 from methods import make_bench, run_update
 from workload import Workload, workloads
 
+from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import build_reward, reward_names, score_rows
 from esrl_fairseq.rewards.bleu import SMOOTH_METHODS, TOKENIZERS
 
@@ -32,7 +33,7 @@ def main() -> None:
     """Every reward on pairs, then inside of updates."""
     parser = common.make_parser(__doc__, k=(8,))
     add = parser.add_argument
-    add("--rewards", nargs="+", default=["bleu"], help=f"among {', '.join(reward_names())}")
+    add("--rewards", nargs="+", default=reward_names(), help="any names that --reward takes")
     add("--tokenize", nargs="+", choices=TOKENIZERS, default=["13a", "none"], help="of bleu")
     add("--smoothing", nargs="+", choices=SMOOTH_METHODS, default=["exp"], help="of bleu")
     add("--max-sampled-tokens", type=int, default=4096, help="as in training")
@@ -62,22 +63,54 @@ def settings(name: str, options: argparse.Namespace) -> list[dict[str, str]]:
     ]
 
 
-def sacrebleu_pairwise(setting: dict[str, str]) -> Pairwise:
-    """sacrebleu's sentence BLEU in [0, 1]."""
-    metric = sacrebleu.BLEU(effective_order=True, **setting)
+def sacrebleu_pairwise(metric: Any) -> Pairwise:
+    """sacrebleu's sentence score in [0, 1]."""
     return lambda hypothesis, reference: metric.sentence_score(hypothesis, [reference]).score / 100
+
+
+def ter_pairwise(setting: dict[str, str]) -> Pairwise:
+    """sacrebleu's TER, turned round as the reward does it."""
+    rate = sacrebleu_pairwise(sacrebleu.TER(**setting))
+    return lambda hypothesis, reference: max(0.0, 1 - rate(hypothesis, reference))
+
+
+def rouge_pairwise(*variants: str) -> Callable[[dict[str, str]], Pairwise]:
+    """Mean F1 of rouge-score's variants."""
+
+    def make(setting: dict[str, str]) -> Pairwise:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        score = RougeScorer(variants, use_stemmer=True).score
+        return lambda hypothesis, reference: float(
+            np.mean([value.fmeasure for value in score(reference, hypothesis).values()])
+        )
+
+    return make
 
 
 # reward -> (library, maker of its function of one hypothesis and one reference)
 REFERENCES: dict[str, tuple[str, Callable[[dict[str, str]], Pairwise]]] = {
-    "bleu": ("sacrebleu", sacrebleu_pairwise),
+    "bleu": (
+        "sacrebleu",
+        lambda setting: sacrebleu_pairwise(sacrebleu.BLEU(effective_order=True, **setting)),
+    ),
+    "chrf": ("sacrebleu", lambda setting: sacrebleu_pairwise(sacrebleu.CHRF(**setting))),
+    "ter": ("sacrebleu", ter_pairwise),
+    "rouge": ("rouge-score", rouge_pairwise("rouge1", "rouge2", "rougeL")),
+    **{
+        name: ("rouge-score", rouge_pairwise(name))
+        for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    },
 }
 
 
 def on_pairs(name: str, setting: dict[str, str], k: int, pairs: Pairs, rounds: int) -> common.Row:
     """Microseconds a pair of ours and of the library, and how far their values differ."""
     references, hypotheses, index = pairs
-    reward = build_reward(name, **setting)
+    try:
+        reward = build_reward(name, **setting)
+    except EsrlError as error:  # a library is missing
+        return {"reward": name, "k": k, "reason": str(error)}
     ids = range(len(references))
     values: dict[str, Any] = {}
 

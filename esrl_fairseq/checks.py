@@ -1,13 +1,87 @@
-"""Checks of data and checkpoints that fairseq itself does not make, with one sentence each."""
+"""Checks of options, data and checkpoints that fairseq does not make, with one sentence each."""
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from esrl_fairseq.core.controls import PERMUTED
 from esrl_fairseq.errors import EsrlError
+
+logger = logging.getLogger(__name__)
+
+
+def check_baseline_options(cfg: Any) -> None:
+    """Refuse settings of the reward baseline that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    for name in ("baseline_queue_size", "baseline_window"):
+        if getattr(cfg, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
+    if not 0 <= cfg.baseline_decay < 1:
+        raise EsrlError(f"--baseline-decay is {cfg.baseline_decay}, but must be from 0 to below 1")
+
+
+def check_leave_one_out(num_samples: int, min_samples: int, dynamic: bool) -> None:
+    """Leave-one-out needs two samples of an input; refuse or warn where there may be one.
+
+    Args:
+        dynamic: whether inputs may get fewer than ``num_samples``.
+
+    Raises:
+        EsrlError: no input would ever have two.
+    """
+    if num_samples < 2:
+        raise EsrlError(
+            "--objective rloo compares an input's samples with each other, but --num-samples is "
+            f"{num_samples}: it must be at least 2"
+        )
+    if dynamic and min_samples == 1:
+        logger.warning(
+            "--objective rloo learns nothing from an input with one sample, which dynamic sampling "
+            "gives to the most capable inputs: --min-samples 2 gives them two, 0 none"
+        )
+
+
+def check_controls(cfg: Any) -> None:
+    """Refuse controls that cannot work, and warn of those that are on.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if cfg.reward_control != "none":
+        logger.warning(
+            "--reward-control %s: the loss gets %s rewards instead of the true ones, so that this "
+            "run cannot learn from them; it is a control for studies",
+            cfg.reward_control,
+            cfg.reward_control,
+        )
+    if cfg.capability_noise is None:
+        return
+    if cfg.capability_noise != PERMUTED and not 0 <= _number(cfg.capability_noise) < math.inf:
+        raise EsrlError(
+            f"--capability-noise is {cfg.capability_noise!r}, but must be {PERMUTED} or a standard "
+            "deviation, 0 or more"
+        )
+    logger.warning(
+        "--capability-noise %s: the stored capabilities are wrong on purpose; it is a control for "
+        "studies",
+        cfg.capability_noise,
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def check_training_data(dataset: Any, split: str, needs_references: bool) -> None:

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from esrl_fairseq import logs
 from esrl_fairseq.capability import RECORD
-from esrl_fairseq.core.baselines import FifoBaseline
+from esrl_fairseq.checks import check_baseline_options, check_controls, check_leave_one_out
+from esrl_fairseq.core.baselines import KINDS, build_baseline
+from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import (
     fused_loss,
     mrt_loss,
     reinforce_loss,
+    rloo_loss,
     segment_mean,
     segment_sum,
 )
@@ -39,14 +42,24 @@ DEFAULT_RISK_ALPHA = 0.005
 class EsrlCriterionConfig(FairseqDataclass):
     """Options of reward and loss."""
 
-    objective: ChoiceEnum(["fused", "mrt", "reinforce"]) = field(  # type: ignore[valid-type]
+    objective: ChoiceEnum(  # type: ignore[valid-type]
+        ["fused", "mrt", "reinforce", "rloo"]
+    ) = field(
         default="fused",
         metadata={
             "help": "fused: MRT where an input has several distinct samples, otherwise REINFORCE; "
-            "mrt or reinforce: that one for all inputs"
+            "mrt or reinforce: that one for all inputs; rloo: REINFORCE, a sample's baseline being "
+            "the mean reward of the input's other samples (none with one sample)"
         },
     )
-    reward: str = field(default="bleu", metadata={"help": "name of the reward"})
+    reward: str = field(
+        default="bleu",
+        metadata={
+            "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
+            "repetition, python:module.function for your own, or a weighted sum such as "
+            "bleu:0.5+chrf:0.5; see docs/rewards.md"
+        },
+    )
     reward_tokenize: str = field(
         default="13a",
         metadata={"help": "tokenizer of the reward bleu: 13a, none, intl, char or zh"},
@@ -79,8 +92,26 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=False,
         metadata={"help": "divide log-probabilities by length; needs a --risk-alpha made for that"},
     )
+    reward_baseline: ChoiceEnum(list(KINDS)) = field(  # type: ignore[valid-type]
+        default="fifo",
+        metadata={
+            "help": "what REINFORCE subtracts from rewards: the mean of a queue of past rewards "
+            "(fifo), a moving average of the updates' means (ema), the mean over the last updates "
+            "(window), the batch's own mean (batch, slightly biased), or nothing (none)"
+        },
+    )
     baseline_queue_size: int = field(
-        default=1000, metadata={"help": "rewards in the FIFO queue whose mean is the baseline"}
+        default=1000, metadata={"help": "rewards in the queue of --reward-baseline fifo"}
+    )
+    baseline_decay: float = field(
+        default=0.9,
+        metadata={
+            "help": "weight of the past in --reward-baseline ema, from 0 to below 1; it reaches "
+            "back about 1/(1 - decay) updates"
+        },
+    )
+    baseline_window: int = field(
+        default=10, metadata={"help": "updates that --reward-baseline window reaches back"}
     )
     mle_weight: float = field(
         default=0.0,
@@ -99,6 +130,20 @@ class EsrlCriterionConfig(FairseqDataclass):
     valid_beam: int = field(
         default=1, metadata={"help": "beam size of validation's reward; 1 is greedy"}
     )
+    reward_control: ChoiceEnum(["none", "constant", "shuffled"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "for studies: give the loss equal rewards (constant), or a batch's rewards in "
+            "random order (shuffled); logs and capability keep the true ones"
+        },
+    )
+    capability_noise: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "for studies: make stored capabilities wrong, by Gaussian noise of this "
+            "standard deviation, or by exchanging those of a batch's inputs (permuted)"
+        },
+    )
 
 
 def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
@@ -114,17 +159,19 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
             "--length-normalization needs a --risk-alpha of its own: the default is made for "
             "log-probabilities summed over a sentence (try 0.1)"
         )
-    for name in ("baseline_queue_size", "valid_beam", "max_sampled_tokens"):
+    check_baseline_options(cfg)
+    for name in ("valid_beam", "max_sampled_tokens"):
         if getattr(cfg, name) < 1:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
     if not 0 <= cfg.mle_weight < math.inf:
         raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
+    check_controls(cfg)
 
 
 @register_criterion("esrl", dataclass=EsrlCriterionConfig)
 class EsrlCriterion(FairseqCriterion):
-    """Fused MRT/REINFORCE on a sequence-level reward, with a FIFO reward baseline."""
+    """Fused MRT/REINFORCE on a sequence-level reward, with a reward baseline, or its rivals."""
 
     def __init__(self, cfg: EsrlCriterionConfig, task: Any):
         super().__init__(task)
@@ -133,7 +180,13 @@ class EsrlCriterion(FairseqCriterion):
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
-        task.rl.baseline = FifoBaseline(cfg.baseline_queue_size)
+        if cfg.objective == "rloo":
+            options = task.options
+            dynamic = options.capability != "none" and options.elimination_ratio > 0
+            check_leave_one_out(options.num_samples, options.min_samples, dynamic)
+        task.rl.baseline = build_baseline(
+            cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
+        )
         self.scorer = self._build_scorer(cfg.reward)
         self.capability_scorer = self.scorer
         if task.options.capability == "bleu" and cfg.reward != "bleu":
@@ -143,10 +196,16 @@ class EsrlCriterion(FairseqCriterion):
         task.needs_references = (
             any(s.reward.needs_references for s in scorers) or cfg.mle_weight > 0
         )
-        if task.options.capability == "reward" and self.scorer.reward.range != (0.0, 1.0):
+        if not self.scorer.reward.higher_is_better:
+            raise EsrlError(
+                f"training raises the reward, but lower is better for {cfg.reward!r}: give it a "
+                f"negative weight, --reward {cfg.reward}:-1"
+            )
+        low, high = self.scorer.reward.range
+        if task.options.capability == "reward" and not 0 <= low <= high <= 1:
             raise EsrlError(
                 f"--capability reward needs a reward in [0, 1], {cfg.reward!r} lies in "
-                f"{self.scorer.reward.range}: choose --capability entropy, bleu or none"
+                f"{(low, high)}: choose --capability entropy, bleu or none"
             )
 
     @classmethod
@@ -154,15 +213,13 @@ class EsrlCriterion(FairseqCriterion):
         return cls(cfg, task)
 
     def _build_scorer(self, name: str) -> Scorer:
-        options: dict[str, Any] = {}
-        if name == "bleu":
-            options = {
-                "tokenize": self.cfg.reward_tokenize,
-                "smooth_method": self.cfg.reward_smoothing,
-            }
+        bleu = {
+            "tokenize": self.cfg.reward_tokenize,
+            "smooth_method": self.cfg.reward_smoothing,
+        }
         post_process = self.cfg.reward_post_process
         return Scorer(
-            build_reward(name, **options),
+            build_reward(name, part_options={"bleu": bleu}),
             self.task,
             None if post_process == "none" else post_process,
             self.cfg.reward_detokenizer,
@@ -183,8 +240,10 @@ class EsrlCriterion(FairseqCriterion):
             rows = self.sample_rows(model, sample, plan)
         with clock("reward"):
             scored = self.score_rows(sample, rows)
-            rewards = torch.as_tensor(scored.rewards, device=rows.tokens.device)
-            draws = np.repeat(scored.rewards, rows.multiplicity.cpu().numpy())
+            given = self.given_rewards(sample, scored)
+            rewards = torch.as_tensor(given, device=rows.tokens.device)
+            multiplicity = rows.multiplicity.cpu().numpy()
+            draws = np.repeat(given, multiplicity)
         with clock("stage_two"):
             scores, references = self.rescore(model, sample, rows)
             baseline = self.task.rl.baseline.value(draws)
@@ -196,7 +255,8 @@ class EsrlCriterion(FairseqCriterion):
 
         if not self.task.dummy_batch:
             self.task.rl.add(self.visit(sample, rows, scored, scores, draws))
-            self.task.monitor.add_batch(float(draws.sum()), len(draws), int(rows.truncated.sum()))
+            total = float((scored.rewards * multiplicity).sum())
+            self.task.monitor.add_batch(total, len(draws), int(rows.truncated.sum()))
         log = logs.training_log(
             self.task,
             plan,
@@ -223,6 +283,11 @@ class EsrlCriterion(FairseqCriterion):
     def score_rows(self, sample: dict[str, Any], rows: Rows) -> Scored:
         """Rewards of the rows' texts."""
         return self.scorer.score(sample, rows.tokens.tolist(), rows.input_index.tolist())
+
+    def given_rewards(self, sample: dict[str, Any], scored: Scored) -> np.ndarray:
+        """What loss and baseline see of the rewards: all of them, unless a control is on."""
+        ids = sample["id"].tolist()
+        return control_rewards(scored.rewards, self.cfg.reward_control, torch.initial_seed(), ids)
 
     def rescore(
         self, model: Any, sample: dict[str, Any], rows: Rows
@@ -259,12 +324,13 @@ class EsrlCriterion(FairseqCriterion):
         log_probs = scores.log_probs
         if self.cfg.length_normalization:
             log_probs = log_probs / scores.lengths.clamp(min=1)
+        common = (log_probs, rewards, rows.input_index, inputs, self.alpha)
         if self.cfg.objective == "mrt":
-            return mrt_loss(log_probs, rewards, rows.input_index, inputs, self.alpha)
+            return mrt_loss(*common)
+        if self.cfg.objective == "rloo":
+            return rloo_loss(*common, rows.multiplicity)
         loss = fused_loss if self.cfg.objective == "fused" else reinforce_loss
-        return loss(
-            log_probs, rewards, rows.input_index, inputs, self.alpha, baseline, rows.multiplicity
-        )
+        return loss(*common, baseline, rows.multiplicity)
 
     def visit(
         self,
@@ -274,10 +340,10 @@ class EsrlCriterion(FairseqCriterion):
         scores: Scores,
         draws: np.ndarray,
     ) -> Visit:
-        """What the batch showed of its inputs, for reward queue and capability store.
+        """What the batch showed of its inputs, for reward baseline and capability store.
 
         Args:
-            draws: rewards of every draw, duplicates included.
+            draws: rewards that the baseline gets, of every draw, duplicates included.
         """
         ids = sample["id"].cpu().numpy()
         index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
@@ -297,7 +363,12 @@ class EsrlCriterion(FairseqCriterion):
         records["entropy"] = mean(scores.entropy) / tokens
         records["capability"] = self.capability(sample, rows, records, mean)
         seen = records["samples"] > 0
-        return Visit(ids[seen], records[seen], draws)
+        ids, records = ids[seen], records[seen]
+        if self.cfg.capability_noise is not None:
+            records["capability"] = perturb_capability(
+                records["capability"], self.cfg.capability_noise, torch.initial_seed(), ids
+            )
+        return Visit(ids, records, draws)
 
     def capability(self, sample: dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
         """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""

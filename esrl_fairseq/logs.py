@@ -19,6 +19,8 @@ from esrl_fairseq.scoring import Scored
 
 HISTOGRAM_BINS = 4
 """Samples per input are counted in quarters of K (and skipped inputs apart)."""
+BRANCHES = ("mrt", "reinforce", "rloo")
+"""Losses that an input can get; ``fused`` chooses between the first two."""
 
 
 def peak_memory_gb() -> float:
@@ -44,9 +46,6 @@ def training_log(
     """Sums over one batch; every rank has the same keys, so they can be added up."""
     inputs, options = len(plan.counts), task.options
     draws = rows.multiplicity.cpu().numpy()
-    distinct = segment_sum(torch.ones_like(rows.input_index), rows.input_index, inputs)
-    # Inputs with this many distinct samples take the MRT branch.
-    risk = distinct >= {"fused": 2, "mrt": 0, "reinforce": math.inf}[objective]
     known = ~np.isnan(plan.capability)
     log: dict[str, Any] = {
         "batches": 1,
@@ -55,9 +54,6 @@ def training_log(
         "reward": float((scored.rewards * draws).sum()),
         "reward_squared": float((scored.rewards.astype(np.float64) ** 2 * draws).sum()),
         "baseline": baseline,
-        "loss_mrt": losses.detach()[risk].sum(),
-        "inputs_mrt": int(risk.sum()),
-        "loss_reinforce": losses.detach()[~risk].sum(),
         "nll_references": -references.detach().sum() if references is not None else 0.0,
         "budget": inputs * (options.num_samples - options.min_samples),
         "optional": int(plan.counts.sum()) - inputs * options.min_samples,
@@ -73,11 +69,25 @@ def training_log(
         "reference_words": scored.reference_words,
         "peak_gb": peak_memory_gb(),
     }
+    for branch, taken in branches(objective, rows, inputs).items():
+        log[f"loss_{branch}"] = losses.detach()[taken].sum()
+        log[f"inputs_{branch}"] = int(taken.sum())
     log.update({f"seconds_{stage}": value for stage, value in seconds.items()})
     quarter = np.ceil(plan.counts / options.num_samples * HISTOGRAM_BINS).astype(int)
     counts = np.bincount(quarter, minlength=HISTOGRAM_BINS + 1)
     log.update({f"quarter_{i}": int(count) for i, count in enumerate(counts)})
     return log
+
+
+def branches(objective: str, rows: Rows, inputs: int) -> dict[str, Tensor]:
+    """Which inputs get which loss: bool [inputs] for each of :data:`BRANCHES`."""
+    if objective == "fused":
+        distinct = segment_sum(torch.ones_like(rows.input_index), rows.input_index, inputs)
+        taken = {"mrt": distinct >= 2, "reinforce": distinct < 2}
+    else:
+        taken = {objective: rows.input_index.new_ones(inputs, dtype=torch.bool)}
+    none = rows.input_index.new_zeros(inputs, dtype=torch.bool)
+    return {branch: taken.get(branch, none) for branch in BRANCHES}
 
 
 def reduce(logging_outputs: list[dict[str, Any]]) -> None:
@@ -111,9 +121,8 @@ def _reduce_validation(total: dict[str, float]) -> None:
 
 def _reduce_training(total: dict[str, float]) -> None:
     _mean(total, "loss", "loss", "nsentences", 6)
-    _mean(total, "loss_mrt", "loss_mrt", "inputs_mrt", 6)
-    total["inputs_reinforce"] = total["nsentences"] - total["inputs_mrt"]
-    _mean(total, "loss_reinforce", "loss_reinforce", "inputs_reinforce", 6)
+    for branch in BRANCHES:
+        _mean(total, f"loss_{branch}", f"loss_{branch}", f"inputs_{branch}", 6)
     _mean(total, "share_mrt", "inputs_mrt", "nsentences")
     if total["nll_references"]:
         _mean(total, "nll_references", "nll_references", "nsentences")

@@ -1,4 +1,4 @@
-"""What RL remembers between updates: reward queue, capability stores, quantile reference.
+"""What RL remembers between updates: reward baseline, capability stores, quantile reference.
 
 It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
 showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
@@ -7,6 +7,7 @@ baseline never sees its own rewards, and several batches an update equal one lar
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esrl_fairseq.capability import RECORD, CapabilityStore, Records
-from esrl_fairseq.core.baselines import FifoBaseline
+from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
 from esrl_fairseq.core.schedules import cdf_reference, quantile
+from esrl_fairseq.errors import EsrlError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,7 +33,7 @@ class Visit:
     Attributes:
         ids: int64 ``[inputs]`` sample ids of the visited inputs.
         records: ``[inputs]`` of :data:`capability.RECORD`, the epoch left open.
-        rewards: float32, every draw's reward, duplicates included.
+        rewards: float32, what the baseline gets: every draw's reward, duplicates included.
     """
 
     ids: NDArray[np.int64]
@@ -47,7 +51,7 @@ def gather_visits(visits: list[Visit]) -> list[Visit]:
 
 
 class RLState:
-    """Reward queue and capability stores of a run.
+    """Reward baseline and capability stores of a run.
 
     Args:
         store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
@@ -57,7 +61,7 @@ class RLState:
     def __init__(self, store_dir: str | None):
         main_rank = not dist.is_initialized() or dist.get_rank() == 0
         self.store_dir = store_dir if main_rank else None
-        self.baseline = FifoBaseline(1)
+        self.baseline: Baseline = FifoBaseline(1)
         self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
@@ -110,8 +114,10 @@ class RLState:
 
     def commit(self) -> None:
         """The update is over: push its rewards and write its records. A collective."""
-        for visit in gather_visits(self._pending):
-            self.baseline.push(visit.rewards)
+        visits = gather_visits(self._pending)
+        if visits:
+            self.baseline.push(np.concatenate([visit.rewards for visit in visits]))
+        for visit in visits:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
         self._pending = []
@@ -123,20 +129,62 @@ class RLState:
             records = torch.frombuffer(bytearray(store.snapshot()), dtype=torch.uint8)
             stores[shard] = {"fingerprint": store.fingerprint.hex(), "records": records}
         return {
-            "rewards": torch.from_numpy(self.baseline.rewards.copy()),
+            "baseline": {
+                "kind": self.baseline.kind,
+                "state": {name: torch.from_numpy(x) for name, x in self.baseline.state().items()},
+            },
             "reference": torch.from_numpy(self.reference.copy()),
             "reference_epoch": self.reference_epoch,
             "stores": stores,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; stores are filled when their shard is opened."""
-        self.baseline.rewards = np.zeros(0, dtype=np.float32)
-        self.baseline.push(state["rewards"].numpy())
+        """Restore :meth:`state_dict`; stores are filled when their shard is opened.
+
+        Raises:
+            EsrlError: the state of the reward baseline cannot be read.
+        """
+        # Checkpoints of versions that had no other kind hold the queue itself.
+        old = {"kind": FifoBaseline.kind, "state": {"rewards": state.get("rewards")}}
+        restore_baseline(self.baseline, state.get("baseline", old))
         self.reference = state["reference"].numpy().copy()
         self.reference_epoch = state["reference_epoch"]
         self._snapshots = dict(state["stores"])
         self.stores = {}
+
+
+def restore_baseline(baseline: Baseline, saved: Any) -> None:
+    """Continue ``baseline`` from a checkpoint; one of another kind begins anew, with a warning.
+
+    Raises:
+        EsrlError: ``saved`` is not what :meth:`RLState.state_dict` keeps of a baseline.
+    """
+    kind = saved.get("kind") if isinstance(saved, dict) else None
+    if kind not in KINDS:
+        raise _unreadable(f"its kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind != baseline.kind:
+        logger.warning(
+            "the checkpoint was trained with --reward-baseline %s, this run has %s, which begins "
+            "without the rewards seen so far",
+            kind,
+            baseline.kind,
+        )
+        return
+    arrays = saved.get("state")
+    if not isinstance(arrays, dict) or not all(map(torch.is_tensor, arrays.values())):
+        raise _unreadable(f"there are no tensors of kind {kind!r}")
+    try:
+        baseline.restore({name: tensor.numpy() for name, tensor in arrays.items()})
+    except ValueError as error:
+        raise _unreadable(str(error)) from error
+
+
+def _unreadable(why: str) -> EsrlError:
+    return EsrlError(
+        f"the checkpoint's reward baseline cannot be read ({why}): choose another checkpoint, or "
+        "start anew with --restore-file CHECKPOINT --reset-dataloader --reset-optimizer "
+        "--reset-lr-scheduler --reset-meters"
+    )
 
 
 def _records(snapshot: dict[str, Any]) -> Records:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from esrl_fairseq.rewards import reward_names
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
 HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
@@ -75,12 +77,15 @@ def test_epoch(tmp_path):
 
 
 def test_reward(tmp_path):
-    """The values equal the library's; the share of an update is known."""
-    rows = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
-    pairs, update = rows
-    assert pairs["reward"] == "bleu" and pairs["pairs"] == 6
-    assert pairs["us_per_pair"] > 0 and pairs["reference_us"] > 0
-    assert pairs["largest_difference"] < 1e-6
+    """Every reward; the values equal the library's; the share of an update is known."""
+    *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
+    assert [row["reward"] for row in rows] == reward_names()
+    for row in rows:
+        assert row["pairs"] == 6 and row["us_per_pair"] > 0
+        if row["reward"] in ("length", "repetition"):
+            assert "no reference library" in row["reason"]
+        else:
+            assert row["reference_us"] > 0 and row["largest_difference"] < 1e-6
     assert 0 < update["update_share"] < 1
 
 

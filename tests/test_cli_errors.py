@@ -4,8 +4,11 @@ import shutil
 import struct
 
 import pytest
+import torch
 from cli_fixtures import make_pairs, preprocess, write_pairs
 from command_lines import FRESH, JOINED, MODEL, esrl_options
+
+import esrl_fairseq  # noqa: F401 (torch's safe loader then knows what fairseq's checkpoints hold)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,7 @@ def refuse(commands, folder, *options):
     "option, value, words",
     [
         ("--reward", "nonsense", ["'nonsense'", "bleu"]),
+        ("--reward", "bleu:0.5+python:nowhere.f", ["'python:nowhere.f'", "no module 'nowhere'"]),
         ("--elimination-ratio", 1.5, ["--elimination-ratio is 1.5", "from 0 to 1"]),
         ("--elimination-ratio", -0.1, ["--elimination-ratio is -0.1", "from 0 to 1"]),
         ("--elimination-ratio", "nan", ["--elimination-ratio is nan", "from 0 to 1"]),
@@ -53,6 +57,8 @@ def refuse(commands, folder, *options):
         ("--sample-temperature", 0, ["--sample-temperature is 0", "positive"]),
         ("--risk-alpha", 0, ["--risk-alpha is 0", "positive"]),
         ("--reward-tokenize", "nonsense", ["'nonsense'", "13a"]),
+        ("--baseline-decay", 1, ["--baseline-decay is 1.0", "below 1"]),
+        ("--objective rloo --num-samples", 1, ["rloo", "--num-samples is 1", "at least 2"]),
     ],
 )
 def test_options(option, value, words, commands, corpus, folder):
@@ -98,6 +104,17 @@ def test_no_target_side(commands, corpus, mle, folder, tmp_path):
         (data / f"train.de-en.en.{ending}").unlink()
     sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
     assert "has no target side" in sentence and "references" in sentence
+
+
+def test_resuming_with_a_damaged_baseline(commands, corpus, folder):
+    path = folder / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=True)
+    rl = state["extra_state"]["EsrlTranslationTask"]["rl"]
+    rl["baseline"]["state"] = {"median": torch.ones(3)}
+    torch.save(state, path)
+    options = esrl_options(corpus.data, folder)
+    sentence = refuse(commands, folder, *options, MODEL, JOINED)
+    assert "reward baseline cannot be read" in sentence and "median" in sentence
 
 
 def test_resuming_with_other_data(commands, corpus, mle, folder, tmp_path):

@@ -119,8 +119,59 @@ def test_queue_and_store_matter(part, commands, corpus, mle, killed, uninterrupt
     """What the test above shows would fail if either were not restored."""
 
     def forget(rl):
-        rl[part] = {"rewards": torch.zeros(0), "stores": {}}[part]
+        if part == "rewards":
+            rl["baseline"]["state"]["rewards"] = torch.zeros(0)
+        else:
+            rl["stores"] = {}
 
     result = resume(commands, corpus, mle, killed, tmp_path / "forgot", forget)
     assert comparable(result, killed.updates) != comparable(uninterrupted[1], killed.updates)
     assert not same_parameters(uninterrupted[0], tmp_path / "forgot")
+
+
+def test_a_checkpoint_of_an_earlier_version(commands, corpus, mle, killed, uninterrupted, tmp_path):
+    """It holds the queue where the kinds of baseline are now; it resumes all the same."""
+
+    def make_older(rl):
+        rl["rewards"] = rl.pop("baseline")["state"]["rewards"]
+
+    result = resume(commands, corpus, mle, killed, tmp_path / "older", make_older)
+    assert "--reward-baseline" not in result.stdout + result.stderr
+    assert comparable(result, killed.updates) == comparable(uninterrupted[1], killed.updates)
+    assert same_parameters(uninterrupted[0], tmp_path / "older")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ema --baseline-decay 0.8 --reward-control shuffled",
+        "window --baseline-window 3 --capability-noise 0.2",
+    ],
+)
+def test_other_baselines_resume(kind, commands, corpus, mle, tmp_path):
+    """From the checkpoint after update 6 of 14, in the first of two epochs, to the same end."""
+
+    def run(folder, kind, *more):
+        return commands.succeed(
+            *["fairseq-train", *esrl_options(corpus.data, folder), MODEL, JOINED],
+            *["--finetune-from-model", mle, "--objective reinforce --num-samples 4"],
+            *[f"--reward-baseline {kind}", "--save-interval-updates 6 --max-update 14", *more],
+        )
+
+    def begin_at_6(folder):
+        folder.mkdir()
+        shutil.copy(tmp_path / "whole" / "checkpoint_1_6.pt", folder / "checkpoint_last.pt")
+        return folder
+
+    whole = run(tmp_path / "whole", kind)
+    resumed = run(begin_at_6(tmp_path / "resumed"), kind)
+    expected = comparable(whole, 6)
+    assert len(expected) > 8 and comparable(resumed, 6) == expected
+    one, other = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "resumed"))
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+    changed = run(begin_at_6(tmp_path / "changed"), "fifo")
+    text = changed.stdout + changed.stderr
+    assert f"trained with --reward-baseline {kind.split()[0]}, this run has fifo" in text
+    first = changed.logged("train_inner")[0]
+    assert first["baseline"] == pytest.approx(first["reward"], abs=1e-3)

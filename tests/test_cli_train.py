@@ -139,6 +139,53 @@ def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
         assert largest_difference(runs[names[i]], runs[name]) > 0 or name == "mrt"
 
 
+def test_other_baselines_and_controls(commands, corpus, mle, tmp_path):
+    """Leave-one-out, every reward baseline and every control train; their log lines say so."""
+    runs, logs, words = {}, {}, {}
+    for number, options in enumerate(
+        (
+            "--objective rloo --min-samples 2",
+            "--objective reinforce --reward-baseline ema --baseline-decay 0.5",
+            "--objective reinforce --reward-baseline window --baseline-window 1",
+            "--objective reinforce --reward-baseline batch",
+            "--objective reinforce --reward-baseline none",
+            "--objective reinforce --reward-control constant",
+            "--reward-control shuffled --capability-noise permuted",
+        )
+    ):
+        result = short_run(commands, corpus, mle, tmp_path / str(number), options)
+        runs[options] = parameters(tmp_path / str(number) / "checkpoint_last.pt")
+        logs[options] = result.logged("train_inner")
+        words[options] = result.stdout + result.stderr
+    rloo, ema, window, batch, none, constant, shuffled = runs
+    assert all("loss_rloo" in line and "loss_reinforce" not in line for line in logs[rloo])
+    assert all(line["share_mrt"] == 0 for line in logs[rloo])
+    for options in (ema, window, batch, none, constant):
+        assert all("loss_reinforce" in line and "loss_rloo" not in line for line in logs[options])
+    for i, options in enumerate(runs):
+        for other in list(runs)[:i]:
+            same = largest_difference(runs[options], runs[other]) == 0
+            assert not same, (options, other)
+    # The first update's samples are the same in all; the baseline is their mean, until there is
+    # something in the past.
+    baselines = {options: [line["baseline"] for line in logs[options]] for options in runs}
+    for options in (ema, window, batch):
+        assert baselines[options][0] == pytest.approx(logs[none][0]["reward"], abs=1e-3)
+        assert len(set(baselines[options])) > 1
+    assert baselines[window][2] == pytest.approx(logs[window][1]["reward"], abs=1e-3)
+    own = [line["reward"] for line in logs[ema]]
+    assert baselines[ema][2] == pytest.approx((0.5 * own[0] + own[1]) / 1.5, abs=1e-3)
+    for line in logs[batch]:
+        assert line["baseline"] == pytest.approx(line["reward"], abs=1e-3)
+    assert baselines[none] == [0, 0, 0] and baselines[constant] == [1, 1, 1]
+    assert all(0 < line["reward"] < 1 for line in logs[constant])
+    assert largest_difference(parameters(mle), runs[constant]) == 0
+    assert "--reward-control constant" in words[constant]
+    assert "--reward-control shuffled" in words[shuffled]
+    assert "--capability-noise permuted" in words[shuffled]
+    assert not any("-control" in words[options] for options in (rloo, ema, window, batch, none))
+
+
 def test_shards_with_stock_options_of_the_task(commands, corpus, mle, tmp_path):
     """Two shards in turn, sources cut to 4 words, BLEU in validation as stock fairseq does it."""
     lines = {
@@ -317,7 +364,8 @@ def test_two_ranks(commands, corpus, mle, tmp_path):
     assert one["optimizer_history"][-1]["num_updates"] == 20
     assert largest_difference(one["model"], other["model"]) == 0
     rl, rl_other = (ckpt["extra_state"]["EsrlTranslationTask"]["rl"] for ckpt in (one, other))
-    assert torch.equal(rl["rewards"], rl_other["rewards"])
+    queues = [state["baseline"]["state"]["rewards"] for state in (rl, rl_other)]
+    assert torch.equal(*queues) and len(queues[0]) == 1000
     assert torch.equal(rl["stores"][0]["records"], rl_other["stores"][0]["records"])
     assert (store(tmp_path / "store0" / "capability.0.store")["epoch"] == 2).all()
     assert not (tmp_path / "store1").exists()

@@ -24,12 +24,14 @@ from helpers import (
 )
 
 from esrl_fairseq.capability import RECORD
-from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss
+from esrl_fairseq.core.baselines import KINDS
+from esrl_fairseq.core.controls import control_rewards, perturb_capability
+from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.task import SamplingTask, check_sampling_options
 
-OBJECTIVES = ("fused", "mrt", "reinforce")
+OBJECTIVES = ("fused", "mrt", "reinforce", "rloo")
 DYNAMIC = dict(
     num_samples=6, elimination_ratio=0.5, min_sample_temperature=0.7, max_sample_temperature=1.5
 )
@@ -146,14 +148,20 @@ def test_loss_equals_the_formulas(objective):
         "mrt": lambda: mrt_loss(*common),
         "reinforce": lambda: reinforce_loss(*common, baseline, rows.multiplicity),
         "fused": lambda: fused_loss(*common, baseline, rows.multiplicity),
+        "rloo": lambda: rloo_loss(*common, rows.multiplicity),
     }[objective]().sum()
     assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-6)
     assert sample_size == log["sample_size"] == 6
     assert torch.allclose(log["entropy"], entropy.sum(), rtol=1e-4)
     assert log["draws"] == rows.multiplicity.sum() and log["rows"] == len(rows)
     several = int((torch.bincount(rows.input_index, minlength=6) >= 2).sum())
-    assert log["inputs_mrt"] == {"mrt": 6, "reinforce": 0, "fused": several}[objective]
     assert 0 < several < 6
+    fused = {"mrt": several, "reinforce": 6 - several}
+    branches = fused if objective == "fused" else {objective: 6}
+    for branch in ("mrt", "reinforce", "rloo"):
+        assert log[f"inputs_{branch}"] == branches.get(branch, 0)
+    parts = [log[f"loss_{branch}"] for branch in ("mrt", "reinforce", "rloo")]
+    assert torch.allclose(sum(parts), log["loss"]) and sum(p != 0 for p in parts) == len(branches)
 
 
 def test_length_normalization_divides_by_chosen_tokens():
@@ -172,7 +180,7 @@ def test_length_normalization_divides_by_chosen_tokens():
 def test_one_sample_an_input_uses_reinforce():
     """(e) With K = 1 fused is REINFORCE, and MRT alone has no gradient."""
     found = {}
-    for objective in OBJECTIVES:
+    for objective in ("fused", "mrt", "reinforce"):
         run = Run(objective=objective, task_options={"num_samples": 1})
         loss, _, log = run.loss(make_batch())
         found[objective] = gradients(run.model, loss)
@@ -203,6 +211,7 @@ def test_duplicates_are_one_row(objective):
         "mrt": torch.tensor([0.0, *risk]),
         "reinforce": -0.5 * torch.tensor([0.5, -0.2 * 2 / 3, 0.2 / 3]),
         "fused": torch.tensor([-0.5 * 0.5, *risk]),
+        "rloo": -0.5 * torch.tensor([0.0, 2 * (0.2 - 0.4) / 3, (0.6 - 0.2) / 3]),
     }[objective]
     assert torch.allclose(gradient, expected, atol=1e-6)
 
@@ -366,9 +375,128 @@ def test_stock_task_gets_a_sampler(caplog):
     assert torch.isfinite(loss) and size == 6 and log["draws"] == 48
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_reward_baselines(kind):
+    """What is subtracted in the second update is what the kind says; its log line has it."""
+    run, batch = Run(queue=(), objective="reinforce", reward_baseline=kind), make_batch()
+    _, _, log = run.loss(batch)
+    mean = log["reward"] / log["draws"]
+    assert math.isclose(log["baseline"], 0 if kind == "none" else mean, rel_tol=1e-6)
+    run.task.rl.commit()
+    loss, _, log = run.loss(batch, seed=10)
+    own = log["reward"] / log["draws"]
+    expected = {"batch": own, "none": 0}.get(kind, mean)
+    assert not math.isclose(own, mean, rel_tol=1e-3)
+    assert math.isclose(log["baseline"], expected, rel_tol=1e-6)
+    _, rows = run.rows(batch, seed=10)
+    log_probs, _ = plain_scores(run.model.eval(), batch, rows, min_len=1)
+    rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+    written = reinforce_loss(
+        log_probs, rewards, rows.input_index, 6, 0.5, expected, rows.multiplicity
+    )
+    assert torch.allclose(loss, written.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_leave_one_out_needs_other_samples(caplog):
+    """One sample an input is refused; that some may get one is said once, in the log."""
+    with pytest.raises(EsrlError, match="--num-samples is 1"):
+        make_criterion(make_task(num_samples=1), objective="rloo")
+    for quiet in ({"min_samples": 2}, {"min_samples": 0}, {"capability": "none"}):
+        make_criterion(make_task(**quiet), objective="rloo")
+    make_criterion(make_task(), objective="mrt")
+    assert not caplog.records
+    make_criterion(make_task(), objective="rloo")
+    assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_constant_rewards_have_no_gradient(objective, caplog):
+    """The control: no objective finds anything in them, while logs and store keep the truth."""
+    run, batch = Run(queue=(), objective=objective, reward_control="constant"), make_batch()
+    assert len(caplog.records) == 1 + (objective == "rloo")
+    assert "--reward-control constant" in caplog.text
+    true = Run(queue=(), objective=objective)
+    loss, _, log = run.loss(batch)
+    assert gradients(run.model, loss).norm() < 1e-5
+    expected, _, true_log = true.loss(batch)
+    assert gradients(true.model, expected).norm() > 1e-2
+    assert log["baseline"] == 1 and log["reward"] == true_log["reward"]
+    (visit,), (true_visit,) = run.task.rl._pending, true.task.rl._pending
+    assert set(visit.rewards) == {1.0} and len(visit.rewards) == len(true_visit.rewards)
+    assert visit.records.tobytes() == true_visit.records.tobytes()
+    assert run.task.monitor.state_dict() == true.task.monitor.state_dict()
+
+
+def test_shuffled_rewards():
+    """The batch's own rewards on other rows; the seed of the update decides which."""
+    batch = make_batch()
+    run, true = (Run(objective="mrt", reward_control=kind) for kind in ("shuffled", "none"))
+    loss, _, log = run.loss(batch)
+    assert run.loss(batch)[0] == loss != true.loss(batch)[0]
+    assert log["reward"] == true.loss(batch)[2]["reward"]
+    _, rows = run.rows(batch)
+    rewards = run.criterion.score_rows(batch, rows)
+    torch.manual_seed(9)
+    given = run.criterion.given_rewards(batch, rewards)
+    assert sorted(given) == sorted(rewards.rewards) and list(given) != list(rewards.rewards)
+    log_probs, _ = plain_scores(run.model.eval(), batch, rows, min_len=1)
+    written = mrt_loss(log_probs, torch.tensor(given), rows.input_index, 6, 0.5).sum()
+    assert torch.allclose(loss, written, rtol=1e-4, atol=1e-6)
+
+
+def test_control_rewards():
+    """Another shuffle for another update or batch, the same for the same; all rows take part."""
+    rewards = np.arange(40, dtype=np.float32)
+    assert control_rewards(rewards, "none", 1, [3]) is rewards
+    assert control_rewards(rewards, "constant", 1, [3]).tolist() == [1.0] * 40
+    seen = [control_rewards(rewards, "shuffled", *key) for key in ((1, [3, 4]), (2, [3, 4]))]
+    seen += [control_rewards(rewards, "shuffled", *key) for key in ((1, [4, 3]), (1, [3]))]
+    assert len({tuple(values) for values in seen}) == 4
+    for values in seen:
+        assert values.dtype == np.float32 and sorted(values) == rewards.tolist()
+        assert (values != rewards).sum() > 30
+    again = control_rewards(rewards, "shuffled", 1, [3, 4])
+    assert again.tolist() == seen[0].tolist()
+
+
+def test_noise_on_capabilities():
+    """Gaussian errors by sample and seed alone, within [0, 1]; or those of other inputs."""
+    ids = np.arange(2000)
+    capability = np.full(2000, 0.5)
+    noisy = perturb_capability(capability, "0.1", 5, ids)
+    assert abs(noisy.mean() - 0.5) < 0.01 and abs(noisy.std() - 0.1) < 0.01
+    assert np.array_equal(perturb_capability(capability[7:9], "0.1", 5, ids[7:9]), noisy[7:9])
+    assert (perturb_capability(capability, "0.1", 6, ids) != noisy).all()
+    wide = perturb_capability(capability, "3", 5, ids)
+    assert wide.min() == 0 and wide.max() == 1
+    assert np.array_equal(perturb_capability(capability, "0", 5, ids), capability)
+    values = np.linspace(0, 1, 50)
+    permuted = perturb_capability(values, "permuted", 5, ids[:50])
+    assert sorted(permuted) == sorted(values) and (permuted != values).sum() > 40
+
+
+@pytest.mark.parametrize("noise", ["0.2", "permuted"])
+def test_capability_noise(noise, caplog):
+    """It changes what is stored of capability, nothing else of a visit, and not the loss."""
+    batch, run, true = make_batch(), Run(capability_noise=noise), Run()
+    assert len(caplog.records) == 1 and f"--capability-noise {noise}" in caplog.text
+    assert run.loss(batch)[0] == true.loss(batch)[0]
+    records, true_records = (r.task.rl._pending[0].records for r in (run, true))
+    for name in RECORD.names:
+        same = np.array_equal(records[name], true_records[name])
+        assert same == (name != "capability"), name
+    assert (0 <= records["capability"]).all() and (records["capability"] <= 1).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"baseline_decay": 1.0}, "--baseline-decay is 1.0"),
+        ({"baseline_decay": math.nan}, "--baseline-decay is nan"),
+        ({"baseline_window": 0}, "--baseline-window is 0"),
+        ({"capability_noise": "much"}, "--capability-noise is 'much'"),
+        ({"capability_noise": "-0.1"}, "--capability-noise is '-0.1'"),
+        ({"capability_noise": "inf"}, "--capability-noise is 'inf'"),
         ({"risk_alpha": 0.0}, "--risk-alpha"),
         ({"risk_alpha": math.nan}, "--risk-alpha"),
         ({"risk_alpha": None, "length_normalization": True}, "--length-normalization"),

@@ -1,5 +1,9 @@
 """The fused loss and its parts against hand-written formulas and enumerated expectations."""
 
+import itertools
+import math
+from collections import Counter
+
 import pytest
 import torch
 from helpers import (
@@ -11,6 +15,7 @@ from helpers import (
     gradients,
     make_batch,
     make_model,
+    plain_scores,
 )
 
 from esrl_fairseq.core import losses
@@ -205,3 +210,224 @@ def test_mrt_gradient_through_the_model():
     expected = gradients(model, written)
     assert expected.norm() > 1e-3
     assert torch.allclose(gradients(model, ours), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_rloo_by_hand():
+    """Of each draw's reward the mean of the input's other draws is taken; one draw gives nothing.
+
+    Input 0 draws 0.9 twice, 0.1 and 0.4; input 2 draws 0.2 once and 0.6 four times.
+    """
+    loss = losses.rloo_loss(log_probs(), REWARDS, INDEX, 4, ALPHA, DRAWN)
+    first = (2 * (0.9 - 1.4 / 3) * -3 + (0.1 - 2.2 / 3) * -5.5 + (0.4 - 1.9 / 3) * -4) / 4
+    third = ((0.2 - 0.6) * -2 + 4 * (0.6 - 2.0 / 4) * -9) / 5
+    expected = -ALPHA * torch.tensor([first, 0.0, third, 0.0], dtype=torch.float64)
+    assert torch.allclose(loss, expected)
+    single = torch.tensor([1, 1, 1, 1, 1, 1])
+    loss = losses.rloo_loss(log_probs(), REWARDS, INDEX, 4, ALPHA, single)
+    assert loss[1] == 0 and loss[0] != 0
+    gradient = row_gradient(lambda lp: losses.rloo_loss(lp, REWARDS, INDEX, 4, ALPHA, single))
+    assert gradient[3] == 0 and torch.isfinite(gradient).all()
+
+
+def test_rloo_takes_equal_rows_as_if_drawn_apart():
+    """A row with multiplicity m is m rows; equal draws alone have no gradient."""
+    apart = torch.arange(6).repeat_interleave(DRAWN)
+    together = row_gradient(lambda lp: losses.rloo_loss(lp, REWARDS, INDEX, 4, ALPHA, DRAWN))
+    separate = row_gradient(
+        lambda lp: losses.rloo_loss(
+            lp[apart], REWARDS[apart], INDEX[apart], 4, ALPHA, torch.ones(12)
+        )
+    )
+    assert torch.allclose(together, separate)
+    assert together[3].abs() < 1e-12  # input 1: the same row three times
+
+
+def test_rloo_is_on_the_scale_of_the_others():
+    """k/(k - 1) of REINFORCE with the input's mean, which is MRT's limit: one learning rate."""
+    first = INDEX == 0
+    ones = torch.ones(3)
+
+    def gradient(loss):
+        return row_gradient(lambda lp: loss(lp[first], REWARDS[first], INDEX[first], 1))
+
+    leave_one_out = gradient(lambda *x: losses.rloo_loss(*x, 1e-4, ones))
+    mean = float(REWARDS[first].mean())
+    reinforce = gradient(lambda *x: losses.reinforce_loss(*x, 1e-4, mean, ones))
+    mrt = gradient(lambda *x: losses.mrt_loss(*x, 1e-4))
+    assert torch.allclose(leave_one_out, 1.5 * reinforce)
+    assert torch.allclose(leave_one_out, 1.5 * mrt, rtol=1e-2)
+
+
+def every_outcome(p, draws):
+    """All multisets of ``draws`` of the space with probabilities p, and how likely each is.
+
+    Returns ``rows`` (places in the space), ``index`` (outcome of each row), ``multiplicity`` and
+    ``chance`` [outcomes].
+    """
+    rows, index, multiplicity, chances = [], [], [], []
+    for number, outcome in enumerate(itertools.combinations_with_replacement(range(len(p)), draws)):
+        counts = Counter(outcome)
+        chance = math.factorial(draws)
+        for place, count in counts.items():
+            chance *= float(p[place]) ** count / math.factorial(count)
+        rows += counts.keys()
+        index += [number] * len(counts)
+        multiplicity += counts.values()
+        chances.append(chance)
+    assert math.isclose(sum(chances), 1, rel_tol=1e-5)
+    return *map(torch.tensor, (rows, index, multiplicity)), torch.tensor(chances)
+
+
+class Space:
+    """A model whose five possible outputs are listed, with a reward for each."""
+
+    def __init__(self, temperature=1.0):
+        model, limit, min_len = make_model(scale=0.8).eval(), 1, 0
+        batch = add_padding(make_batch(ids=[0]), 1)
+        rows = every_row(limit, min_len)
+        self.rewards = torch.rand(len(rows), generator=torch.Generator().manual_seed(2))
+        self.log_p, _ = plain_scores(model, batch, rows, min_len)
+        self.log_q, _ = plain_scores(model, batch, rows, min_len, temperature)
+        self.p, self.q = self.log_p.exp().detach(), self.log_q.exp().detach()
+        self.model = model
+
+    def gradient(self, scalar):
+        return gradients(self.model, scalar)
+
+    def expected(self, draws, loss):
+        """Gradient of E[loss]/α over all outcomes of ``draws`` from q.
+
+        ``loss`` takes the rows' places in the space, their outcomes and multiplicities, and gives
+        the loss of each outcome.
+        """
+        rows, index, multiplicity, chance = every_outcome(self.q, draws)
+        return self.gradient((chance * loss(rows, index, multiplicity)).sum()) / ALPHA
+
+
+def equal(found, exact):
+    """Up to rounding of float32, as a share of the gradient's length."""
+    assert exact.norm() > 0.1
+    return (found - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("draws", [2, 3])
+def test_rloo_is_unbiased(draws):
+    """Its mean over all outcomes is the gradient of the enumerated expected reward."""
+    space = Space()
+    exact = space.gradient(-(space.log_p.exp() * space.rewards).sum())
+
+    def loss(rows, index, multiplicity):
+        outcomes = int(index.max()) + 1
+        log_p, rewards = space.log_p[rows], space.rewards[rows]
+        return losses.rloo_loss(log_p, rewards, index, outcomes, ALPHA, multiplicity)
+
+    found = space.expected(draws, loss)
+    assert equal(found, exact)
+
+
+@pytest.mark.parametrize("draws", [2, 4])
+def test_the_batch_mean_shrinks_the_gradient(draws):
+    """With the mean of the n draws as baseline it is 1 - 1/n of the exact one; with 0.3 all."""
+    space = Space()
+    exact = space.gradient(-(space.log_p.exp() * space.rewards).sum())
+
+    def loss(baseline, rows, index, multiplicity):
+        log_p, rewards = space.log_p[rows], space.rewards[rows]
+        own = losses.segment_mean(rewards, multiplicity, index, int(index.max()) + 1)[index]
+        centred = rewards - (own if baseline is None else baseline)
+        return losses.reinforce_loss(
+            log_p, centred, index, int(index.max()) + 1, ALPHA, 0.0, multiplicity
+        )
+
+    constant = space.expected(draws, lambda *x: loss(0.3, *x))
+    shrunk = space.expected(draws, lambda *x: loss(None, *x))
+    assert equal(constant, exact)
+    assert equal(shrunk, (1 - 1 / draws) * exact)
+
+
+def test_importance_weights_by_hand():
+    """p/q up to the limit; constants; finite whatever p and q are."""
+    log_p = torch.tensor([-1.0, -2.0, -3.0, 0.0, -900.0], requires_grad=True)
+    log_q = torch.tensor([-1.0, -1.0, -4.0, -800.0, 0.0], requires_grad=True)
+    weights = losses.importance_weights(log_p, log_q, 2.0)
+    assert not weights.requires_grad
+    assert torch.allclose(weights, torch.tensor([1.0, math.exp(-1), 2.0, 2.0, 0.0]))
+    weights = losses.importance_weights(log_p, log_q, math.inf)
+    assert torch.allclose(weights[2], torch.tensor(math.exp(1)))
+    assert torch.isfinite(weights).all() and torch.isfinite(weights.log()).all()
+
+
+def test_weights_by_hand():
+    """Factors of a draw's term in REINFORCE and RLOO, of p^alpha in MRT; 1 changes nothing."""
+    weights = torch.tensor([0.5, 2.0, 1.0, 1.5, 0.1, 1.0], dtype=torch.float64)
+    common = (REWARDS, INDEX, 4, ALPHA)
+    score_functions = (
+        lambda lp, w: losses.reinforce_loss(lp, *common, 0.5, DRAWN, w),
+        lambda lp, w: losses.rloo_loss(lp, *common, DRAWN, w),
+    )
+    for loss in score_functions:
+        plain = row_gradient(lambda lp, f=loss: f(lp, None))
+        assert torch.allclose(row_gradient(lambda lp, f=loss: f(lp, weights)), weights * plain)
+    q = torch.softmax(ALPHA * log_probs().detach()[:3] + weights[:3].log(), 0)
+    risk = losses.mrt_loss(log_probs(), *common, weights)
+    assert torch.isclose(risk[0].detach(), -(q * REWARDS[:3]).sum())
+    fused = losses.fused_loss(log_probs(), *common, 0.5, DRAWN, weights)
+    reinforce = losses.reinforce_loss(log_probs(), *common, 0.5, DRAWN, weights)
+    assert torch.equal(fused, torch.stack([risk[0], reinforce[1], risk[2], risk[3]]))
+    ones = torch.ones_like(weights)
+    assert torch.equal(
+        losses.fused_loss(log_probs(), *common, 0.5, DRAWN, ones),
+        losses.fused_loss(log_probs(), *common, 0.5, DRAWN),
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_temperature_corrections(temperature):
+    """Draws from q at another temperature: what each correction's expected gradient is.
+
+    As in the paper it is that of neither distribution's reward; with the scores at the same
+    temperature exactly that of E_q[r]; with weights p/q exactly that of E_p[r], and, the lower
+    they are limited, the farther from it.
+    """
+    space = Space(temperature)
+    of_p = space.gradient(-(space.log_p.exp() * space.rewards).sum())
+    of_q = space.gradient(-(space.log_q.exp() * space.rewards).sum())
+
+    def expected(log_probs, clip=None):
+        def loss(rows, index, multiplicity):
+            weights = None
+            if clip is not None:
+                weights = losses.importance_weights(space.log_p[rows], space.log_q[rows], clip)
+            return losses.reinforce_loss(
+                log_probs[rows],
+                space.rewards[rows],
+                index,
+                int(index.max()) + 1,
+                ALPHA,
+                0.3,
+                multiplicity,
+                weights,
+            )
+
+        return space.expected(2, loss)
+
+    uncorrected = expected(space.log_p)
+    assert min((uncorrected - g).norm() / g.norm() for g in (of_p, of_q)) > 0.05
+    assert equal(expected(space.log_q), of_q)
+    assert equal(expected(space.log_p, math.inf), of_p)
+    errors = [(expected(space.log_p, clip) - of_p).norm() for clip in (math.inf, 1.2, 0.8)]
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_weighted_rloo_is_unbiased():
+    """RLOO with weights p/q on draws from q has the exact gradient of E_p[r]."""
+    space = Space(1.7)
+    exact = space.gradient(-(space.log_p.exp() * space.rewards).sum())
+
+    def loss(rows, index, multiplicity):
+        log_p = space.log_p[rows]
+        weights = losses.importance_weights(log_p, space.log_q[rows], math.inf)
+        common = (space.rewards[rows], index, int(index.max()) + 1, ALPHA)
+        return losses.rloo_loss(log_p, *common, multiplicity, weights)
+
+    assert equal(space.expected(3, loss), exact)

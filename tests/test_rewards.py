@@ -8,52 +8,12 @@ import sys
 import numpy as np
 import pytest
 import sacrebleu
+from reward_texts import random_batch, random_text
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, register_reward, reward_names, score_rows
 from esrl_fairseq.rewards import base as rewards_base
 from esrl_fairseq.rewards.bleu import SMOOTH_METHODS, TOKENIZERS
-
-# Words on which tokenizers and n-gram counting can go wrong.
-WORDS = (
-    "a A the The dog dogs , . .. ., 3.5 3, ,3 1-2 3- don't &quot;x&quot; &amp;lt; <unk> <<unk>> "
-    "(b) é Straße ΣΑΣ 中文 中文. ，。 ¿qué? 50% $5 a/b <skipped> x<skipped>. - -- … 5. .5 a. .a"
-).split()
-BLANKS = [" "] * 12 + ["  ", "\t", "\u00a0", "\x1c", "\n", "-\n"]
-
-
-def random_text(rng, most=14, least=0):
-    words = [
-        rng.choice(WORDS[: rng.choice([6, len(WORDS)])]) for _ in range(rng.randint(least, most))
-    ]
-    text = "".join(word + rng.choice(BLANKS) for word in words)
-    return rng.choice(["", "", " "]) + (text if rng.random() < 0.2 else text.rstrip())
-
-
-def variant(rng, text):
-    """Something that shares n-grams with `text`; sometimes empty, equal or with repeated words."""
-    words = text.split()
-    kind = rng.randrange(6)
-    if kind == 0:
-        return rng.choice(["", text, " ", random_text(rng)])
-    if kind == 1:
-        return " ".join(words[:1] * rng.randint(1, 9))
-    words = [w if rng.random() < 0.8 else rng.choice(WORDS) for w in words]
-    cut = rng.randint(0, len(words))
-    return " ".join(words[cut:] + words[:cut] if kind == 2 else words[: max(cut, 1)] * (kind - 2))
-
-
-def random_batch(rng, inputs, rows_per_input):
-    """References (1 to 3 an input), hypotheses and row_input, in shuffled order."""
-    references = []
-    for _ in range(inputs):
-        first = random_text(rng, least=1) or "a"
-        others = [variant(rng, first).strip() or "b" for _ in range(rng.choice([0, 0, 1, 2]))]
-        references.append([first if first.strip() else "a", *others])
-    row_input = [i for i in range(inputs) for _ in range(rows_per_input)]
-    rng.shuffle(row_input)
-    return references, [variant(rng, rng.choice(references[i])) for i in row_input], row_input
-
 
 BLEU_OPTIONS = [
     dict(smooth_method=smooth, smooth_value=value, tokenize=tokenize, lowercase=lowercase)

@@ -3,6 +3,7 @@
 Notation: ``log_probs`` [rows] are sequence log-probabilities with gradient, ``rewards`` [rows]
 constants, ``input_index`` [rows] the input of each row, ``inputs`` their number. Every loss
 returns [inputs], so a sum over inputs and a matching sample size make ``--update-freq`` exact.
+``weights`` [rows] are constants too, see :func:`importance_weights`; None is 1 everywhere.
 """
 
 from __future__ import annotations
@@ -32,13 +33,22 @@ def segment_softmax(scores: Tensor, index: Tensor, segments: int) -> Tensor:
 
 
 def mrt_loss(
-    log_probs: Tensor, rewards: Tensor, input_index: Tensor, inputs: int, alpha: float
+    log_probs: Tensor,
+    rewards: Tensor,
+    input_index: Tensor,
+    inputs: int,
+    alpha: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Minimum risk training (Shen et al. 2016): L_i = −Σ_j Q_ij r_ij, Q_i = softmax_j(α log p_ij).
 
     The rows of an input must be distinct (its candidate set); one row alone has no gradient.
+    With weights w, Q_ij ∝ w_ij p_ij^α: self-normalised importance sampling in the limit α → 0.
     """
-    q = segment_softmax(alpha * log_probs, input_index, inputs)
+    scores = alpha * log_probs
+    if weights is not None:
+        scores = scores + weights.log()
+    q = segment_softmax(scores, input_index, inputs)
     return -segment_sum(q * rewards, input_index, inputs)
 
 
@@ -50,14 +60,42 @@ def reinforce_loss(
     alpha: float,
     baseline: float,
     multiplicity: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """REINFORCE (Williams 1992): L_i = −α mean_j (r_ij − b) log p_ij, the mean over draws.
+    """REINFORCE (Williams 1992): L_i = −α mean_j w_ij (r_ij − b) log p_ij, the mean over draws.
 
     The factor α puts it on the scale of :func:`mrt_loss`, whose gradient tends to
     −(α/k) Σ_j (r_ij − r̄_i) ∇log p_ij as α → 0.
     """
-    terms = (rewards - baseline) * log_probs
-    return -alpha * segment_mean(terms, multiplicity, input_index, inputs)
+    advantage = _weighted(rewards - baseline, weights)
+    return -alpha * segment_mean(advantage * log_probs, multiplicity, input_index, inputs)
+
+
+def rloo_loss(
+    log_probs: Tensor,
+    rewards: Tensor,
+    input_index: Tensor,
+    inputs: int,
+    alpha: float,
+    multiplicity: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024).
+
+    L_i = −α mean_j w_ij (r_ij − b_ij) log p_ij, the mean over the n_i draws of input i, and b_ij
+    the mean reward of its n_i − 1 other draws:
+
+        b_ij = (Σ_k r_ik − r_ij) / (n_i − 1)
+
+    A row with multiplicity m is m draws. b_ij does not depend on draw j, so that the gradient is
+    that of the expected reward, without bias. An input with one draw has no others to compare it
+    with and no loss, as in both papers.
+    """
+    draws = segment_sum(multiplicity.to(rewards.dtype), input_index, inputs)[input_index]
+    total = segment_sum(rewards * multiplicity, input_index, inputs)[input_index]
+    others = (total - rewards) / (draws - 1).clamp(min=1)
+    advantage = _weighted(torch.where(draws > 1, rewards - others, 0.0), weights)
+    return -alpha * segment_mean(advantage * log_probs, multiplicity, input_index, inputs)
 
 
 def fused_loss(
@@ -68,11 +106,33 @@ def fused_loss(
     alpha: float,
     baseline: float,
     multiplicity: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """ESRL's loss: MRT where an input has two or more distinct rows, otherwise REINFORCE."""
     distinct = segment_sum(torch.ones_like(rewards), input_index, inputs)
-    risk = mrt_loss(log_probs, rewards, input_index, inputs, alpha)
+    risk = mrt_loss(log_probs, rewards, input_index, inputs, alpha, weights)
     score_function = reinforce_loss(
-        log_probs, rewards, input_index, inputs, alpha, baseline, multiplicity
+        log_probs, rewards, input_index, inputs, alpha, baseline, multiplicity, weights
     )
     return torch.where(distinct >= 2, risk, score_function)
+
+
+def importance_weights(log_probs: Tensor, tempered: Tensor, clip: float) -> Tensor:
+    """w = min(p/q, clip) [rows] without gradient, for rows drawn from q instead of p.
+
+    Truncated importance sampling (Ionides 2008): without ``clip`` (infinity) the weighted gradient
+    is that of E_p[r]; with it the variance is bounded, at the price of a bias towards q.
+
+    Args:
+        log_probs: log p, of the policy that is trained.
+        tempered: log q, of the rows under the distribution that they were drawn from.
+        clip: largest weight, positive.
+    """
+    # Above 0 and finite, so that a weight's logarithm is, too.
+    log_weights = (log_probs - tempered).detach()
+    limits = torch.finfo(log_weights.dtype)
+    return log_weights.exp().clamp(limits.tiny, min(clip, limits.max))
+
+
+def _weighted(advantage: Tensor, weights: Tensor | None) -> Tensor:
+    return advantage if weights is None else weights * advantage

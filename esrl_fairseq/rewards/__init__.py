@@ -1,21 +1,44 @@
 """Sequence-level rewards: text in, one float32 per hypothesis out.
 
-``build_reward("bleu", tokenize="13a")`` makes one; ``@register_reward("name")`` on a subclass of
-`Reward` adds one, in this package or in any module that is imported before training starts.
+``build_reward("bleu", tokenize="13a")`` makes one, ``build_reward("bleu:0.5+chrf:0.5")`` a
+weighted sum; ``@register_reward("name")`` on a subclass of `Reward` adds one, in this package or in
+any module that is imported before training starts. docs/rewards.md lists them.
 """
 
 from esrl_fairseq.rewards.base import (
     Reward,
-    build_reward,
     register_reward,
     reward_names,
     score_rows,
 )
 from esrl_fairseq.rewards.bleu import BleuReward
+from esrl_fairseq.rewards.build import build_reward
+from esrl_fairseq.rewards.chrf import ChrfReward
+from esrl_fairseq.rewards.length import LengthReward
+from esrl_fairseq.rewards.repetition import RepetitionReward
+from esrl_fairseq.rewards.rouge import (
+    Rouge1Reward,
+    Rouge2Reward,
+    RougeLReward,
+    RougeLsumReward,
+    RougeReward,
+)
+from esrl_fairseq.rewards.ter import TerReward
+from esrl_fairseq.rewards.weighted_sum import WeightedSum
 
 __all__ = [
     "BleuReward",
+    "ChrfReward",
+    "LengthReward",
+    "RepetitionReward",
     "Reward",
+    "Rouge1Reward",
+    "Rouge2Reward",
+    "RougeLReward",
+    "RougeLsumReward",
+    "RougeReward",
+    "TerReward",
+    "WeightedSum",
     "build_reward",
     "register_reward",
     "reward_names",

@@ -7,7 +7,6 @@ input of row r. Rewards see both, so that what depends on the input alone is pre
 from __future__ import annotations
 
 import abc
-import inspect
 import logging
 import math
 from collections.abc import Sequence
@@ -40,9 +39,12 @@ class Reward(abc.ABC):
     range: tuple[float, float] = (-math.inf, math.inf)
     """The smallest and the largest value; anything outside stops the run."""
     higher_is_better: bool = True
+    """False: training refuses it, but for a negative weight in a weighted sum."""
     needs_references: bool = True
     """If True, an input without a non-empty reference is an error; if False, `score` may get
     empty lists of references."""
+    parts: Sequence[tuple[Reward, float]] = ()
+    """Of a weighted sum: its rewards and their weights. Each is asked and checked on its own."""
 
     def signature(self) -> str:
         """Name, options and versions: all that is needed to reproduce the values."""
@@ -119,6 +121,8 @@ def register_reward(name: str) -> Callable[[_RewardClass], _RewardClass]:
     """Class decorator: make a `Reward` known to `build_reward` under `name`, and set its name."""
 
     def register(cls: _RewardClass) -> _RewardClass:
+        if set(name) & set("+:"):
+            raise EsrlError(f"a reward cannot be named {name!r}: '+' and ':' make weighted sums")
         known = _REWARDS.get(name)
         if known is not None and known.__qualname__ != cls.__qualname__:
             raise EsrlError(
@@ -137,22 +141,9 @@ def reward_names() -> list[str]:
     return sorted(_REWARDS)
 
 
-def build_reward(name: str, **options: Any) -> Reward:
-    """Make the reward registered as `name`.
-
-    Raises:
-        EsrlError: the name is unknown, or the reward does not take these options.
-    """
-    if name not in _REWARDS:
-        raise EsrlError(f"unknown reward {name!r}: choose one of {', '.join(reward_names())}")
-    cls = _REWARDS[name]
-    signature = inspect.signature(cls)
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = ", ".join(signature.parameters) or "none"
-        raise EsrlError(f"reward {name!r}: {error}; its options are: {known}") from None
-    return cls(**options)
+def reward_class(name: str) -> type[Reward] | None:
+    """The class registered as `name`, or None."""
+    return _REWARDS.get(name)
 
 
 def score_rows(
@@ -212,20 +203,30 @@ class _Batch:
 
     def scores(self) -> Scores:
         """float32 [pairs]: scored, checked, clipped to the range."""
-        try:
-            scores = self._score(self.pairs)
-        except Exception as error:
-            raise self._raised(error) from error
+        scores = self._sum() if self.reward.parts else self._asked()
         low, high = self.reward.range
         self._check(scores, low, high)
         return np.clip(scores, np.float32(low), np.float32(high))
 
+    def _sum(self) -> Scores:
+        """The weighted sum of the parts, each checked under its own name."""
+        total = np.zeros(len(self.pairs))
+        for part, weight in self.reward.parts:
+            batch = _Batch(part, self.sources, self.references, self.pairs, self.sample_ids)
+            total += weight * batch.scores().astype(np.float64)
+        return _as_scores(total)
+
+    def _asked(self) -> Scores:
+        """What the reward itself answers, or an error that names the sample that it fails on."""
+        try:
+            return self._score(self.pairs)
+        except Exception as error:
+            raise self._raised(error) from error
+
     def _score(self, pairs: Sequence[tuple[int, str]]) -> Scores:
         """float32 [whatever the reward returned], unchecked."""
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
-        result = self.reward.score(self.sources, self.references, hypotheses, inputs)
-        with np.errstate(over="ignore"):  # to inf, which is then refused
-            return np.asarray(result, dtype=np.float32)
+        return _as_scores(self.reward.score(self.sources, self.references, hypotheses, inputs))
 
     def _check(self, scores: Scores, low: float, high: float) -> None:
         expected = (len(self.pairs),)
@@ -269,6 +270,11 @@ class _Batch:
     def _batch(self) -> str:
         first = self._pair(0)
         return f"a batch of {len(self.pairs)} hypotheses, the first of {first}"
+
+
+def _as_scores(result: Any) -> Scores:
+    with np.errstate(over="ignore"):  # to inf, which is then refused
+        return np.asarray(result, dtype=np.float32)
 
 
 def _check_lengths(

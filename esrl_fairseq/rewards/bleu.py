@@ -8,22 +8,19 @@ smoothing methods of Chen and Cherry, 2014), in numpy, and tests hold the two eq
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
 import sacrebleu
-from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, register_reward
+from esrl_fairseq.rewards.ngrams import Floats, Ints, NgramCounts, ngram_totals
+from esrl_fairseq.rewards.words import WordCache
 
 MAX_ORDER = 4
 TOKENIZERS = ("13a", "none", "intl", "char", "zh")  # those that need no download
 SMOOTH_METHODS = ("exp", "floor", "add-k", "none")
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @register_reward("bleu")
@@ -66,7 +63,12 @@ class BleuReward(Reward):
             effective_order=True,
         )
         self._lowercase = lowercase
-        self._words = _WordCache(self._metric) if tokenize == "13a" else None
+        # 13a (mteval-v13a) may be applied word by word, at a quarter of the time or less: its rules
+        # look one character to the left or right, it puts a blank at both ends of the line, and
+        # blanks match no rule but as "not a digit". The one rule that joins lines ("-" before a
+        # newline) is why texts with newlines do not go through the cache. The other tokenizers
+        # look at the ends of the line or are fast enough.
+        self._words = WordCache(self._tokenize) if tokenize == "13a" else None
 
     def signature(self) -> str:
         """``bleu|`` and sacrebleu's own signature, for a varying number of references."""
@@ -78,8 +80,11 @@ class BleuReward(Reward):
         if self._lowercase:
             text = text.lower()
         if self._words is not None and "\n" not in text:
-            return list(chain.from_iterable(map(self._words.__getitem__, text.split())))
-        tokenized: str = self._metric.tokenizer(text.rstrip())
+            return self._words.tokens(text)
+        return self._tokenize(text.rstrip())
+
+    def _tokenize(self, text: str) -> list[str]:
+        tokenized: str = self._metric.tokenizer(text)
         return tokenized.split()
 
     def score(
@@ -90,139 +95,17 @@ class BleuReward(Reward):
         row_input: Sequence[int],
     ) -> Floats:
         """float64 [rows] in [0, 1]; see `Reward.score`."""
-        prepared = _References([[self.tokens(ref) for ref in refs] for refs in references])
-        correct, lengths, reference_lengths = prepared.match(
-            [self.tokens(text) for text in hypotheses], np.asarray(row_input, dtype=np.int64)
-        )
+        rows = np.asarray(row_input, dtype=np.int64)
+        counts = NgramCounts([[self.tokens(ref) for ref in refs] for refs in references], MAX_ORDER)
+        correct, lengths = counts.match([self.tokens(text) for text in hypotheses], rows)
+        choices = _padded_lengths(counts.owner, counts.lengths, len(references))
+        reference_lengths = _closest(choices[rows], lengths)
         smooth_value = self.smooth_value
         if smooth_value is None:
             smooth_value = sacrebleu.BLEU.SMOOTH_DEFAULTS[self.smooth_method]
         return bleu_from_counts(
             correct, lengths, reference_lengths, self.smooth_method, smooth_value or 0.0
         )
-
-
-class _WordCache(dict[str, tuple[str, ...]]):
-    """Blank-separated word -> its 13a tokens: a quarter of the time of whole lines, or less.
-
-    13a (mteval-v13a) may be applied word by word: its rules look one character to the left or
-    right, it puts a blank at both ends of the line, and blanks match no rule but as "not a digit".
-    The one rule that joins lines ("-" before a newline) is why texts with newlines do not come
-    here. The other tokenizers look at the ends of the line or are fast enough.
-    """
-
-    LIMIT = 1 << 18
-
-    def __init__(self, metric: sacrebleu.BLEU) -> None:
-        super().__init__()
-        self._tokenizer = metric.tokenizer
-
-    def __missing__(self, word: str) -> tuple[str, ...]:
-        if len(self) >= self.LIMIT:
-            self.clear()
-        tokens = self[word] = tuple(self._tokenizer(word).split())
-        return tokens
-
-
-class _References:
-    """The n-gram counts of the references of a batch of inputs.
-
-    An n-gram of an input is known by its *slot*: slot(w_1) is the rank of (input, w_1) among those
-    that occur in the references, slot(w_1 … w_n) the rank of (slot(w_1 … w_{n-1}), w_n). So every
-    order is one ``searchsorted`` in integers, exact (no hashing), and an n-gram can only be there
-    if its first n-1 words are.
-
-    Args:
-        references: [inputs][references of the input] lists of tokens.
-    """
-
-    def __init__(self, references: Sequence[Sequence[Sequence[str]]]) -> None:
-        flat = [ref for refs in references for ref in refs]
-        number = np.fromiter(map(len, references), dtype=np.int64, count=len(references))
-        owner = np.repeat(np.arange(len(references)), number)
-        self.ids: dict[str, int] = {}  # word -> 1…; 0 is every word that no reference has
-        ids = self.ids
-        words, lengths = _flatten([ids.setdefault(w, len(ids) + 1) for w in ref] for ref in flat)
-        self.lengths = _padded_lengths(owner, lengths, len(references))
-        self.base = len(self.ids) + 1
-        self.keys: list[Ints] = []  # per order: sorted keys; the index of a key is its slot
-        self.counts: list[Ints] = []  # per order: [slots] largest count in any one reference
-        walk = _NgramWalk(words, lengths, owner, self.base)
-        for _ in range(MAX_ORDER):
-            keys, slots = np.unique(walk.keys(), return_inverse=True)
-            self.keys.append(keys)
-            self.counts.append(_largest_counts(slots, walk.row, len(keys), len(flat)))
-            walk.extend(slots)
-
-    def match(
-        self, hypotheses: Sequence[Sequence[str]], row_input: Ints
-    ) -> tuple[Ints, Ints, Ints]:
-        """Compare hypotheses with the references of their inputs.
-
-        Args:
-            hypotheses: [rows] lists of tokens.
-            row_input: [rows] indices of inputs.
-
-        Returns:
-            Clipped n-gram matches [rows, MAX_ORDER], lengths of the hypotheses [rows], and of the
-            reference whose length is closest, the shorter one of two [rows].
-        """
-        get = self.ids.get
-        words, lengths = _flatten([get(w, 0) for w in tokens] for tokens in hypotheses)
-        correct = np.zeros((len(lengths), MAX_ORDER), dtype=np.int64)
-        walk = _NgramWalk(words, lengths, row_input, self.base)
-        for order, (keys, limits) in enumerate(zip(self.keys, self.counts)):
-            wanted = walk.keys()
-            if not len(keys) or not len(wanted):
-                break
-            slots = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            slots = walk.keep(keys[slots] == wanted, slots)
-            pairs, counts = np.unique(walk.row * len(keys) + slots, return_counts=True)
-            clipped = np.minimum(counts, limits[pairs % len(keys)])
-            correct[:, order] = np.bincount(pairs // len(keys), clipped, minlength=len(lengths))
-            walk.extend(slots)
-        return correct, lengths, self._closest_lengths(lengths, row_input)
-
-    def _closest_lengths(self, lengths: Ints, row_input: Ints) -> Ints:
-        choices = self.lengths[row_input]
-        distance = np.abs(choices - lengths[:, None])
-        # Of two that are equally close, the longer one has the larger key.
-        key = 2 * distance + (choices > lengths[:, None])
-        closest: Ints = np.take_along_axis(choices, key.argmin(1)[:, None], 1)[:, 0]
-        return closest
-
-
-class _NgramWalk:
-    """The n-grams of some sequences, order by order, as positions of their first word.
-
-    Attributes, all int64 [n-grams still followed]:
-        row: the sequence of each n-gram.
-        prefix: the slot of its first n-1 words (at n = 1 the input).
-    """
-
-    def __init__(self, words: Ints, lengths: Ints, inputs: Ints, base: int) -> None:
-        self._words = words
-        self._base = base
-        self._last = np.arange(len(words))  # position of the last word of the n-gram
-        self._ends = np.cumsum(lengths)
-        self.row = np.repeat(np.arange(len(lengths)), lengths)
-        self.prefix: Ints = inputs[self.row]
-
-    def keys(self) -> Ints:
-        """(prefix, last word) as one integer."""
-        keys: Ints = self.prefix * self._base + self._words[self._last]
-        return keys
-
-    def keep(self, mask: NDArray[np.bool_], slots: Ints) -> Ints:
-        """Drop the n-grams where `mask` is False; returns the slots of the others."""
-        self._last, self.row = self._last[mask], self.row[mask]
-        return slots[mask]
-
-    def extend(self, slots: Ints) -> None:
-        """Go on to the n-grams that are one word longer; `slots` are those of the present ones."""
-        self.prefix = slots
-        self._last = self._last + 1
-        self.prefix = self.keep(self._last < self._ends[self.row], slots)
 
 
 def bleu_from_counts(
@@ -251,7 +134,7 @@ def bleu_from_counts(
         float64 [rows] in [0, 1].
     """
     matches = correct.astype(np.float64)
-    totals = np.maximum(lengths[:, None] - np.arange(correct.shape[1]), 0).astype(np.float64)
+    totals = ngram_totals(lengths, correct.shape[1]).astype(np.float64)
     if smooth_method == "add-k":
         matches[:, 1:] += smooth_value
         totals[:, 1:] += smooth_value
@@ -268,14 +151,6 @@ def bleu_from_counts(
     return np.where(correct.any(axis=1), np.minimum(scores, 1.0), 0.0)
 
 
-def _largest_counts(slots: Ints, rows: Ints, slot_count: int, row_count: int) -> Ints:
-    """[slots] the largest number of times that a slot occurs in one row."""
-    largest = np.zeros(slot_count, dtype=np.int64)
-    pairs, counts = np.unique(slots * row_count + rows, return_counts=True)
-    np.maximum.at(largest, pairs // max(row_count, 1), counts)
-    return largest
-
-
 def _padded_lengths(owner: Ints, lengths: Ints, inputs: int) -> Ints:
     """[inputs, most references] lengths; where there is no reference, one that is never closest."""
     number = np.bincount(owner, minlength=inputs)
@@ -285,12 +160,13 @@ def _padded_lengths(owner: Ints, lengths: Ints, inputs: int) -> Ints:
     return padded
 
 
-def _flatten(sequences: Iterable[list[int]]) -> tuple[Ints, Ints]:
-    """All numbers in one array, and the lengths [sequences]."""
-    lists = list(sequences)
-    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    flat = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(lengths.sum()))
-    return flat, lengths
+def _closest(choices: Ints, lengths: Ints) -> Ints:
+    """[rows] of the reference lengths [rows, references] the closest, the shorter one of two."""
+    distance = np.abs(choices - lengths[:, None])
+    # Of two that are equally close, the longer one has the larger key.
+    key = 2 * distance + (choices > lengths[:, None])
+    closest: Ints = np.take_along_axis(choices, key.argmin(1)[:, None], 1)[:, 0]
+    return closest
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -1,0 +1,98 @@
+"""From the name of a reward, as ``--reward`` takes it, to the reward."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards.base import Reward, reward_class, reward_names
+from esrl_fairseq.rewards.function import PREFIX, FunctionReward
+from esrl_fairseq.rewards.weighted_sum import WeightedSum
+
+PartOptions = Mapping[str, Mapping[str, Any]]
+
+
+def build_reward(name: str, part_options: PartOptions | None = None, **options: Any) -> Reward:
+    """Make a reward from its name.
+
+    Args:
+        name: a registered name, ``python:module.function``, or a weighted sum of such names:
+            ``bleu:0.5+chrf:0.5``. A weight that is left out is 1.
+        part_options: options of registered rewards by their names, for those that occur in `name`.
+        options: of the reward `name` itself, which is then no weighted sum.
+
+    Raises:
+        EsrlError: the name cannot be read or is unknown, a reward does not take its options, or
+            what it needs is not installed.
+    """
+    parts = _parse(name)
+    if len(parts) == 1 and parts[0][1] is None:
+        return _build(parts[0][0], {**(part_options or {}).get(parts[0][0], {}), **options})
+    if options:
+        raise EsrlError(
+            f"reward {name!r} is a weighted sum and takes no options itself, but was given "
+            f"{', '.join(options)}: give them by part_options, under the name of a part"
+        )
+    return WeightedSum(
+        name,
+        [
+            (_build(part, (part_options or {}).get(part, {})), 1.0 if weight is None else weight)
+            for part, weight in parts
+        ],
+    )
+
+
+def _build(name: str, options: Mapping[str, Any]) -> Reward:
+    if name.startswith(PREFIX):
+        if options:
+            raise EsrlError(f"reward {name!r} takes no options, but was given {', '.join(options)}")
+        return FunctionReward(name)
+    cls = reward_class(name)
+    if cls is None:
+        raise EsrlError(
+            f"unknown reward {name!r}: choose one of {', '.join(reward_names())}, "
+            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5"
+        )
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise EsrlError(f"reward {name!r}: {error}; its options are: {known}") from None
+    return cls(**options)
+
+
+def _parse(text: str) -> list[tuple[str, float | None]]:
+    """[parts] names and weights; a weight that is not given is None."""
+    parts = []
+    for part in text.split("+"):
+        part = part.strip()
+        prefix = PREFIX if part.startswith(PREFIX) else ""
+        name, colon, weight = part[len(prefix) :].partition(":")
+        name = prefix + name.strip()
+        if not name:
+            raise EsrlError(
+                f"reward {text!r}: a name is missing; weighted sums are written bleu:0.5+chrf:0.5"
+            )
+        parts.append((name, _weight(text, name, weight) if colon else None))
+    names = [name for name, _ in parts]
+    for name in names:
+        if names.count(name) > 1:
+            raise EsrlError(f"reward {text!r}: {name!r} comes twice; add its weights")
+    return parts
+
+
+def _weight(text: str, name: str, weight: str) -> float:
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value == 0:
+        raise EsrlError(
+            f"reward {text!r}: the weight of {name!r} is {weight.strip()!r}, but must be a number "
+            "other than 0, such as 0.5"
+        )
+    return value
