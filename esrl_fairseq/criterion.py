@@ -20,6 +20,7 @@ from esrl_fairseq.core.baselines import KINDS, build_baseline
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import (
     fused_loss,
+    importance_weights,
     mrt_loss,
     reinforce_loss,
     rloo_loss,
@@ -113,6 +114,20 @@ class EsrlCriterionConfig(FairseqDataclass):
     baseline_window: int = field(
         default=10, metadata={"help": "updates that --reward-baseline window reaches back"}
     )
+    temperature_correction: ChoiceEnum(  # type: ignore[valid-type]
+        ["none", "tempered", "importance"]
+    ) = field(
+        default="none",
+        metadata={
+            "help": "samples drawn at a temperature other than 1 come from another distribution "
+            "than the one that is trained: ignore that (none, as the paper), train the one that "
+            "was drawn from (tempered), or weigh the samples by p/q (importance)"
+        },
+    )
+    importance_clip: float = field(
+        default=2.0,
+        metadata={"help": "largest weight of --temperature-correction importance, above 0"},
+    )
     mle_weight: float = field(
         default=0.0,
         metadata={"help": "weight of the references' likelihood beside the reward; 0.3 is common"},
@@ -164,6 +179,8 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
         if getattr(cfg, name) < 1:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
+    if not cfg.importance_clip > 0:
+        raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:
         raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
     check_controls(cfg)
@@ -245,7 +262,7 @@ class EsrlCriterion(FairseqCriterion):
             multiplicity = rows.multiplicity.cpu().numpy()
             draws = np.repeat(given, multiplicity)
         with clock("stage_two"):
-            scores, references = self.rescore(model, sample, rows)
+            scores, references = self.rescore(model, sample, rows, plan)
             baseline = self.task.rl.baseline.value(draws)
             losses = self.objective(scores, rewards, rows, inputs, baseline)
             loss = losses.sum()
@@ -290,7 +307,7 @@ class EsrlCriterion(FairseqCriterion):
         return control_rewards(scored.rewards, self.cfg.reward_control, torch.initial_seed(), ids)
 
     def rescore(
-        self, model: Any, sample: dict[str, Any], rows: Rows
+        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan
     ) -> tuple[Scores, Optional[Tensor]]:
         """Stage two: the rows' scores, and log-probabilities [inputs] of the references if needed.
 
@@ -301,6 +318,10 @@ class EsrlCriterion(FairseqCriterion):
         if self.cfg.mle_weight:
             target = utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
             given = append_rows(rows, target, pad)
+        temperature = None
+        if self.cfg.temperature_correction != "none":
+            temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)
+            temperature = temperature[given.input_index]
         scores = rescore(
             model,
             sample["net_input"],
@@ -310,27 +331,32 @@ class EsrlCriterion(FairseqCriterion):
             min_len=self.task.options.sample_min_len,
             dropout=self.cfg.rescoring_dropout,
             max_tokens=self.cfg.max_sampled_tokens,
+            temperature=temperature,
         )
         if given is rows:
             return scores, None
         n = len(rows)
-        own = Scores(scores.log_probs[:n], scores.entropy[:n], scores.lengths[:n])
-        return own, scores.log_probs[n:]
+        return scores[:n], scores.log_probs[n:]
 
     def objective(
         self, scores: Scores, rewards: Tensor, rows: Rows, inputs: int, baseline: float
     ) -> Tensor:
         """The loss of each input, [inputs]."""
-        log_probs = scores.log_probs
+        log_probs, weights = scores.log_probs, None
+        if scores.tempered is not None:
+            if self.cfg.temperature_correction == "tempered":
+                log_probs = scores.tempered
+            else:
+                weights = importance_weights(log_probs, scores.tempered, self.cfg.importance_clip)
         if self.cfg.length_normalization:
             log_probs = log_probs / scores.lengths.clamp(min=1)
         common = (log_probs, rewards, rows.input_index, inputs, self.alpha)
         if self.cfg.objective == "mrt":
-            return mrt_loss(*common)
+            return mrt_loss(*common, weights)
         if self.cfg.objective == "rloo":
-            return rloo_loss(*common, rows.multiplicity)
+            return rloo_loss(*common, rows.multiplicity, weights)
         loss = fused_loss if self.cfg.objective == "fused" else reinforce_loss
-        return loss(*common, baseline, rows.multiplicity)
+        return loss(*common, baseline, rows.multiplicity, weights)
 
     def visit(
         self,

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 def recomputed(
-    run: Callable[[Any], tuple[Tensor, Tensor]], argument: Any, parameters: Iterable[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """``run(argument)``, whose first result carries gradient and whose second does not.
+    run: Callable[[Any], tuple[Tensor, ...]], argument: Any, parameters: Iterable[Tensor]
+) -> tuple[Tensor, ...]:
+    """``run(argument)``, whose last result carries no gradient; the others do.
 
     ``torch.utils.checkpoint`` also drops activations, but builds the graph, whose many small nodes
     lie scattered among the freed activations: the heap of a CPU process then grows with every
@@ -29,8 +29,7 @@ def recomputed(
     """
     leaves, structure = tree_flatten(argument)
     wanted = [p for p in parameters if p.requires_grad]
-    log_probs, entropy = _Recomputed.apply(run, structure, len(leaves), *leaves, *wanted)
-    return log_probs, entropy
+    return _Recomputed.apply(run, structure, len(leaves), *leaves, *wanted)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -40,12 +39,12 @@ class _Recomputed(torch.autograd.Function):
         ctx.run, ctx.structure, ctx.count, ctx.inputs = run, structure, count, inputs
         ctx.random = torch.get_rng_state(), *get_device_states(*inputs)
         results = run(tree_unflatten(inputs[:count], structure))
-        ctx.mark_non_differentiable(results[1])
+        ctx.mark_non_differentiable(results[-1])
         return results
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         # Leaves of their own: the gradient must stop at them, whatever else they are part of.
         leaves = [_detached(x) for x in ctx.inputs[: ctx.count]]
         wanted = [x for x in (*leaves, *ctx.inputs[ctx.count :]) if _requires_grad(x)]
@@ -53,8 +52,8 @@ class _Recomputed(torch.autograd.Function):
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.set_rng_state(random)
             set_device_states(devices, states)
-            log_probs, _ = ctx.run(tree_unflatten(leaves, ctx.structure))
-            found = iter(torch.autograd.grad(log_probs, wanted, grad, allow_unused=True))
+            results = ctx.run(tree_unflatten(leaves, ctx.structure))[:-1]
+            found = iter(torch.autograd.grad(results, wanted, grads[:-1], allow_unused=True))
         inputs = (*leaves, *ctx.inputs[ctx.count :])
         return None, None, None, *(next(found) if _requires_grad(x) else None for x in inputs)
 

@@ -37,12 +37,20 @@ class Scores:
     Attributes:
         log_probs: float32 ``[rows]`` with gradient, Σ_t log p(y_t | y_<t, x) of the chosen tokens.
         entropy: float32 ``[rows]`` without gradient, Σ_t H(p(· | y_<t, x)) in nats.
-        lengths: int64 ``[rows]``, tokens that both sums run over.
+        lengths: int64 ``[rows]``, tokens that the sums run over.
+        tempered: like ``log_probs``, of the distribution that the rows were drawn from; None where
+            that was not asked for.
     """
 
     log_probs: Tensor
     entropy: Tensor
     lengths: Tensor
+    tempered: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Scores:
+        """The scores of some rows."""
+        tempered = None if self.tempered is None else self.tempered[rows]
+        return Scores(self.log_probs[rows], self.entropy[rows], self.lengths[rows], tempered)
 
 
 def rescore(
@@ -54,6 +62,7 @@ def rescore(
     min_len: int = 0,
     dropout: bool = False,
     max_tokens: int = 4096,
+    temperature: Tensor | None = None,
 ) -> Scores:
     """Log-probabilities of ``rows`` under the policy that stage one samples from at temperature 1.
 
@@ -67,15 +76,16 @@ def rescore(
         dropout: keep the model's dropout as in MLE training.
         max_tokens: positions whose activations are kept for the backward pass; those of further
             rows are computed again there, so that memory does not grow with the samples.
+        temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
     """
-    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens, dropout)
+    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens, dropout, temperature)
     with _training_mode(model, dropout), scorer.in_place_of_decoder():
-        log_probs, entropy = model(
+        log_probs, *tempered, entropy = model(
             src_tokens=net_input["src_tokens"],
             src_lengths=net_input["src_lengths"],
             prev_output_tokens=shift_right(rows.tokens, rows.lengths, eos, pad),
         )
-    return Scores(log_probs, entropy, rows.scored().sum(1))
+    return Scores(log_probs, entropy, rows.scored().sum(1), *tempered)
 
 
 class _RowScorer:
@@ -90,12 +100,14 @@ class _RowScorer:
         min_len: int,
         max_tokens: int,
         dropout: bool,
+        temperature: Tensor | None,
     ):
         self.model = model
         self.rows = rows
         self.pad, self.eos, self.min_len = pad, eos, min_len
         self.max_tokens = max_tokens
         self.dropout = dropout
+        self.temperature = temperature
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
         # be computed for real tokens only.
@@ -114,9 +126,10 @@ class _RowScorer:
 
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each row, both ``[rows]``."""
-        order, scores, kept = [], [], 0
+    ) -> tuple[Tensor, ...]:
+        """Log-probability of each row, that at its temperature if asked for, and its entropy."""
+        order, kept = [], 0
+        scores: list[tuple[Tensor, ...]] = []
         for piece in self.pieces():
             kept += len(piece) * int(self.rows.lengths[piece].max())
             if kept <= self.max_tokens or not torch.is_grad_enabled():
@@ -126,8 +139,7 @@ class _RowScorer:
                 scores.append(recomputed(run, encoder_out, self.model.parameters()))
             order.append(piece)
         back = torch.cat(order).argsort()
-        log_probs, entropy = (torch.cat(parts)[back] for parts in zip(*scores))
-        return log_probs, entropy
+        return tuple(torch.cat(parts)[back] for parts in zip(*scores))
 
     def pieces(self) -> list[Tensor]:
         """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
@@ -142,8 +154,8 @@ class _RowScorer:
 
     def score(
         self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of the rows ``piece``."""
+    ) -> tuple[Tensor, ...]:
+        """The same of the rows ``piece``."""
         longest = int(self.rows.lengths[piece].max())
         own = reorder_encoder_out(self.model.encoder, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
@@ -157,25 +169,38 @@ class _RowScorer:
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
         no_eos = (step < self.min_len) & (targets != self.eos)
-        states = decoder_out[0][chosen]
-        if self.features_only:
-            log_probs, entropy = self.head(states, targets, no_eos)
-        else:
-            log_probs, entropy = token_scores(states, targets, self.pad, self.eos, no_eos)
-        zeros = log_probs.new_zeros(len(piece))
-        return zeros.index_add(0, row, log_probs), zeros.index_add(0, row, entropy)
+        temperature = None if self.temperature is None else self.temperature[piece[row]]
+        arguments = (decoder_out[0][chosen], targets, no_eos, temperature)
+        values = self.head(*arguments) if self.features_only else self.token_scores(*arguments)
+        zeros = values[0].new_zeros(len(piece))
+        return tuple(zeros.index_add(0, row, value) for value in values)
 
-    def head(self, states: Tensor, targets: Tensor, no_eos: Tensor) -> tuple[Tensor, Tensor]:
+    def head(
+        self, states: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Token scores of decoder states; no [positions, words] tensor outlives its chunk."""
 
-        def score(states: Tensor, targets: Tensor, no_eos: Tensor) -> tuple[Tensor, Tensor]:
-            words = self.model.decoder.output_layer(states)
-            return token_scores(words, targets, self.pad, self.eos, no_eos)
+        def score(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            return self.token_scores(self.model.decoder.output_layer(states), *rest)
 
-        chunks = zip(*(x.split(HEAD_POSITIONS) for x in (states, targets, no_eos)))
-        scored = [checkpoint(score, *chunk, use_reentrant=False) for chunk in chunks]
-        log_probs, entropy = (torch.cat(parts) for parts in zip(*scored))
-        return log_probs, entropy
+        scored = []
+        for start in range(0, len(states), HEAD_POSITIONS):
+            part = slice(start, start + HEAD_POSITIONS)
+            tau = None if temperature is None else temperature[part]
+            chunk = states[part], targets[part], no_eos[part], tau
+            scored.append(checkpoint(score, *chunk, use_reentrant=False))
+        return tuple(torch.cat(parts) for parts in zip(*scored))
+
+    def token_scores(
+        self, words: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Log-probability of each token, that at its temperature if asked for, and entropy."""
+        # Divided first, since token_scores overwrites what it is given.
+        tempered = None if temperature is None else words.float() / temperature.unsqueeze(1)
+        log_probs, entropy = token_scores(words, targets, self.pad, self.eos, no_eos)
+        if tempered is None:
+            return log_probs, entropy
+        return log_probs, token_scores(tempered, targets, self.pad, self.eos, no_eos)[0], entropy
 
 
 def unwrap(model: Any) -> Any:

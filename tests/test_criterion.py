@@ -29,6 +29,7 @@ from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitor import Monitor
+from esrl_fairseq.rescoring import Scores
 from esrl_fairseq.task import SamplingTask, check_sampling_options
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo")
@@ -164,6 +165,45 @@ def test_loss_equals_the_formulas(objective):
     assert torch.allclose(sum(parts), log["loss"]) and sum(p != 0 for p in parts) == len(branches)
 
 
+@pytest.mark.parametrize("mle_weight", [0.0, 0.3])
+@pytest.mark.parametrize("correction", ["none", "tempered", "importance"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_temperature_correction(objective, correction, mle_weight):
+    """The loss from plain log-probabilities at temperature 1 and at each input's own."""
+    run = Run(
+        objective=objective,
+        temperature_correction=correction,
+        importance_clip=1.1,
+        mle_weight=mle_weight,
+    )
+    batch = make_batch()
+    loss, _, log = run.loss(batch)
+    _, rows = run.rows(batch)
+    model = run.model.eval()
+    log_p, _ = plain_scores(model, batch, rows, min_len=1)
+    log_q = log_p.clone()
+    temperature = run.task.plan(batch).temperature
+    assert len(set(temperature.tolist())) > 4
+    for i, tau in enumerate(temperature.tolist()):
+        at_tau, _ = plain_scores(model, batch, rows, min_len=1, temperature=tau)
+        log_q = torch.where(rows.input_index == i, at_tau, log_q)
+    ratio = (log_p - log_q).exp().detach()
+    assert ratio.min() < 0.9 and ratio.max() > 1.1
+    weights = ratio.clamp(max=1.1) if correction == "importance" else None
+    rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+    trained = log_q if correction == "tempered" else log_p
+    common = (trained, rewards, rows.input_index, 6, 0.5)
+    queue = (np.mean([0.3, 0.1, 0.6]), rows.multiplicity)
+    expected = {
+        "mrt": lambda: mrt_loss(*common, weights),
+        "reinforce": lambda: reinforce_loss(*common, *queue, weights),
+        "fused": lambda: fused_loss(*common, *queue, weights),
+        "rloo": lambda: rloo_loss(*common, rows.multiplicity, weights),
+    }[objective]().sum()
+    expected = expected + mle_weight * 0.5 * log["nll_references"]
+    assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_length_normalization_divides_by_chosen_tokens():
     """A forced EOS does not count as length."""
     run, batch = Run(objective="mrt", length_normalization=True), make_batch()
@@ -201,7 +241,7 @@ def test_duplicates_are_one_row(objective):
     rows = run.criterion.sample_rows(run.model, batch, run.task.plan(batch))
     assert rows.multiplicity.tolist() == [3, 2, 1] and rows.input_index.tolist() == [0, 1, 1]
     log_p = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    scores = type("", (), {"log_probs": log_p})
+    scores = Scores(log_p, torch.zeros(3), torch.ones(3))
     loss = run.criterion.objective(scores, torch.tensor([0.9, 0.2, 0.6]), rows, 2, 0.4)
     (gradient,) = torch.autograd.grad(loss.sum(), log_p)
     q = torch.sigmoid(torch.tensor(0.5))  # of the second row against the third
@@ -497,6 +537,8 @@ def test_capability_noise(noise, caplog):
         ({"capability_noise": "much"}, "--capability-noise is 'much'"),
         ({"capability_noise": "-0.1"}, "--capability-noise is '-0.1'"),
         ({"capability_noise": "inf"}, "--capability-noise is 'inf'"),
+        ({"importance_clip": 0.0}, "--importance-clip"),
+        ({"importance_clip": math.nan}, "--importance-clip"),
         ({"risk_alpha": 0.0}, "--risk-alpha"),
         ({"risk_alpha": math.nan}, "--risk-alpha"),
         ({"risk_alpha": None, "length_normalization": True}, "--length-normalization"),

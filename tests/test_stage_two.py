@@ -101,6 +101,38 @@ def test_pieces_computed_twice_keep_their_dropout(arch, training, monkeypatch):
     assert torch.allclose(found[2], found[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_scores_at_the_rows_temperature(arch, monkeypatch):
+    """``tempered`` and its gradient equal the plain pass at each row's own temperature."""
+    model, batch, rows = make_model(arch).eval(), make_batch(), ragged_rows()
+    temperature = torch.linspace(0.5, 2, len(rows))
+    expected = torch.stack(
+        [
+            plain_scores(model, batch, subset(rows, slice(r, r + 1)), 0, float(tau))[0][0]
+            for r, tau in enumerate(temperature)
+        ]
+    )
+    slope = gradients(model, (expected * weights(rows)).sum())
+    for piece_tokens, max_tokens in PIECES:
+        pieces(monkeypatch, piece_tokens)
+        scores = rescore(
+            model,
+            batch["net_input"],
+            rows,
+            PAD,
+            EOS,
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
+        assert torch.allclose(scores.tempered, expected, atol=1e-5)
+        both = (scores.tempered * weights(rows)).sum() + 0 * scores.log_probs.sum()
+        assert torch.allclose(gradients(model, both), slope, rtol=1e-3, atol=1e-4)
+        plain = rescore(model, batch["net_input"], rows, PAD, EOS, max_tokens=max_tokens)
+        assert plain.tempered is None
+        assert torch.equal(plain.log_probs, scores.log_probs)
+    assert torch.allclose(scores[2:4].tempered, expected[2:4], atol=1e-5)
+
+
 def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch):
     """Numbers kept for backward: bounded by max_tokens, not [positions, words] at all."""
     pieces(monkeypatch, 16)
