@@ -120,6 +120,19 @@ class Plan:
     capability: np.ndarray
 
 
+MEMORY_ADVICE = (
+    "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
+    "longer; the result stays the same), or --batch-size or --max-tokens with a higher "
+    "--update-freq, or --num-samples"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+
+
 class SamplingTask(FairseqTask):
     """What any task needs for ESRL; mixed in before the task's own class.
 
@@ -233,9 +246,14 @@ class SamplingTask(FairseqTask):
         **kwargs: Any,
     ) -> Any:
         self.dummy_batch = ignore_grad
-        return super().train_step(
-            sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
-        )
+        try:
+            return super().train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+            )
+        except (RuntimeError, MemoryError) as error:  # fairseq skips such a batch on a GPU
+            if out_of_memory(error):
+                logger.error(MEMORY_ADVICE)
+            raise
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         super().optimizer_step(optimizer, model, update_num)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq.logging import metrics
+from fairseq.tasks.translation import TranslationTask
 from helpers import (
     EOS,
     PAD,
@@ -272,6 +273,20 @@ def test_skipped_inputs_have_no_loss_but_count():
         part = take(batch, [0, 1])  # all known: all would be skipped
         assert every.task.plan(part).counts.sum() == 1
         assert torch.isfinite(every.loss(part)[0])
+
+
+@pytest.mark.parametrize("error", ["CUDA out of memory.", "not enough memory: you tried", "other"])
+def test_advice_when_memory_runs_out(error, monkeypatch, caplog):
+    """The error goes on as it is, after a line that says what to lower."""
+    task = make_task()
+
+    def fail(*_, **__):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(TranslationTask, "train_step", fail)
+    with pytest.raises(RuntimeError, match=error):
+        task.train_step(None, None, None, None, 0)
+    assert ("--max-sampled-tokens" in caplog.text) == (error != "other")
 
 
 def test_plan_follows_capability():
