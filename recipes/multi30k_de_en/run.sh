@@ -55,7 +55,7 @@ ESRL=(
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --save-interval-updates 25 --keep-interval-updates 1 --log-interval 10
 )
-# The control: such a decay once more.
-CONTINUE=("${DECAY[@]}" --total-num-update 1000 --max-update 0)
+# The control: such a decay once more, in about the time that ESRL takes.
+CONTINUE=("${DECAY[@]}" --total-num-update 500 --max-update 500)
 
 run_recipe
