@@ -193,6 +193,38 @@ def interleave(
     return results
 
 
+def add_child_options(parser: argparse.ArgumentParser) -> None:
+    """For scripts that run each case in a process of its own, see :func:`child`."""
+    add = parser.add_argument
+    add("--timeout", type=float, default=3600.0, help="seconds after which a case is given up")
+    add("--case", help=argparse.SUPPRESS)  # of the child process
+
+
+def child(case: tuple[Any, ...], options: argparse.Namespace) -> Row:
+    """Run one case in a new process with this one's options.
+
+    Raises:
+        Skip: it failed, was killed or took too long.
+    """
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), *sys.argv[1:]]
+    command += ["--case", json.dumps(case)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout)
+    except subprocess.TimeoutExpired:
+        raise Skip(f"took more than {options.timeout:g} s") from None
+    lines = done.stdout.strip().splitlines()
+    if done.returncode < 0:
+        raise Skip(f"killed by signal {-done.returncode}: most likely out of memory")
+    if done.returncode or not lines:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Skip(said[-1])
+    result = json.loads(lines[-1])
+    print(f"{' '.join(map(str, case))}: {result.get('reason') or 'done'}", file=sys.stderr)
+    if "reason" in result:
+        raise Skip(result["reason"])
+    return result
+
+
 def attempt(case: Callable[[], Row]) -> Row:
     """What ``case`` returns, or why it could not run."""
     try:

@@ -6,6 +6,7 @@ One row an engine, size and K. See benchmarks/README.md.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,57 +28,72 @@ Engine = Callable[[int, int], tuple[Callable[[], Any], Callable[[Any], int]]]
 """(K, seed) -> what is timed, and what counts the tokens of its result."""
 
 
+CALLS = 3
+"""Measured calls of a process; its result is their median."""
+
+
 def main() -> None:
-    """Every size and K; the engines take turns."""
+    """Every size and K; the engines take turns, each time in a new process.
+
+    In one process the idle threads of one library slow down the next one's: on 2 cores all engines
+    lost a third beside CTranslate2.
+    """
     parser = common.make_parser(__doc__, k=(1, 4, 16, 64))
     parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), default=list(ENGINES))
     parser.set_defaults(params=["3M", "35M"])
+    common.add_child_options(parser)
     options = parser.parse_args()
     common.check_options(options)
+    if options.case:
+        print(json.dumps(common.attempt(lambda: run_case(options))))
+        return
     head = common.header(options)
     common.print_header(head)
     rows: list[common.Row] = []
-    for work in workloads(options):
-        with tempfile.TemporaryDirectory() as folder:
-            engines = build_engines(work, options.engines, Path(folder))
-            for k in options.k:
-                rows += measure(work, engines, k, options)
-                print(f"{work.params}, K = {k}: done", file=sys.stderr)
+    for params in ["checkpoint"] if options.checkpoint else options.params:
+        for k in options.k:
+            rows += measure(params, k, options)
     common.finish(rows, head, COLUMNS, options.json)
 
 
-def build_engines(work: Workload, names: list[str], folder: Path) -> dict[str, Any]:
-    """The engines by name; in the place of one that is missing, the reason."""
-    engines = {}
-    for name in names:
-        made = common.attempt(lambda name=name: {"engine": ENGINES[name](work, folder)})
-        engines[name] = made.get("engine", made.get("reason"))
-    return engines
-
-
-def measure(work: Workload, engines: dict[str, Any], k: int, options: Any) -> list[common.Row]:
+def measure(params: str, k: int, options: Any) -> list[common.Row]:
     """One row an engine, and one of the plain matrix products."""
-    cases = {name: timed(work, engine, k, options.seed) for name, engine in engines.items()}
-    cases["gemm"] = gemm_case(work, k)
+    cases = {
+        name: lambda case=(params, k, name): common.child(case, options)
+        for name in [*options.engines, "gemm"]
+    }
     rows = []
-    for name, results in common.interleave(cases, options.rounds).items():
-        rows.append({"engine": name, "k": k, **work.about, **common.medians(results)})
+    for name, results in common.interleave(cases, options.rounds, warmups=0).items():
+        rows.append({"engine": name, "k": k, "params": params, **common.medians(results)})
         rows[-1]["spread"] = common.spread(results, "tokens_per_s")
         rows[-1].setdefault("tokens_per_s", None)
     by_name = {row["engine"]: row for row in rows}
-    add_rates(work, rows, by_name["gemm"])
+    add_rates(rows, by_name["gemm"])
     esrl = by_name.get("esrl", {}).get("tokens_per_s")
     for row in rows:
         row["esrl_speedup"] = common.ratio(esrl, row["tokens_per_s"])
     return rows
 
 
+def run_case(options: Any) -> common.Row:
+    """One engine in this process: a call to warm up, then the measured ones."""
+    params, k, name = json.loads(options.case)
+    options.params = [params]
+    work = next(iter(workloads(options)))
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "gemm":
+            case = gemm_case(work, k)
+        else:
+            case = timed(work, ENGINES[name](work, Path(folder)), k, options.seed)
+        case()
+        results = [case() for _ in range(CALLS)]
+    return {**work.about, **common.medians(results)}
+
+
 def timed(work: Workload, engine: Any, k: int, seed: int) -> Callable[[], common.Row]:
     """A case that samples K times each input; counting the tokens is not timed."""
 
     def case() -> common.Row:
-        if isinstance(engine, str):
-            raise common.Skip(engine)
         sample, count = engine(k, seed)
         start = common.seconds_now(work.device)
         result = sample()
@@ -295,7 +311,13 @@ def gemm_case(work: Workload, k: int) -> Callable[[], common.Row]:
                 for weight in step:
                     torch.matmul(step_x[weight.size(1)], weight.t())
         end = common.seconds_now(work.device)
-        return {"seconds_once": middle - start, "seconds_step": (end - middle) / REPEATED_STEPS}
+        return {
+            "seconds_once": middle - start,
+            "seconds_step": (end - middle) / REPEATED_STEPS,
+            "rows": rows,
+            "flops_once": 2 * source * sum(weight.numel() for weight in once),
+            "flops_token": 2 * sum(weight.numel() for weight in step),
+        }
 
     return case
 
@@ -326,13 +348,12 @@ def gemm_inputs(weights: list[torch.Tensor], rows: int, work: Workload) -> dict[
     return {n: torch.randn(rows, n, device=work.device, dtype=work.dtype) for n in widths}
 
 
-def add_rates(work: Workload, rows: list[common.Row], gemm: common.Row) -> None:
+def add_rates(rows: list[common.Row], gemm: common.Row) -> None:
     """Each engine's FLOP/s, and its share of what the plain products reach for as many tokens."""
     if "seconds_step" not in gemm:
         return
-    source, alive, once, step = products(work, gemm["k"])
-    flops_once = 2 * source * sum(weight.numel() for weight in once)
-    flops_token = 2 * sum(weight.numel() for weight in step)
+    alive = gemm.pop("rows")
+    flops_once, flops_token = gemm.pop("flops_once"), gemm.pop("flops_token")
     # As many tokens as an engine made, so that both have the same share of the encoder.
     gemm["tokens"] = next((row["tokens"] for row in rows if row.get("tokens")), alive)
     for row in rows:

@@ -6,10 +6,8 @@ One row a method, size, length and K. See benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import common
@@ -38,11 +36,8 @@ def main() -> None:
     common.print_header(head)
     sizes = ["checkpoint"] if options.checkpoint else options.params
     cases = {
-        (params, length, k, method): lambda case=(params, length, k, method): child(case, options)
-        for params in sizes
-        for length in options.lengths
-        for k in options.k
-        for method in options.methods
+        case: lambda case=case: common.child(case, options)
+        for case in itertools.product(sizes, options.lengths, options.k, options.methods)
     }
     results = common.interleave(cases, options.rounds, warmups=0)
     common.finish(table(results), head, COLUMNS, options.json)
@@ -66,8 +61,7 @@ def parse() -> argparse.Namespace:
         default=0.0,
         help="memory a case may take above the loaded model; 0 is 90%% of what is free",
     )
-    add("--timeout", type=float, default=3600.0, help="seconds after which a case is given up")
-    add("--case", help=argparse.SUPPRESS)  # of the child process
+    common.add_child_options(parser)
     options = parser.parse_args()
     options.lengths = options.lengths or [options.length]
     if options.checkpoint:
@@ -99,31 +93,6 @@ def _setting(row: common.Row) -> tuple[Any, ...]:
 
 
 # The process of one case
-
-
-def child(case: tuple[str, int, int, str], options: argparse.Namespace) -> common.Row:
-    """Run one case in a new process with this one's options.
-
-    Raises:
-        common.Skip: it failed, was killed or took too long.
-    """
-    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
-    command += ["--case", json.dumps(case)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout)
-    except subprocess.TimeoutExpired:
-        raise common.Skip(f"took more than {options.timeout:g} s") from None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode < 0:
-        raise common.Skip(f"killed by signal {-done.returncode}: most likely out of memory")
-    if done.returncode or not lines:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise common.Skip(said[-1])
-    result = json.loads(lines[-1])
-    print(f"{' '.join(map(str, case))}: {result.get('reason') or 'done'}", file=sys.stderr)
-    if "reason" in result:
-        raise common.Skip(result["reason"])
-    return result
 
 
 def run_case(options: argparse.Namespace, case: str) -> common.Row:
