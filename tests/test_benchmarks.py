@@ -35,9 +35,9 @@ def rows_of(folder, script, *arguments):
 
 def test_stage_one(tmp_path):
     """An engine has a speed or a reason; the others' speeds stand beside the plain products'."""
-    rows = rows_of(tmp_path, "stage_one.py", "--k", "1", "2")
+    rows = rows_of(tmp_path, "stage_one.py", "--k", "2", "--rounds", "1")
     engines = ["esrl", "sequence_generator", "transformers", "ctranslate2", "gemm"]
-    assert [(row["engine"], row["k"]) for row in rows] == [(e, k) for k in (1, 2) for e in engines]
+    assert [(row["engine"], row["k"]) for row in rows] == [(engine, 2) for engine in engines]
     for row in rows:
         assert row["params"] == "tiny"
         if row["tokens_per_s"] is None:
