@@ -15,7 +15,7 @@ import sacrebleu
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, register_reward
-from esrl_fairseq.rewards.ngrams import Floats, Ints, NgramCounts, RowReferences, ngram_totals
+from esrl_fairseq.rewards.ngrams import Floats, Ints, RowReferences, pair_counts
 
 
 @register_reward("chrf")
@@ -88,14 +88,14 @@ class ChrfReward(Reward):
         pairs = RowReferences(references, row_input)
         texts = [self._cased(text) for text in hypotheses]
         ref_texts = [self._cased(text) for text in pairs.texts]
-        counts = _count(
+        counts = pair_counts(
             [self._characters(text) for text in ref_texts],
             [self._characters(text) for text in texts],
             pairs,
             self.char_order,
         )
         if self.word_order:
-            words = _count(
+            words = pair_counts(
                 [_words(text) for text in ref_texts],
                 [_words(text) for text in texts],
                 pairs,
@@ -109,20 +109,6 @@ class ChrfReward(Reward):
 
     def _characters(self, text: str) -> str:
         return text if self.whitespace else "".join(text.split())
-
-
-def _count(
-    references: Sequence[Sequence[str]],
-    hypotheses: Sequence[Sequence[str]],
-    pairs: RowReferences,
-    max_order: int,
-) -> Ints:
-    """[3, pairs, orders] n-grams of the hypothesis, of the reference, and common to both."""
-    counts = NgramCounts([[ref] for ref in references], max_order)
-    matches, lengths = counts.match([hypotheses[row] for row in pairs.row], pairs.reference)
-    of_references = counts.lengths[pairs.reference]
-    totals = ngram_totals(lengths, max_order), ngram_totals(of_references, max_order)
-    return np.stack([*totals, matches])
 
 
 def f_scores(counts: Ints, beta: int, eps_smoothing: bool) -> Floats:

@@ -160,3 +160,17 @@ def _flatten(sequences: Iterable[list[int]]) -> tuple[Ints, Ints]:
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     flat = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=int(lengths.sum()))
     return flat, lengths
+
+
+def pair_counts(
+    references: Sequence[Sequence[str]],
+    hypotheses: Sequence[Sequence[str]],
+    pairs: RowReferences,
+    max_order: int,
+) -> Ints:
+    """[3, pairs, orders] n-grams of the hypothesis, of the reference, and common to both."""
+    counts = NgramCounts([[ref] for ref in references], max_order)
+    matches, lengths = counts.match([hypotheses[row] for row in pairs.row], pairs.reference)
+    of_references = counts.lengths[pairs.reference]
+    totals = ngram_totals(lengths, max_order), ngram_totals(of_references, max_order)
+    return np.stack([*totals, matches])

@@ -16,7 +16,7 @@ import numpy as np
 
 from esrl_fairseq.rewards.base import Reward, register_reward
 from esrl_fairseq.rewards.extras import require
-from esrl_fairseq.rewards.ngrams import Floats, Ints, NgramCounts, RowReferences, ngram_totals
+from esrl_fairseq.rewards.ngrams import Floats, Ints, RowReferences, pair_counts
 from esrl_fairseq.rewards.words import WordCache
 
 INSTALL = "rouge-score rapidfuzz"
@@ -76,7 +76,8 @@ class _Rouge(Reward):
         words = [self.tokenize(text) for text in hypotheses]
         values = []
         if self.orders:
-            by_order = ngram_f1(reference_words, words, pairs, max(self.orders))
+            own, others, common = pair_counts(reference_words, words, pairs, max(self.orders))
+            by_order = f1(common, own, others)
             values += [by_order[:, order - 1] for order in self.orders]
         if self.subsequence:
             values.append(self._subsequence_f1(reference_words, words, pairs))
@@ -148,19 +149,6 @@ class RougeReward(_Rouge):
 
     orders = (1, 2)
     subsequence = "rougeL"
-
-
-def ngram_f1(
-    references: Sequence[list[str]],
-    hypotheses: Sequence[list[str]],
-    pairs: RowReferences,
-    max_order: int,
-) -> Floats:
-    """[pairs, orders] F1 of common n-grams."""
-    counts = NgramCounts([[words] for words in references], max_order)
-    matches, lengths = counts.match([hypotheses[row] for row in pairs.row], pairs.reference)
-    reference_lengths = counts.lengths[pairs.reference]
-    return f1(matches, ngram_totals(lengths, max_order), ngram_totals(reference_lengths, max_order))
 
 
 def f1(common: Ints, of_hypothesis: Ints, of_reference: Ints) -> Floats:
