@@ -7,6 +7,7 @@ never depends on the samples that it is subtracted from, and several batches of 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,16 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 State = dict[str, NDArray[Any]]
 
 
-class Baseline:
+class Baseline(abc.ABC):
     """What every kind has; without any state by default."""
 
     kind: ClassVar[str]
 
+    @abc.abstractmethod
     def value(self, batch_rewards: ArrayLike) -> float:
         """b for a batch whose own rewards are ``batch_rewards`` [draws]."""
-        raise NotImplementedError
 
-    def push(self, rewards: ArrayLike) -> None:
+    def push(self, rewards: ArrayLike) -> None:  # noqa: B027 (some kinds remember nothing)
         """An update is over; ``rewards`` are those of all its draws, over all ranks."""
 
     def state(self) -> State:
@@ -48,7 +49,7 @@ class Baseline:
                 raise ValueError(f"{name!r} holds numbers that are not finite")
         self._restore({name: values.copy() for name, values in state.items()})
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: State) -> None:  # noqa: B027
         """Take over a state that has the right names, types and dimensions."""
 
 
