@@ -15,7 +15,8 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, LanguagePairDataset, ListDataset
 from fairseq.models.transformer import TransformerModel
 
-from esrl_fairseq.criterion import EsrlCriterion, EsrlCriterionConfig
+from esrl_fairseq.criterion import EsrlCriterion
+from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 SIZES = {  # layers on each side, width, FFN, heads, words

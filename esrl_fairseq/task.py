@@ -1,108 +1,29 @@
 """The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
 
 import logging
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
 from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from omegaconf import II
 
 from esrl_fairseq import compat
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
 from esrl_fairseq.core.schedules import sample_counts, temperatures
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
+from esrl_fairseq.options import SamplingConfig, check_sampling_options
 from esrl_fairseq.state import RLState
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SamplingConfig(FairseqDataclass):
-    """Options of stage one."""
-
-    num_samples: int = field(
-        default=8, metadata={"help": "K, the most samples of an input (at least 1)"}
-    )
-    min_samples: int = field(
-        default=1,
-        metadata={"help": "k_min, the fewest samples of an input; 0 skips the most capable ones"},
-    )
-    capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
-        default="bleu",
-        metadata={
-            "help": "what tells how well the model handles an input, from the input's last visit: "
-            "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
-            "(which must lie in [0, 1]), or none: always K samples"
-        },
-    )
-    elimination_ratio: float = field(
-        default=0.3,
-        metadata={"help": "beta in [0, 1]: share of the samples above k_min that is never drawn"},
-    )
-    sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
-    )
-    min_sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of the most capable input"}
-    )
-    max_sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of the least capable input"}
-    )
-    sample_max_len_a: float = field(
-        default=1.2,
-        metadata={"help": "samples end after at most a*x + b tokens, x the source's length"},
-    )
-    sample_max_len_b: int = field(default=10, metadata={"help": "see --sample-max-len-a"})
-    sample_min_len: int = field(
-        default=1, metadata={"help": "fewest tokens of a sample, EOS not counted"}
-    )
-    capability_store: Optional[str] = field(
-        default=None,
-        metadata={"help": "folder of the capability store's files (default: --save-dir)"},
-    )
-    save_dir: Optional[str] = II("checkpoint.save_dir")
-
-
-@dataclass
 class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
     """The translation task's options and those of stage one."""
-
-
-def check_sampling_options(cfg: SamplingConfig) -> None:
-    """Refuse options that cannot work.
-
-    Raises:
-        EsrlError: naming the option, its value and what is allowed.
-    """
-    temperature = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
-    limits: dict[str, tuple[float, float]] = {
-        "num_samples": (1, math.inf),
-        "min_samples": (0, cfg.num_samples),
-        "elimination_ratio": (0, 1),
-        "sample_max_len_a": (0, math.inf),
-        "sample_max_len_b": (0, math.inf),
-        "sample_min_len": (0, math.inf),
-    }
-    for name, (low, high) in limits.items():
-        value = getattr(cfg, name)
-        if not low <= value <= high:
-            upto = f"to {high:g}" if high < math.inf else "upwards"
-            option = "--" + name.replace("_", "-")
-            raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
-    for name in temperature:
-        if not 0 < getattr(cfg, name) < math.inf:
-            option = "--" + name.replace("_", "-")
-            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be a positive number")
-    if cfg.min_sample_temperature > cfg.max_sample_temperature:
-        raise EsrlError("--min-sample-temperature is above --max-sample-temperature: swap them")
 
 
 @dataclass

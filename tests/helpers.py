@@ -15,7 +15,8 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.criterion import EsrlCriterion, EsrlCriterionConfig
+from esrl_fairseq.criterion import EsrlCriterion
+from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 ARCHS = ("transformer", "lstm", "lightconv")

@@ -30,8 +30,9 @@ from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitor import Monitor
+from esrl_fairseq.options import check_sampling_options
 from esrl_fairseq.rescoring import Scores
-from esrl_fairseq.task import SamplingTask, check_sampling_options
+from esrl_fairseq.task import SamplingTask
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo")
 DYNAMIC = dict(
