@@ -20,7 +20,7 @@ COMPACT_AT = 0.05
 """Share of ended rows at which the decoder's batch is compacted."""
 ROWS_AT_ONCE = (1024, 16384)
 """Rows in the decoder's batch, on a CPU and on other devices: more are not faster."""
-SCORED_AT_ONCE = 128
+SCORED_AT_ONCE = 256
 """Rows that are projected to the vocabulary and sampled at once on a CPU."""
 
 
@@ -166,9 +166,12 @@ class RowSampler(SequenceGenerator):
         inputs, branch = input_index.unique(return_inverse=True)
         live = torch.arange(len(tokens), device=tokens.device)
         previous = torch.full_like(inputs, self.eos).unsqueeze(1)
-        steps = decoding_steps(self.model.single_model, encoder_out, inputs, len(tokens))
+        rows, length = tokens.shape
+        # All of it at once on a CPU, where memory that no step reaches is never touched.
+        room = length if tokens.device.type == "cpu" else 0
+        steps = decoding_steps(self.model.single_model, encoder_out, inputs, rows, room)
         with steps.running():
-            for step in range(tokens.size(1)):
+            for step in range(length):
                 chosen = self._choose(
                     steps, previous, branch, temperature[inputs], uniforms[live, step]
                 )

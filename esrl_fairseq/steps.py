@@ -20,16 +20,16 @@ from fairseq.modules.transformer_layer import (
 from torch import Tensor, nn
 
 SPAN = 16
-"""Positions of self-attention's first cache. At least so many are read, the rest of them masked:
-torch multiplies smaller matrices by a slow loop of its own."""
+"""Positions of self-attention's cache that are read at least, the rest of them masked: torch
+multiplies smaller matrices by a slow loop of its own."""
 
 
 def decoding_steps(
-    model: Any, encoder_out: Any, input_index: Tensor, most_rows: int
+    model: Any, encoder_out: Any, input_index: Tensor, most_rows: int, room: int
 ) -> DecoderSteps:
     """The cheapest steps that ``model.decoder`` allows; for the arguments see DecoderSteps."""
     kind = TransformerSteps if TransformerSteps.fits(model.decoder) else DecoderSteps
-    return kind(model, encoder_out, input_index, most_rows)
+    return kind(model, encoder_out, input_index, most_rows, room)
 
 
 def reorder_encoder_out(encoder: Any, encoder_out: Any, index: Tensor) -> Any:
@@ -49,9 +49,17 @@ class DecoderSteps:
         encoder_out: of the inputs.
         input_index: int64 ``[rows]``, the input of each row.
         most_rows: that there will ever be.
+        room: steps that caches have room for at first; they grow.
     """
 
-    def __init__(self, model: Any, encoder_out: Any, input_index: Tensor, most_rows: int):
+    def __init__(
+        self,
+        model: Any,
+        encoder_out: Any,
+        input_index: Tensor,
+        most_rows: int,
+        room: int,
+    ):
         self.model = model
         self.encoder_out = reorder_encoder_out(model.encoder, encoder_out, input_index)
         self.state: dict[str, Any] = {}
@@ -94,15 +102,22 @@ class TransformerSteps(DecoderSteps):
     each step. Cross-attention has keys and values once an input, not once a row.
     """
 
-    def __init__(self, model: Any, encoder_out: Any, input_index: Tensor, most_rows: int):
-        super().__init__(model, encoder_out, input_index, most_rows)
+    def __init__(
+        self,
+        model: Any,
+        encoder_out: Any,
+        input_index: Tensor,
+        most_rows: int,
+        room: int,
+    ):
+        super().__init__(model, encoder_out, input_index, most_rows, room)
         (states,), padding = (
             self.encoder_out["encoder_out"],
             self.encoder_out["encoder_padding_mask"],
         )
         self.grid = _Grid(torch.arange(len(input_index), device=input_index.device))
         layers = model.decoder.layers
-        self.own = [_SelfAttention(x.self_attn, most_rows) for x in layers]
+        self.own = [_SelfAttention(x.self_attn, most_rows, room) for x in layers]
         self.cross = [
             _CrossAttention(x.encoder_attn, states, padding[0] if padding else None, self.grid)
             for x in layers
@@ -124,12 +139,13 @@ class TransformerSteps(DecoderSteps):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Within, the layers' attention is computed here."""
+        """Within, the layers' attention is computed here, and no tensor fit for a graph."""
         replaced: list[Any] = [*self.own, *self.cross]
         try:
             for attention in replaced:
                 attention.module.forward = attention
-            yield
+            with torch.inference_mode():
+                yield
         finally:
             for attention in replaced:
                 vars(attention.module).pop("forward", None)
@@ -201,18 +217,20 @@ class _Grid:
 class _SelfAttention:
     """MultiheadAttention's ``forward`` for one position a row, over the row's cached positions."""
 
-    def __init__(self, module: Any, rows: int):
+    def __init__(self, module: Any, rows: int, room: int):
         self.module, self.heads, self.width = module, module.num_heads, module.head_dim
         parts = (module.q_proj, module.k_proj, module.v_proj)
         self.weight = torch.cat([part.weight for part in parts])
         self.bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
-        self.cache = self.weight.new_zeros(2, rows, self.heads, SPAN, self.width)
+        size = 2, rows, self.heads, max(room, SPAN), self.width
+        self.cache = self.weight.new_empty(size)
+        self.cache[:, :, :, :SPAN] = 0  # read, though masked, before they are written
         self.steps = 0
 
     def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
         rows = query.size(1)
         if self.steps == self.cache.size(3):
-            self.cache = torch.cat([self.cache, torch.zeros_like(self.cache)], dim=3)
+            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=3)
         projected = nn.functional.linear(query[0], self.weight, self.bias)
         queries, *new = projected.view(rows, 3, self.heads, self.width).unbind(1)
         for cache, x in zip(self.cache, new):

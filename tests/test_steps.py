@@ -106,23 +106,23 @@ def random_plan(steps, inputs, most_rows, seed=1):
 
 
 @torch.no_grad()
-def follow(kind, model, encoder_out, inputs, most_rows, plan):
+def follow(kind, model, encoder_out, inputs, most_rows, plan, room=0):
     """Logits of every step."""
     found = []
-    steps = kind(model, encoder_out, inputs, most_rows)
+    steps = kind(model, encoder_out, inputs, most_rows, room)
     previous = torch.full((len(inputs), 1), EOS)
     with steps.running():
         for keep, words in plan:
             output = steps(previous)
-            found.append(steps.scores(output).clone())
+            found.append(steps.scores(output))
             if keep is not None:
                 steps.keep(keep)
                 previous = previous[keep]
             previous = torch.cat([previous, words], dim=1)
-    return found
+    return [x.clone() for x in found]  # fit for use outside
 
 
-def both_ways(model, inputs, encoder_out=None, batch=None, steps=LONG):
+def both_ways(model, inputs, encoder_out=None, batch=None, steps=LONG, room=0):
     """Logits of the fast and of the general path."""
     if encoder_out is None:
         batch = make_batch() if batch is None else batch
@@ -131,7 +131,7 @@ def both_ways(model, inputs, encoder_out=None, batch=None, steps=LONG):
     most = len(inputs) + 4
     plan = random_plan(steps, inputs, most)
     return [
-        torch.cat(follow(kind, model, encoder_out, inputs, most, plan))
+        torch.cat(follow(kind, model, encoder_out, inputs, most, plan, room))
         for kind in (TransformerSteps, DecoderSteps)
     ]
 
@@ -148,6 +148,14 @@ def test_fast_path_equals_the_general_path(name, monkeypatch):
     fast = sample(model)
     general_only(monkeypatch)
     assert same(fast, sample(model)) and len(fast.lengths.unique()) > 2
+
+
+@pytest.mark.parametrize("room", [SPAN - 1, SPAN + 1, LONG, LONG + 9])
+def test_room_for_some_or_all_steps(room):
+    """Caches that grow later or never."""
+    inputs = torch.tensor([0, 3, 3, 5])
+    fast, general = both_ways(make_variant(), inputs, room=room)
+    assert torch.allclose(fast, general, rtol=1e-5, atol=2e-5)
 
 
 def test_long_rows(monkeypatch):
@@ -343,7 +351,7 @@ def test_other_decoders_take_the_general_path(name):
     if name == "zero attention":
         model.decoder.layers[1].encoder_attn.add_zero_attn = True
     encoder_out = model.encoder.forward_torchscript(make_batch()["net_input"])
-    steps = decoding_steps(model, encoder_out, torch.arange(6), 6)
+    steps = decoding_steps(model, encoder_out, torch.arange(6), 6, 0)
     assert not TransformerSteps.fits(model.decoder) and type(steps) is DecoderSteps
     check_rows(sample(model))
     assert not replaced(model)
