@@ -14,12 +14,13 @@ from methods import STAGES, Bench, make_bench, run_update
 from workload import Workload, workloads
 
 from esrl_fairseq.capability import Records
+from esrl_fairseq.options import AUTO
 
 COLUMNS = (
     "params", "k", "method", "beta", "seconds", "spread", "to_beta_0", "samples", "eliminated",
     "sampled_tokens", *(f"seconds_{stage}" for stage in STAGES), "reason",
 )  # fmt: skip
-Case = tuple[str, Any]  # method, β
+Case = tuple[str, Any]  # method, β or auto
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def main() -> None:
     parser = common.make_parser(__doc__, k=(8,))
     add = parser.add_argument
     add("--batches", type=int, default=8, help="batches of --inputs inputs in the epoch")
-    add("--betas", nargs="+", type=float, default=[0.0, 0.3, 0.5], help="elimination ratios")
+    add("--betas", nargs="+", type=ratio, default=[0.0, 0.3, 0.5],
+        help="elimination ratios; auto for the task's choice")  # fmt: skip
     add("--standard", choices=("standard_kv", "standard_nokv", "fairseq_mrt", "none"),
         default="standard_kv", help="what to compare with; it always draws K samples")  # fmt: skip
     add("--max-sampled-tokens", type=int, default=4096, help="as in training")
@@ -42,6 +44,11 @@ def main() -> None:
         for k in options.k:
             rows += measure(work, k, options)
     common.finish(rows, head, COLUMNS, options.json)
+
+
+def ratio(text: str) -> float | str:
+    """An elimination ratio as the task takes it."""
+    return text if text == AUTO else float(text)
 
 
 def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.Row]:
@@ -62,17 +69,20 @@ def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.
 def first_visit(bench: Bench, seed: int) -> Records:
     """What the store holds after the inputs' first visit, which also warms up.
 
-    A random model has no capability worth a name: it is drawn uniformly.
+    A random model has no capability or rewards worth a name: capability and the rewards' standard
+    deviation are drawn uniformly.
     """
     task, work = bench.work.task, bench.work
     task.begin_epoch(1, work.model)
-    task.options.elimination_ratio = 0.0
+    task.options.elimination_ratio = "0"
     batches = work.batches if work.checkpoint else work.batches[:1]
     for number, sample in enumerate(batches):
         run_update(bench, "two_stage", sample, seed + number)
     if not work.checkpoint:
-        uniform = np.random.default_rng(seed).random(task.rl.store.size, dtype=np.float32)
-        task.rl.store.records["capability"] = uniform
+        draw, records = np.random.default_rng(seed), task.rl.store.records
+        records["capability"] = draw.random(len(records), dtype=np.float32)
+        records["reward_std"] = draw.random(len(records), dtype=np.float32)
+        records["samples"] = task.options.num_samples
     return task.rl.store.records.copy()
 
 
@@ -82,7 +92,7 @@ def second_visit(bench: Bench, case: Case, first: Records, seed: int) -> common.
     task.rl.store.records[:] = first
     task.rl.reference_epoch = 0  # the quantiles are made anew, as in a new epoch
     task.begin_epoch(2, bench.work.model)
-    task.options.elimination_ratio = beta or 0.0
+    task.options.elimination_ratio = str(beta or 0)
     total: common.Row = {}
     for number, sample in enumerate(bench.work.batches):
         for key, value in run_update(bench, method, sample, seed + 1000 + number).items():

@@ -161,7 +161,7 @@ def make_task(source: Dictionary, target: Dictionary, lengths: Lengths) -> EsrlT
     cfg = EsrlTranslationConfig()
     cfg.source_lang, cfg.target_lang, cfg.train_subset, cfg.save_dir = "src", "tgt", "train", None
     cfg.sample_max_len_a, cfg.sample_max_len_b = lengths.a, lengths.b
-    cfg.sample_min_len, cfg.elimination_ratio = lengths.minimum, 0.0
+    cfg.sample_min_len, cfg.elimination_ratio = lengths.minimum, "0"
     return EsrlTranslationTask(cfg, source, target)
 
 

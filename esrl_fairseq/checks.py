@@ -29,11 +29,12 @@ def check_baseline_options(cfg: Any) -> None:
         raise EsrlError(f"--baseline-decay is {cfg.baseline_decay}, but must be from 0 to below 1")
 
 
-def check_leave_one_out(num_samples: int, min_samples: int, dynamic: bool) -> None:
+def check_leave_one_out(num_samples: int, fewest_samples: int) -> None:
     """Leave-one-out needs two samples of an input; refuse or warn where there may be one.
 
     Args:
-        dynamic: whether inputs may get fewer than ``num_samples``.
+        num_samples: the most samples of an input.
+        fewest_samples: the fewest that dynamic sampling can give it.
 
     Raises:
         EsrlError: no input would ever have two.
@@ -43,10 +44,10 @@ def check_leave_one_out(num_samples: int, min_samples: int, dynamic: bool) -> No
             "--objective rloo compares an input's samples with each other, but --num-samples is "
             f"{num_samples}: it must be at least 2"
         )
-    if dynamic and min_samples == 1:
+    if fewest_samples == 1:
         logger.warning(
             "--objective rloo learns nothing from an input with one sample, which dynamic sampling "
-            "gives to the most capable inputs: --min-samples 2 gives them two, 0 none"
+            "gives to some: --min-samples 2 gives them two, 0 none"
         )
 
 
@@ -65,7 +66,7 @@ def check_controls(cfg: Any) -> None:
         )
     if cfg.capability_noise is None:
         return
-    if cfg.capability_noise != PERMUTED and not 0 <= _number(cfg.capability_noise) < math.inf:
+    if cfg.capability_noise != PERMUTED and not 0 <= number_or_nan(cfg.capability_noise) < math.inf:
         raise EsrlError(
             f"--capability-noise is {cfg.capability_noise!r}, but must be {PERMUTED} or a standard "
             "deviation, 0 or more"
@@ -77,7 +78,8 @@ def check_controls(cfg: Any) -> None:
     )
 
 
-def _number(text: str) -> float:
+def number_or_nan(text: str) -> float:
+    """The number that ``text`` writes, NaN where it is none."""
     try:
         return float(text)
     except ValueError:

@@ -31,6 +31,7 @@ from esrl_fairseq.options import (
     DEFAULT_RISK_ALPHA,
     EsrlCriterionConfig,
     check_criterion_options,
+    fewest_samples,
 )
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward
@@ -51,9 +52,7 @@ class EsrlCriterion(FairseqCriterion):
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
         if cfg.objective == "rloo":
-            options = task.options
-            dynamic = options.capability != "none" and options.elimination_ratio > 0
-            check_leave_one_out(options.num_samples, options.min_samples, dynamic)
+            check_leave_one_out(task.options.num_samples, fewest_samples(task.options))
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )

@@ -7,12 +7,15 @@ from typing import Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
-from esrl_fairseq.checks import check_baseline_options, check_controls
+from esrl_fairseq.checks import check_baseline_options, check_controls, number_or_nan
 from esrl_fairseq.core.baselines import KINDS
+from esrl_fairseq.core.schedules import neyman_counts, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 
 DEFAULT_RISK_ALPHA = 0.005
 """Shen et al. 2016, for log-probabilities summed over a sentence."""
+AUTO = "auto"
+"""``--elimination-ratio`` that leaves the choice to the rewards' spread."""
 
 
 @dataclass
@@ -181,9 +184,12 @@ class SamplingConfig(FairseqDataclass):
             "(which must lie in [0, 1]), or none: always K samples"
         },
     )
-    elimination_ratio: float = field(
-        default=0.3,
-        metadata={"help": "beta in [0, 1]: share of the samples above k_min that is never drawn"},
+    elimination_ratio: str = field(
+        default="0.3",
+        metadata={
+            "help": "beta in [0, 1]: share of the samples above k_min that is never drawn; auto: "
+            "samples in proportion to the spread of an input's rewards, at most K"
+        },
     )
     sample_temperature: float = field(
         default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
@@ -209,6 +215,34 @@ class SamplingConfig(FairseqDataclass):
     save_dir: Optional[str] = II("checkpoint.save_dir")
 
 
+def elimination_ratio(cfg: SamplingConfig) -> Optional[float]:
+    """β of ``--elimination-ratio``; ``None`` where it is ``auto``.
+
+    Raises:
+        EsrlError: it is neither.
+    """
+    value = cfg.elimination_ratio  # a number where a program has set it
+    if value == AUTO:
+        return None
+    beta = number_or_nan(value)
+    if not 0 <= beta <= 1:
+        raise EsrlError(
+            f"--elimination-ratio is {value}, but must be {AUTO} or a number from 0 to 1"
+        )
+    return beta
+
+
+def fewest_samples(cfg: SamplingConfig) -> int:
+    """The fewest samples that an input can get."""
+    beta = elimination_ratio(cfg)
+    if cfg.capability == "none" or beta == 0:
+        return cfg.num_samples
+    if beta is not None:
+        return cfg.min_samples
+    least = shrunk_variance([0.0], [cfg.num_samples], 1.0)  # K equal rewards
+    return int(neyman_counts(least, 1.0, cfg.num_samples, cfg.min_samples)[0])
+
+
 def check_sampling_options(cfg: SamplingConfig) -> None:
     """Refuse options that cannot work.
 
@@ -219,7 +253,6 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
     limits: dict[str, tuple[float, float]] = {
         "num_samples": (1, math.inf),
         "min_samples": (0, cfg.num_samples),
-        "elimination_ratio": (0, 1),
         "sample_max_len_a": (0, math.inf),
         "sample_max_len_b": (0, math.inf),
         "sample_min_len": (0, math.inf),
@@ -230,6 +263,17 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
             upto = f"to {high:g}" if high < math.inf else "upwards"
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
+    if elimination_ratio(cfg) is None:
+        if cfg.capability == "none":
+            raise EsrlError(
+                f"--elimination-ratio {AUTO} has no effect with --capability none, which always "
+                "draws K samples: choose another capability, or leave out --elimination-ratio"
+            )
+        if cfg.min_samples == 0:
+            raise EsrlError(
+                f"--elimination-ratio {AUTO} never skips an input, but --min-samples is 0: it must "
+                "be at least 1"
+            )
     for name in temperature:
         if not 0 < getattr(cfg, name) < math.inf:
             option = "--" + name.replace("_", "-")

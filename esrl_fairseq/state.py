@@ -1,4 +1,5 @@
-"""What RL remembers between updates: reward baseline, capability stores, quantile reference.
+"""What RL remembers between updates: reward baseline, capability stores, and what an epoch's
+dynamic sampling compares inputs with: quantile reference and mean variance of the rewards.
 
 It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
 showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
@@ -8,6 +9,7 @@ baseline never sees its own rewards, and several batches an update equal one lar
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from esrl_fairseq.capability import RECORD, CapabilityStore, Records
 from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
-from esrl_fairseq.core.schedules import cdf_reference, quantile
+from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,8 @@ class RLState:
         self.shard = 0
         self.epoch = 1
         self.reference: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
-        self.reference_epoch = 0
+        self.mean_variance = math.nan
+        self.reference_epoch = 0  # of both
         self._pending: list[Visit] = []
         self._snapshots: dict[int, dict[str, Any]] = {}  # of shards not opened since the resume
 
@@ -96,17 +99,31 @@ class RLState:
         self.stores[shard] = store
 
     def begin_epoch(self, epoch: int) -> None:
-        """Refresh the quantile reference, unless a checkpoint already brought this epoch's."""
+        """Refresh what inputs are compared with, unless a checkpoint already brought this epoch's.
+
+        That is the quantile reference and the mean variance of an input's rewards.
+        """
         self.epoch = epoch
-        if epoch != self.reference_epoch:
-            known = [store.records["capability"] for store in self.stores.values()]
-            known += [_records(s)["capability"] for s in self._snapshots.values()]
-            self.reference = cdf_reference(np.concatenate(known) if known else [])
-            self.reference_epoch = epoch
+        if epoch == self.reference_epoch:
+            return
+        self.reference = cdf_reference(self._all("capability"))
+        self.mean_variance = mean_variance(self._all("reward_std"), self._all("samples"))
+        self.reference_epoch = epoch
+
+    def _all(self, field: str) -> NDArray[Any]:
+        """A field of the records of all shards, in an order that resuming does not change."""
+        shards = {shard: _records(snapshot) for shard, snapshot in self._snapshots.items()}
+        shards.update({shard: store.records for shard, store in self.stores.items()})
+        return np.concatenate([[], *(shards[shard][field] for shard in sorted(shards))])
 
     def quantiles(self, ids: Tensor) -> NDArray[np.float64]:
         """u_i of ``ids`` [inputs], NaN for inputs not yet known."""
         return quantile(self.store.capability(ids.cpu().numpy()), self.reference)
+
+    def variances(self, ids: Tensor) -> NDArray[np.float64]:
+        """σ̂_i² of ``ids`` [inputs], NaN for inputs not yet known."""
+        records = self.store.records[ids.cpu().numpy()]
+        return shrunk_variance(records["reward_std"], records["samples"], self.mean_variance)
 
     def add(self, visit: Visit) -> None:
         """Keep a batch's visit until the update is over."""
@@ -134,6 +151,7 @@ class RLState:
                 "state": {name: torch.from_numpy(x) for name, x in self.baseline.state().items()},
             },
             "reference": torch.from_numpy(self.reference.copy()),
+            "mean_variance": self.mean_variance,
             "reference_epoch": self.reference_epoch,
             "stores": stores,
         }
@@ -148,6 +166,8 @@ class RLState:
         old = {"kind": FifoBaseline.kind, "state": {"rewards": state.get("rewards")}}
         restore_baseline(self.baseline, state.get("baseline", old))
         self.reference = state["reference"].numpy().copy()
+        # Checkpoints from before --elimination-ratio auto have none: K samples until next epoch.
+        self.mean_variance = state.get("mean_variance", math.nan)
         self.reference_epoch = state["reference_epoch"]
         self._snapshots = dict(state["stores"])
         self.stores = {}
@@ -188,4 +208,4 @@ def _unreadable(why: str) -> EsrlError:
 
 
 def _records(snapshot: dict[str, Any]) -> Records:
-    return np.frombuffer(snapshot["records"].numpy().tobytes(), dtype=RECORD)
+    return np.frombuffer(snapshot["records"].numpy(), dtype=RECORD)

@@ -12,10 +12,10 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from esrl_fairseq import compat
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
-from esrl_fairseq.core.schedules import sample_counts, temperatures
+from esrl_fairseq.core.schedules import neyman_counts, sample_counts, temperatures
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.options import SamplingConfig, check_sampling_options
+from esrl_fairseq.options import SamplingConfig, check_sampling_options, elimination_ratio
 from esrl_fairseq.state import RLState
 
 logger = logging.getLogger(__name__)
@@ -121,9 +121,11 @@ class SamplingTask(FairseqTask):
         u = self.rl.quantiles(ids)
         if options.capability == "none":
             u = np.full(len(ids), np.nan)
-        counts = sample_counts(
-            u, options.num_samples, options.min_samples, options.elimination_ratio
-        )
+        most, least, beta = options.num_samples, options.min_samples, elimination_ratio(options)
+        if beta is None:
+            counts = neyman_counts(self.rl.variances(ids), self.rl.mean_variance, most, least)
+        else:
+            counts = sample_counts(u, most, least, beta)
         if not counts.any():
             counts[0] = 1  # a batch without any row would leave other ranks waiting
         temperature = temperatures(
@@ -201,7 +203,7 @@ def attach_sampling(task: FairseqTask) -> None:
     task.start_sampling(options)
     logger.info(
         "criterion esrl attached a sampler with default options (%d samples an input, capability "
-        "%s, elimination ratio %g) to the task; --task esrl_translation has options for these",
+        "%s, elimination ratio %s) to the task; --task esrl_translation has options for these",
         options.num_samples,
         options.capability,
         options.elimination_ratio,

@@ -67,12 +67,13 @@ def test_update_that_does_not_fit_has_a_reason(tmp_path):
 
 
 def test_epoch(tmp_path):
-    """A larger β draws less; the standard method draws everything."""
-    sizes = ("--k", "4", "--inputs", "8", "--batches", "2", "--betas", "0", "0.5")
-    full, half, standard = rows_of(tmp_path, "epoch.py", *sizes)
+    """A larger β draws less, and auto where rewards spread less; the standard method everything."""
+    sizes = ("--k", "4", "--inputs", "8", "--batches", "2", "--betas", "0", "0.5", "auto")
+    full, half, auto, standard = rows_of(tmp_path, "epoch.py", *sizes)
     assert (full["method"], full["beta"], full["samples"]) == ("two_stage", 0, 4)
     assert half["beta"] == 0.5 and 0.3 < half["eliminated"] < 0.7
     assert half["sampled_tokens"] < full["sampled_tokens"] == standard["sampled_tokens"]
+    assert auto["beta"] == "auto" and 2 < auto["samples"] < 4
     assert (standard["method"], standard["beta"]) == ("standard_kv", None)
 
 

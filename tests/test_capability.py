@@ -1,6 +1,7 @@
 """The capability store: a file that is either exactly this data's or refused; and the RL state."""
 
 import io
+import itertools
 import struct
 
 import numpy as np
@@ -135,7 +136,9 @@ def trained_state(folder=None):
     state = make_state(folder)
     for shard, values in ((0, [0.1, 0.2, 0.4]), (1, [0.8])):
         state.open_store(shard, 5, OWNER)
-        state.add(Visit(np.arange(len(values)), records(*values), np.float32([1, 2, 3])))
+        seen = records(*values)
+        seen["reward_std"] = np.arange(len(values)) / 10
+        state.add(Visit(np.arange(len(values)), seen, np.float32([1, 2, 3])))
         state.commit()
     state.begin_epoch(2)
     return state
@@ -152,6 +155,7 @@ def reloaded(state):
 def same(one, other):
     assert one.baseline.rewards.tolist() == other.baseline.rewards.tolist()
     assert one.reference.tolist() == other.reference.tolist()
+    assert one.mean_variance == other.mean_variance
     assert one.reference_epoch == other.reference_epoch
     ids = torch.arange(5)
     for shard in (0, 1):
@@ -159,6 +163,7 @@ def same(one, other):
             state.open_store(shard, 5, OWNER)
         assert one.store.snapshot() == other.store.snapshot()
         assert np.array_equal(one.quantiles(ids), other.quantiles(ids), equal_nan=True)
+        assert np.array_equal(one.variances(ids), other.variances(ids), equal_nan=True)
 
 
 def test_state_survives_a_checkpoint(tmp_path):
@@ -216,3 +221,57 @@ def test_quantiles_are_refreshed_once_an_epoch():
         assert one.store.records["epoch"].tolist() == [1, 1, 1, 2, 0]
         one.begin_epoch(3)
         assert np.allclose(one.reference, [0.1, 0.2, 0.4, 0.8, 1])
+
+
+def test_the_mean_variance_is_refreshed_once_an_epoch():
+    """From all shards: 8 (0.1² + 0.2²) over 4 · 7 degrees of freedom; unknown in epoch 1."""
+    state = trained_state()
+    state.open_store(0, 5, OWNER)
+    mean = 0.05 * 8 / 28
+    assert np.isclose(state.mean_variance, mean)
+    expected = [(4 * mean + 8 * std**2) / 11 for std in (0, 0.1, 0.2)]
+    ids = torch.arange(5)
+    assert np.allclose(state.variances(ids), [*expected, np.nan, np.nan], equal_nan=True)
+    state.add(Visit(np.array([4]), records(1.0), np.float32([0])))
+    state.commit()
+    state.begin_epoch(2)
+    assert np.isclose(state.mean_variance, mean)
+    state.begin_epoch(3)
+    assert np.isclose(state.mean_variance, 0.05 * 8 / 35)
+    new = make_state()
+    new.open_store(0, 5, OWNER)
+    new.begin_epoch(1)
+    assert np.isnan(new.mean_variance) and np.isnan(new.variances(ids)).all()
+
+
+def test_the_mean_variance_does_not_depend_on_which_shard_is_open():
+    """Bit for bit: a resumed run opens the shards in another order."""
+    state = make_state()
+    for shard, values in ((0, [1e-8, 0.3]), (1, [0.7, 1 / 3]), (2, [0.1, 1e-8])):
+        state.open_store(shard, 2, OWNER)
+        seen = records(0.5, 0.5)
+        seen["reward_std"], seen["samples"] = values, 3 + shard
+        state.store.write([0, 1], seen)
+    found = set()
+    for order in itertools.permutations(range(3)):
+        resumed = make_state()
+        resumed.load_state_dict(reloaded(state))
+        for shard in order[:2]:
+            resumed.open_store(shard, 2, OWNER)
+        resumed.begin_epoch(2)
+        found.add(resumed.mean_variance)
+    state.begin_epoch(2)
+    assert found == {state.mean_variance}
+
+
+def test_a_checkpoint_without_mean_variance():
+    """From before --elimination-ratio auto: variances are unknown until the next epoch."""
+    saved = reloaded(trained_state())
+    del saved["mean_variance"]
+    state = make_state()
+    state.load_state_dict(saved)
+    state.open_store(0, 5, OWNER)
+    state.begin_epoch(2)
+    assert np.isnan(state.variances(torch.arange(5))).all()
+    state.begin_epoch(3)
+    assert np.isfinite(state.variances(torch.arange(3))).all()

@@ -175,3 +175,35 @@ def test_other_baselines_resume(kind, commands, corpus, mle, tmp_path):
     assert f"trained with --reward-baseline {kind.split()[0]}, this run has fifo" in text
     first = changed.logged("train_inner")[0]
     assert first["baseline"] == pytest.approx(first["reward"], abs=1e-3)
+
+
+def test_auto_resumes_in_the_second_epoch(commands, corpus, mle, tmp_path):
+    """--elimination-ratio auto, from the checkpoint after update 12 of 14 to the same end.
+
+    Without the mean variance, as in an earlier version's checkpoint, the epoch ends with K samples.
+    """
+
+    def run(folder):
+        return commands.succeed(
+            *["fairseq-train", *esrl_options(corpus.data, folder), MODEL, JOINED],
+            *["--finetune-from-model", mle, "--num-samples 6 --elimination-ratio auto"],
+            "--save-interval-updates 6 --max-update 14",
+        )
+
+    def resumed(name, edit=lambda rl: None):
+        (tmp_path / name).mkdir()
+        state = load(tmp_path / "whole" / "checkpoint_2_12.pt")
+        edit(state["extra_state"]["EsrlTranslationTask"]["rl"])
+        torch.save(state, tmp_path / name / "checkpoint_last.pt")
+        return run(tmp_path / name)
+
+    whole = run(tmp_path / "whole")
+    samples = [line["samples"] for line in whole.logged("train_inner")]
+    assert samples[:10] == [6] * 10 and all(3 <= k < 6 for k in samples[10:])
+    same = resumed("resumed")
+    expected = comparable(whole, 12)
+    assert len(expected) >= 4 and comparable(same, 12) == expected
+    one, other = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "resumed"))
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    earlier = resumed("earlier", lambda rl: rl.pop("mean_variance"))
+    assert [line["samples"] for line in earlier.logged("train_inner")] == [6, 6]

@@ -11,8 +11,10 @@ import pytest
 import torch
 from cli_fixtures import preprocess
 from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from esrl_fairseq.capability import HEADER, RECORD
+from esrl_fairseq.options import elimination_ratio
 
 LOGGED = (
     "reward reward_std baseline loss loss_mrt loss_reinforce share_mrt samples samples_hist "
@@ -104,6 +106,17 @@ def test_checkpoints_are_loaded_safely(commands, corpus, mle, tmp_path):
     )
     assert result.returncode != 0 and "weights_only" in result.stderr.lower()
     assert not (tmp_path / "made").exists()
+
+
+def test_checkpoints_with_a_number_as_elimination_ratio(tuned, tmp_path):
+    """Versions without ``auto`` saved such a configuration; models load with it as before."""
+    state = load(tuned[0] / "checkpoint_best.pt")
+    task = state["cfg"]["task"]
+    assert task["elimination_ratio"] == "0.5"
+    task["elimination_ratio"] = 0.25
+    torch.save(state, tmp_path / "earlier.pt")
+    _, _, task = load_model_ensemble_and_task([str(tmp_path / "earlier.pt")])
+    assert elimination_ratio(task.options) == 0.25
 
 
 def short_run(commands, corpus, mle, save_dir, *options, **keywords):
@@ -285,6 +298,7 @@ task:
   target_lang: en
   num_samples: 4
   capability: entropy
+  elimination_ratio: 0.3
 criterion: {{_name: esrl, objective: fused, mle_weight: 0.1}}
 model:
   _name: transformer

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fairseq.dataclass.utils import merge_with_parent
 from fairseq.logging import metrics
 from fairseq.tasks.translation import TranslationTask
 from helpers import (
@@ -23,6 +24,7 @@ from helpers import (
     plain_scores,
     take,
 )
+from omegaconf import OmegaConf
 
 from esrl_fairseq.capability import RECORD
 from esrl_fairseq.core.baselines import KINDS
@@ -30,9 +32,9 @@ from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.options import check_sampling_options
+from esrl_fairseq.options import check_sampling_options, elimination_ratio
 from esrl_fairseq.rescoring import Scores
-from esrl_fairseq.task import SamplingTask
+from esrl_fairseq.task import EsrlTranslationConfig, SamplingTask
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo")
 DYNAMIC = dict(
@@ -305,6 +307,28 @@ def test_plan_follows_capability():
     assert off.plan(make_batch()).temperature.tolist() == [np.float32(1.1)] * 6
 
 
+def test_plan_follows_the_spread_of_rewards():
+    """--elimination-ratio auto; temperatures stay what the capability says.
+
+    Variances 0, 1/2 … 2 times the mean one, each from 8 samples, have 4/11, 7.5/11 … 18/11 of it
+    when shrunk, and (k - 1) k <= 30 times that.
+    """
+    run, batch = Run(task_options={"elimination_ratio": "auto"}), make_batch()
+    records = run.task.rl.store.records
+    records["samples"][:5] = 8
+    records["reward_std"][:5] = 0.2 * np.sqrt([0, 0.5, 1, 1.5, 2])
+    assert run.task.plan(batch).counts.tolist() == [6] * 6  # until the next epoch
+    for scale in (1, 100):
+        records["reward_std"] *= scale
+        run.task.rl.begin_epoch(2 + scale)
+        plan = run.task.plan(batch)
+        assert plan.counts[batch["id"].argsort().numpy()].tolist() == [3, 5, 6, 6, 6, 6]
+    assert plan.temperature.tolist() == Run().task.plan(batch).temperature.tolist()
+    run.loss(batch)
+    run.task.rl.commit()
+    assert records["samples"].tolist() == [3, 5, 6, 6, 6, 6]
+
+
 @pytest.mark.parametrize("kind", ["bleu", "entropy", "reward", "none"])
 def test_visit(kind):
     """What is remembered of an input, from plain scores: draws count, not distinct rows."""
@@ -460,9 +484,13 @@ def test_leave_one_out_needs_other_samples(caplog):
     for quiet in ({"min_samples": 2}, {"min_samples": 0}, {"capability": "none"}):
         make_criterion(make_task(**quiet), objective="rloo")
     make_criterion(make_task(), objective="mrt")
+    # Shrinkage leaves inputs of 3 or more samples two at least, of 2 samples perhaps one.
+    make_criterion(make_task(elimination_ratio="auto", num_samples=3), objective="rloo")
     assert not caplog.records
-    make_criterion(make_task(), objective="rloo")
-    assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
+    for warned in ({}, {"elimination_ratio": "auto", "num_samples": 2}):
+        make_criterion(make_task(**warned), objective="rloo")
+        assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -579,6 +607,9 @@ def test_bad_options_of_the_criterion(options, message):
         ("elimination_ratio", 1.1),
         ("elimination_ratio", -0.1),
         ("elimination_ratio", math.nan),
+        ("elimination_ratio", "nan"),
+        ("elimination_ratio", "much"),
+        ("elimination_ratio", ""),
         ("sample_temperature", 0.0),
         ("min_sample_temperature", -1.0),
         ("max_sample_temperature", math.inf),
@@ -593,6 +624,28 @@ def test_bad_options_of_sampling(name, value):
     setattr(task.cfg, name, value)
     with pytest.raises(EsrlError, match="--" + name.replace("_", "-")):
         check_sampling_options(task.cfg)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("capability", "none", "always draws K"), ("min_samples", 0, "never skips an input")],
+)
+def test_auto_needs_dynamic_sampling(name, value, message):
+    """What contradicts --elimination-ratio auto is refused; without auto it is allowed."""
+    make_task(**{name: value})
+    with pytest.raises(EsrlError, match=f"--elimination-ratio auto .*{message}"):
+        make_task(elimination_ratio="auto", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "beta"), [(0.3, 0.3), (0, 0), (1, 1), ("0.25", 0.25), ("auto", None)]
+)
+def test_elimination_ratio_is_text_or_number(value, beta):
+    """As YAML files and the configurations in earlier checkpoints have it."""
+    cfg = OmegaConf.create({"task": {"_name": "esrl_translation", "elimination_ratio": value}})
+    merged = merge_with_parent(EsrlTranslationConfig(), cfg.task, remove_missing=True)
+    assert elimination_ratio(merged) == beta
+    assert elimination_ratio(make_task(elimination_ratio=value).options) == beta
 
 
 def test_missing_reference_names_the_sample():

@@ -1,7 +1,7 @@
 """Dynamic sampling: how many samples an input gets, and at which temperature (docs/method.md 1).
 
-Both depend on the input's capability only through its quantile ``u`` among the known
-capabilities, so neither the estimator's scale nor the batch matters.
+Capability matters only through its quantile ``u`` among the known capabilities, and the variance
+of an input's rewards only relative to the mean variance, so neither scale nor batch matters.
 """
 
 from __future__ import annotations
@@ -11,6 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 REFERENCE_POINTS = 4096
 """Most points that an empirical CDF is stored with; more would not change a sample count."""
+PRIOR_FREEDOM = 4.0
+"""ν, the degrees of freedom that the mean variance counts as beside an input's own.
+
+With normal rewards, the linear estimate of σ_i² with the least error has ν = 2 (1 + 1/c²), c being
+the coefficient of variation of σ_i² over the inputs: 4 where variances vary as much as their mean
+(c = 1), 10 for c = ½, 2.5 for c = 2.
+"""
+ROUNDING = 1e-6
+"""Relative error of a variance; standard deviations are stored in float32."""
 
 
 def cdf_reference(capability: ArrayLike, points: int = REFERENCE_POINTS) -> NDArray[np.float32]:
@@ -78,6 +87,76 @@ def sample_counts(
     share = kept_share(np.where(unknown, 0.0, u), elimination_ratio)
     optional = np.floor((max_samples - min_samples) * share + 0.5).astype(np.int64)
     return np.where(unknown, max_samples, min_samples + optional)
+
+
+def mean_variance(std: ArrayLike, samples: ArrayLike) -> float:
+    """σ̄² = Σ n_i s_i² / Σ (n_i − 1): the pooled, unbiased variance of an input's rewards.
+
+    Args:
+        std: s_i ``[inputs]``, standard deviation with divisor n_i; ignored where n_i < 2.
+        samples: n_i ``[inputs]``.
+
+    Returns:
+        σ̄², NaN when no input has two samples.
+    """
+    n = np.asarray(samples, dtype=np.float64)
+    s = np.asarray(std, dtype=np.float64)[n >= 2]
+    n = n[n >= 2]
+    return float((n * s**2).sum() / (n - 1).sum()) if len(n) else float("nan")
+
+
+def shrunk_variance(std: ArrayLike, samples: ArrayLike, mean: float) -> NDArray[np.float64]:
+    """σ̂_i² = (ν σ̄² + n_i s_i²)/(ν + n_i − 1), an input's variance drawn to the mean variance.
+
+    The mean of σ̄² and the unbiased n_i s_i²/(n_i − 1), weighed by degrees of freedom, which are
+    ν = ``PRIOR_FREEDOM`` and n_i − 1 (Smyth 2004, "Linear models and empirical Bayes methods for
+    assessing differential expression"). One sample says nothing about a variance and gives σ̄².
+
+    Args:
+        std: s_i ``[inputs]``, standard deviation with divisor n_i, so n_i s_i² = Σ_j (r_ij − r̄_i)².
+        samples: n_i ``[inputs]``; 0 marks an unknown input.
+        mean: σ̄², see :func:`mean_variance`.
+
+    Returns:
+        ``[inputs]``; NaN for an unknown input, or for all when ``mean`` is NaN.
+    """
+    n = np.asarray(samples, dtype=np.float64)
+    own = n * np.asarray(std, dtype=np.float64) ** 2
+    return np.where(n > 0, (PRIOR_FREEDOM * mean + own) / (PRIOR_FREEDOM + n - 1), np.nan)
+
+
+def neyman_counts(
+    variance: ArrayLike, mean: float, max_samples: int, min_samples: int
+) -> NDArray[np.int64]:
+    """The largest k_i ≤ K with σ_i²/((k_i − 1) k_i) ≥ σ̄²/((K − 1) K), and at least k_min.
+
+    Neyman allocation (Neyman 1934; Cochran 1977, section 5.5). The gradient of input i estimated
+    from k_i samples has variance σ_i² V_i/k_i, V_i = E‖∇log p(y|x_i)‖², at the cost c_i k_i. The
+    least Σ_i σ_i² V_i/k_i for a given Σ_i c_i k_i has k_i ∝ σ_i √(V_i/c_i). Tokens' scores are
+    martingale differences, so that V_i grows with the length as the cost does: k_i ∝ σ_i. In whole
+    samples (Wright 2012, "The equivalence of Neyman optimum allocation for sampling and equal
+    proportions for apportionment") the k-th one gains σ_i²/((k − 1) k) per cost, and those with the
+    largest gains are drawn. K sets the least gain that is worth it: that of the K-th sample of an
+    input of mean variance. So k_i ≈ K σ_i/σ̄, and inputs above σ̄ have K.
+
+    Args:
+        variance: σ_i² ``[inputs]``; NaN marks an unknown input, which gets K.
+        mean: σ̄²; NaN gives K samples to all, and so does 0, where there is nothing to compare.
+        max_samples: K; with 1, all inputs get their one sample.
+        min_samples: k_min, at least 1: no gain can be told for the first sample.
+
+    Returns:
+        int64 ``[inputs]``.
+    """
+    variance = np.asarray(variance, dtype=np.float64)
+    if not mean > 0:
+        return np.full(variance.shape, max_samples)
+    known = ~np.isnan(variance)
+    ratio = np.where(known, variance / mean, 1.0)
+    # (k − 1) k ≤ a is k ≤ (1 + √(1 + 4a))/2.
+    a = (max_samples - 1) * max_samples * ratio * (1 + ROUNDING)
+    counts = np.floor((1 + np.sqrt(1 + 4 * a)) / 2)
+    return np.clip(counts, min_samples, max_samples).astype(np.int64)
 
 
 def temperatures(u: ArrayLike, low: float, high: float, base: float) -> NDArray[np.float32]:
