@@ -51,6 +51,31 @@ def check_leave_one_out(num_samples: int, fewest_samples: int) -> None:
         )
 
 
+def check_kl_options(weight: float, target: float | None, reference: str) -> None:
+    """Refuse settings of the KL penalty that cannot work.
+
+    Args:
+        reference: file of the frozen model, empty if none is known.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if not 0 <= weight < math.inf:
+        raise EsrlError(f"--kl-weight is {weight}, but must be 0 or more")
+    if target is not None and not 0 < target < math.inf:
+        raise EsrlError(f"--kl-target is {target}, but must be a positive number")
+    if target is not None and weight == 0:
+        raise EsrlError(
+            "--kl-target adapts --kl-weight, which is 0: give it a positive one to start from "
+            "(try 0.01)"
+        )
+    if weight > 0 and not reference:
+        raise EsrlError(
+            f"--kl-weight is {weight}, but no frozen model is known: give its checkpoint with "
+            "--kl-reference, or start from it with --finetune-from-model"
+        )
+
+
 def check_controls(cfg: Any) -> None:
     """Refuse controls that cannot work, and warn of those that are on.
 

@@ -16,6 +16,7 @@ from esrl_fairseq.capability import RECORD
 from esrl_fairseq.checks import check_leave_one_out
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
+from esrl_fairseq.core.kl import penalised_rewards
 from esrl_fairseq.core.losses import (
     fused_loss,
     importance_weights,
@@ -27,16 +28,18 @@ from esrl_fairseq.core.losses import (
 )
 from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.options import (
     DEFAULT_RISK_ALPHA,
     EsrlCriterionConfig,
     check_criterion_options,
     fewest_samples,
+    kl_reference_file,
 )
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.scoring import Scored, Scorer
-from esrl_fairseq.state import Visit
+from esrl_fairseq.state import KLState, Visit
 from esrl_fairseq.task import Plan, SamplingTask, attach_sampling
 
 
@@ -56,6 +59,9 @@ class EsrlCriterion(FairseqCriterion):
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )
+        task.rl.kl = KLState(cfg.kl_weight, cfg.kl_target)
+        if cfg.kl_weight > 0:
+            task.frozen = FrozenModel(kl_reference_file(cfg), task)
         self.scorer = self._build_scorer(cfg.reward)
         self.capability_scorer = self.scorer
         if task.options.capability == "bleu" and cfg.reward != "bleu":
@@ -110,11 +116,13 @@ class EsrlCriterion(FairseqCriterion):
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             given = self.given_rewards(sample, scored)
+        with clock("stage_two"):
+            scores, references = self.rescore(model, sample, rows, plan)
+            log_ratio = self.log_ratio(model, sample, rows, plan, scores)
+            given = penalised_rewards(given, log_ratio, self.task.rl.kl.weight)
             rewards = torch.as_tensor(given, device=rows.tokens.device)
             multiplicity = rows.multiplicity.cpu().numpy()
             draws = np.repeat(given, multiplicity)
-        with clock("stage_two"):
-            scores, references = self.rescore(model, sample, rows, plan)
             baseline = self.task.rl.baseline.value(draws)
             losses = self.objective(scores, rewards, rows, inputs, baseline)
             loss = losses.sum()
@@ -122,8 +130,9 @@ class EsrlCriterion(FairseqCriterion):
                 # On the scale of the other losses, so that its weight does not depend on alpha.
                 loss = loss - self.cfg.mle_weight * self.alpha * references.sum()
 
+        kl = float((log_ratio * multiplicity).sum(dtype=np.float64))
         if not self.task.dummy_batch:
-            self.task.rl.add(self.visit(sample, rows, scored, scores, draws))
+            self.task.rl.add(self.visit(sample, rows, scored, scores, draws, kl))
             total = float((scored.rewards * multiplicity).sum())
             self.task.monitor.add_batch(total, len(draws), int(rows.truncated.sum()))
         log = logs.training_log(
@@ -140,6 +149,8 @@ class EsrlCriterion(FairseqCriterion):
         )
         log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
         log.update(ntokens=sample["ntokens"])
+        if self.task.frozen is not None:
+            log.update(kl=kl, kl_weight=self.task.rl.kl.weight)
         return loss, inputs, log
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
@@ -158,6 +169,20 @@ class EsrlCriterion(FairseqCriterion):
         ids = sample["id"].tolist()
         return control_rewards(scored.rewards, self.cfg.reward_control, torch.initial_seed(), ids)
 
+    @torch.no_grad()
+    def log_ratio(
+        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, scores: Scores
+    ) -> np.ndarray:
+        """log p − log p_ref of each row, [rows], under what is trained; 0 without --kl-weight."""
+        plain = unwrap(model)
+        frozen = self.task.frozen_model(plain)
+        if frozen is None:
+            return np.zeros(len(rows), dtype=np.float32)
+        if self.cfg.rescoring_dropout:  # which makes p smaller, and is not in p_ref
+            scores = self.score(plain, sample, rows, plan, dropout=False)
+        reference = self.score(frozen, sample, rows, plan, dropout=False)
+        return (self.trained(scores) - self.trained(reference)).cpu().numpy()
+
     def rescore(
         self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan
     ) -> tuple[Scores, Optional[Tensor]]:
@@ -165,41 +190,50 @@ class EsrlCriterion(FairseqCriterion):
 
         References ride along as further rows, so the wrapped model's forward is called once.
         """
-        pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
         given = rows
         if self.cfg.mle_weight:
+            pad = self.task.target_dictionary.pad()
             target = utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
             given = append_rows(rows, target, pad)
-        temperature = None
-        if self.cfg.temperature_correction != "none":
-            temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)
-            temperature = temperature[given.input_index]
-        scores = rescore(
-            model,
-            sample["net_input"],
-            given,
-            pad,
-            eos,
-            min_len=self.task.options.sample_min_len,
-            dropout=self.cfg.rescoring_dropout,
-            max_tokens=self.cfg.max_sampled_tokens,
-            temperature=temperature,
-        )
+        scores = self.score(model, sample, given, plan, self.cfg.rescoring_dropout)
         if given is rows:
             return scores, None
         n = len(rows)
         return scores[:n], scores.log_probs[n:]
 
+    def score(
+        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, dropout: bool
+    ) -> Scores:
+        """``model``'s scores of the rows, also at their temperature if the loss needs these."""
+        temperature = None
+        if self.cfg.temperature_correction != "none":
+            temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)
+            temperature = temperature[rows.input_index]
+        return rescore(
+            model,
+            sample["net_input"],
+            rows,
+            self.task.target_dictionary.pad(),
+            self.task.target_dictionary.eos(),
+            min_len=self.task.options.sample_min_len,
+            dropout=dropout,
+            max_tokens=self.cfg.max_sampled_tokens,
+            temperature=temperature,
+        )
+
+    def trained(self, scores: Scores) -> Tensor:
+        """log p of the distribution that is trained, [rows]."""
+        if scores.tempered is not None and self.cfg.temperature_correction == "tempered":
+            return scores.tempered
+        return scores.log_probs
+
     def objective(
         self, scores: Scores, rewards: Tensor, rows: Rows, inputs: int, baseline: float
     ) -> Tensor:
         """The loss of each input, [inputs]."""
-        log_probs, weights = scores.log_probs, None
-        if scores.tempered is not None:
-            if self.cfg.temperature_correction == "tempered":
-                log_probs = scores.tempered
-            else:
-                weights = importance_weights(log_probs, scores.tempered, self.cfg.importance_clip)
+        log_probs, weights = self.trained(scores), None
+        if scores.tempered is not None and self.cfg.temperature_correction == "importance":
+            weights = importance_weights(log_probs, scores.tempered, self.cfg.importance_clip)
         if self.cfg.length_normalization:
             log_probs = log_probs / scores.lengths.clamp(min=1)
         common = (log_probs, rewards, rows.input_index, inputs, self.alpha)
@@ -217,11 +251,13 @@ class EsrlCriterion(FairseqCriterion):
         scored: Scored,
         scores: Scores,
         draws: np.ndarray,
+        kl: float,
     ) -> Visit:
-        """What the batch showed of its inputs, for reward baseline and capability store.
+        """What the batch showed of its inputs, for reward baseline, λ and capability store.
 
         Args:
             draws: rewards that the baseline gets, of every draw, duplicates included.
+            kl: sum of the draws' log-ratios.
         """
         ids = sample["id"].cpu().numpy()
         index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
@@ -246,7 +282,7 @@ class EsrlCriterion(FairseqCriterion):
             records["capability"] = perturb_capability(
                 records["capability"], self.cfg.capability_noise, torch.initial_seed(), ids
             )
-        return Visit(ids, records, draws)
+        return Visit(ids, records, draws, kl)
 
     def capability(self, sample: dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
         """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""

@@ -133,6 +133,9 @@ def _reduce_training(total: dict[str, float]) -> None:
         lambda m: round(max(m["_reward_squared"].avg - m["reward"].avg ** 2, 0) ** 0.5, 4),
     )
     _mean(total, "baseline", "baseline", "batches", 4)
+    if "kl" in total:
+        _mean(total, "kl", "kl", "draws", 4)
+        _mean(total, "kl_weight", "kl_weight", "batches", 6)
     _mean(total, "samples", "draws", "nsentences", 2)
     for i in range(HISTOGRAM_BINS + 1):
         _mean(total, f"_quarter_{i}", f"quarter_{i}", "nsentences")

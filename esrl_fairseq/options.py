@@ -5,9 +5,15 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.configs import CheckpointConfig
 from omegaconf import II
 
-from esrl_fairseq.checks import check_baseline_options, check_controls, number_or_nan
+from esrl_fairseq.checks import (
+    check_baseline_options,
+    check_controls,
+    check_kl_options,
+    number_or_nan,
+)
 from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.core.schedules import neyman_counts, shrunk_variance
 from esrl_fairseq.errors import EsrlError
@@ -111,6 +117,29 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=0.0,
         metadata={"help": "weight of the references' likelihood beside the reward; 0.3 is common"},
     )
+    kl_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "lambda: the loss sees the reward minus lambda*(log p(sample) - log "
+            "p_ref(sample)), p_ref being the frozen start model; reward per nat (0: off)"
+        },
+    )
+    kl_target: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "adapt --kl-weight, which then is where it starts, by up to 2% an update so "
+            "that the KL becomes this many nats a sequence"
+        },
+    )
+    kl_reference: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of the frozen model (default: that of --finetune-from-model, or of "
+            "--restore-file where it is given)"
+        },
+    )
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+    restore_file: str = II("checkpoint.restore_file")
     rescoring_dropout: bool = field(
         default=False, metadata={"help": "keep dropout in stage two (the pass with gradient)"}
     )
@@ -140,6 +169,15 @@ class EsrlCriterionConfig(FairseqDataclass):
     )
 
 
+def kl_reference_file(cfg: EsrlCriterionConfig) -> str:
+    """The checkpoint of the frozen model: what is asked for, or what fairseq starts the run from.
+
+    Empty where there is none: by default ``--restore-file`` is a run's own last checkpoint.
+    """
+    restored = cfg.restore_file if cfg.restore_file != CheckpointConfig.restore_file else ""
+    return cfg.kl_reference or cfg.finetune_from_model or restored
+
+
 def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
     """Refuse options that cannot work.
 
@@ -162,6 +200,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:
         raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
+    check_kl_options(cfg.kl_weight, cfg.kl_target, kl_reference_file(cfg))
     check_controls(cfg)
 
 

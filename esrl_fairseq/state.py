@@ -1,5 +1,5 @@
-"""What RL remembers between updates: reward baseline, capability stores, and what an epoch's
-dynamic sampling compares inputs with: quantile reference and mean variance of the rewards.
+"""What RL remembers between updates: reward baseline, KL weight, capability stores, and what an
+epoch's dynamic sampling compares inputs with: quantile reference and mean variance of the rewards.
 
 It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
 showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from esrl_fairseq.capability import RECORD, CapabilityStore, Records
 from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
+from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 
@@ -36,11 +37,62 @@ class Visit:
         ids: int64 ``[inputs]`` sample ids of the visited inputs.
         records: ``[inputs]`` of :data:`capability.RECORD`, the epoch left open.
         rewards: float32, what the baseline gets: every draw's reward, duplicates included.
+        kl: sum of the same draws' log-ratios to the frozen model, 0 without one.
     """
 
     ids: NDArray[np.int64]
     records: Records
     rewards: NDArray[np.float32]
+    kl: float = 0.0
+
+
+@dataclass
+class KLState:
+    """The KL penalty's weight λ, and which model it is measured from.
+
+    Attributes:
+        weight: λ of the current update; 0 where there is no penalty.
+        target: nats a sequence that λ is adapted to; None keeps λ.
+        reference: fingerprint of the frozen model; empty before it is loaded.
+    """
+
+    weight: float = 0.0
+    target: float | None = None
+    reference: str = ""
+
+    def measure_from(self, fingerprint: str) -> None:
+        """The frozen model was loaded: it must be the one that the run began with.
+
+        Raises:
+            EsrlError: the checkpoint that was resumed from knows another one.
+        """
+        if self.reference not in ("", fingerprint):
+            raise EsrlError(
+                "the frozen model of --kl-weight is not the one that this run began with: give "
+                "--kl-reference the file with that one, or start anew with --restore-file "
+                "CHECKPOINT --reset-dataloader --reset-optimizer --reset-lr-scheduler "
+                "--reset-meters"
+            )
+        self.reference = fingerprint
+
+    def end_update(self, kl: float) -> None:
+        """Adapt λ to the mean log-ratio of an update's draws, over all ranks."""
+        if self.target is not None:
+            self.weight = adapted_weight(self.weight, kl, self.target)
+
+    def restore(self, weight: float, reference: str) -> None:
+        """Continue from a checkpoint: with its λ if λ is adapted; a fixed one is as it was given.
+
+        Raises:
+            EsrlError: λ is not what a checkpoint keeps.
+        """
+        if not reference:  # it was trained without a penalty
+            return
+        self.reference = reference
+        if self.target is not None:
+            if not 0 < weight < math.inf:
+                raise _unreadable("KL weight", f"it is {weight!r}")
+            self.weight = weight
 
 
 def gather_visits(visits: list[Visit]) -> list[Visit]:
@@ -53,7 +105,7 @@ def gather_visits(visits: list[Visit]) -> list[Visit]:
 
 
 class RLState:
-    """Reward baseline and capability stores of a run.
+    """Reward baseline, KL weight and capability stores of a run.
 
     Args:
         store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
@@ -64,6 +116,7 @@ class RLState:
         main_rank = not dist.is_initialized() or dist.get_rank() == 0
         self.store_dir = store_dir if main_rank else None
         self.baseline: Baseline = FifoBaseline(1)
+        self.kl = KLState()
         self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
@@ -130,10 +183,13 @@ class RLState:
         self._pending.append(visit)
 
     def commit(self) -> None:
-        """The update is over: push its rewards and write its records. A collective."""
+        """The update is over: push its rewards, adapt λ and write its records. A collective."""
         visits = gather_visits(self._pending)
         if visits:
-            self.baseline.push(np.concatenate([visit.rewards for visit in visits]))
+            rewards = np.concatenate([visit.rewards for visit in visits])
+            self.baseline.push(rewards)
+            if len(rewards):
+                self.kl.end_update(math.fsum(visit.kl for visit in visits) / len(rewards))
         for visit in visits:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
@@ -150,6 +206,7 @@ class RLState:
                 "kind": self.baseline.kind,
                 "state": {name: torch.from_numpy(x) for name, x in self.baseline.state().items()},
             },
+            "kl": {"weight": self.kl.weight, "reference": self.kl.reference},
             "reference": torch.from_numpy(self.reference.copy()),
             "mean_variance": self.mean_variance,
             "reference_epoch": self.reference_epoch,
@@ -160,11 +217,13 @@ class RLState:
         """Restore :meth:`state_dict`; stores are filled when their shard is opened.
 
         Raises:
-            EsrlError: the state of the reward baseline cannot be read.
+            EsrlError: the state of the reward baseline or of the KL penalty cannot be read.
         """
         # Checkpoints of versions that had no other kind hold the queue itself.
         old = {"kind": FifoBaseline.kind, "state": {"rewards": state.get("rewards")}}
         restore_baseline(self.baseline, state.get("baseline", old))
+        if "kl" in state:  # earlier versions had no penalty
+            self.kl.restore(**state["kl"])
         self.reference = state["reference"].numpy().copy()
         # Checkpoints from before --elimination-ratio auto have none: K samples until next epoch.
         self.mean_variance = state.get("mean_variance", math.nan)
@@ -181,7 +240,7 @@ def restore_baseline(baseline: Baseline, saved: Any) -> None:
     """
     kind = saved.get("kind") if isinstance(saved, dict) else None
     if kind not in KINDS:
-        raise _unreadable(f"its kind {kind!r} is none of {', '.join(KINDS)}")
+        raise _unreadable("reward baseline", f"its kind {kind!r} is none of {', '.join(KINDS)}")
     if kind != baseline.kind:
         logger.warning(
             "the checkpoint was trained with --reward-baseline %s, this run has %s, which begins "
@@ -192,18 +251,18 @@ def restore_baseline(baseline: Baseline, saved: Any) -> None:
         return
     arrays = saved.get("state")
     if not isinstance(arrays, dict) or not all(map(torch.is_tensor, arrays.values())):
-        raise _unreadable(f"there are no tensors of kind {kind!r}")
+        raise _unreadable("reward baseline", f"there are no tensors of kind {kind!r}")
     try:
         baseline.restore({name: tensor.numpy() for name, tensor in arrays.items()})
     except ValueError as error:
-        raise _unreadable(str(error)) from error
+        raise _unreadable("reward baseline", str(error)) from error
 
 
-def _unreadable(why: str) -> EsrlError:
+def _unreadable(part: str, why: str) -> EsrlError:
     return EsrlError(
-        f"the checkpoint's reward baseline cannot be read ({why}): choose another checkpoint, or "
-        "start anew with --restore-file CHECKPOINT --reset-dataloader --reset-optimizer "
-        "--reset-lr-scheduler --reset-meters"
+        f"the checkpoint's {part} cannot be read ({why}): choose another checkpoint, or start anew "
+        "with --restore-file CHECKPOINT --reset-dataloader --reset-optimizer --reset-lr-scheduler "
+        "--reset-meters"
     )
 
 

@@ -13,6 +13,7 @@ from esrl_fairseq import compat
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
 from esrl_fairseq.core.schedules import neyman_counts, sample_counts, temperatures
+from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.options import SamplingConfig, check_sampling_options, elimination_ratio
@@ -66,8 +67,9 @@ class SamplingTask(FairseqTask):
     rl: RLState
     monitor: Monitor
     dummy_batch = False
-    trained_by_reward = False  # set by the criterion, as is the next
+    trained_by_reward = False  # set by the criterion, as are the next
     needs_references = False
+    frozen: Optional[FrozenModel] = None
 
     def start_sampling(self, options: SamplingConfig) -> None:
         """Give the task its options and an empty RL state."""
@@ -113,6 +115,14 @@ class SamplingTask(FairseqTask):
             dataset = self.datasets[self.cfg.train_subset]
             self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
 
+    def frozen_model(self, model: Any) -> Any:
+        """The frozen model of the KL penalty, beside ``model`` (not wrapped); None without one."""
+        if self.frozen is None:
+            return None
+        frozen = self.frozen.beside(model)
+        self.rl.kl.measure_from(self.frozen.fingerprint)
+        return frozen
+
     def plan(self, sample: dict[str, Any]) -> Plan:
         """Dynamic sampling: samples and temperature of each input, before anything is generated."""
         options, ids = self.options, sample["id"]
@@ -151,7 +161,9 @@ class SamplingTask(FairseqTask):
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)
         if self.trained_by_reward:
-            self.open_store()  # before the first batch: fairseq saves a crash.pt for errors in one
+            # Before the first batch: fairseq saves a crash.pt for errors in one.
+            self.open_store()
+            self.frozen_model(model)
         self.rl.begin_epoch(epoch)
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:

@@ -60,6 +60,9 @@ def refuse(commands, folder, *options):
         ("--risk-alpha", 0, ["--risk-alpha is 0", "positive"]),
         ("--reward-tokenize", "nonsense", ["'nonsense'", "13a"]),
         ("--baseline-decay", 1, ["--baseline-decay is 1.0", "below 1"]),
+        ("--kl-weight", -1, ["--kl-weight is -1.0", "0 or more"]),
+        ("--kl-weight", 0.1, ["--kl-weight is 0.1", "--kl-reference", "--finetune-from-model"]),
+        ("--kl-target", 4, ["--kl-target adapts --kl-weight, which is 0", "positive"]),
         ("--objective rloo --num-samples", 1, ["rloo", "--num-samples is 1", "at least 2"]),
     ],
 )
@@ -68,6 +71,15 @@ def test_options(option, value, words, commands, corpus, folder):
         commands, folder, *esrl_options(corpus.data, folder), MODEL, JOINED, option, value
     )
     assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("file", ["gone.pt", "dict.pt"])
+def test_frozen_model(file, commands, corpus, folder, tmp_path):
+    """A file that is not there, and one that is no checkpoint; before the first batch."""
+    shutil.copy(corpus.dictionary, tmp_path / "dict.pt")
+    options = [*esrl_options(corpus.data, folder), MODEL, JOINED, "--max-update 4"]
+    sentence = refuse(commands, folder, *options, "--kl-weight 0.1 --kl-reference", tmp_path / file)
+    assert f"cannot be loaded from {tmp_path / file} (" in sentence and "--kl-reference" in sentence
 
 
 def data_of(commands, corpus, tmp_path, pairs):

@@ -98,9 +98,13 @@ def resume(commands, corpus, mle, killed, save_dir, edit=lambda rl: None):
 
 
 def same_parameters(one, other):
-    one, other = load(one / "checkpoint_last.pt"), load(other / "checkpoint_last.pt")
-    assert one["optimizer_history"][-1]["num_updates"] == LAST
-    return all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    assert load(one / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == LAST
+    return same_model(one, other)
+
+
+def same_model(one, other):
+    one, other = (load(folder / "checkpoint_last.pt")["model"] for folder in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_resumed_equals_uninterrupted(commands, corpus, mle, killed, uninterrupted, tmp_path):
@@ -141,6 +145,50 @@ def test_a_checkpoint_of_an_earlier_version(commands, corpus, mle, killed, unint
     assert same_parameters(uninterrupted[0], tmp_path / "older")
 
 
+def begin_at_6(whole, folder):
+    """A run of its own, with the checkpoint that ``whole`` made after update 6."""
+    folder.mkdir()
+    shutil.copy(whole / "checkpoint_1_6.pt", folder / "checkpoint_last.pt")
+    return folder
+
+
+def test_kl_penalty_resumes(commands, corpus, mle, tmp_path):
+    """λ goes on, the frozen model is read again from the file of --finetune-from-model.
+
+    The checkpoint holds no second model; with another frozen model the run is refused.
+    """
+
+    def options(folder, *more):
+        return [
+            *["fairseq-train", *esrl_options(corpus.data, folder), MODEL, JOINED, "--lr 1e-2"],
+            *["--objective rloo --num-samples 4 --rescoring-dropout"],
+            *["--kl-weight 0.05 --kl-target 0.5 --save-interval-updates 6 --max-update 14", *more],
+        ]
+
+    start = ["--finetune-from-model", mle]
+    whole = commands.succeed(*options(tmp_path / "whole", *start))
+    copies = [begin_at_6(tmp_path / "whole", tmp_path / name) for name in ("resumed", "forgot")]
+    resumed = commands.succeed(*options(copies[0], *start))
+    expected = comparable(whole, 6)
+    assert len(expected) > 8 and comparable(resumed, 6) == expected
+    assert same_model(tmp_path / "whole", copies[0])
+    lines = whole.logged("train_inner")
+    assert lines[0]["kl"] == 0 and lines[-1]["kl"] > 0.1
+    weights = [line["kl_weight"] for line in lines]
+    assert weights[0] == 0.05 and weights[1] == 0.049 and len(set(weights)) > 10
+
+    state = load(copies[1] / "checkpoint_last.pt")
+    assert state["criterion"] is None and state["model"].keys() == load(mle)["model"].keys()
+    state["extra_state"]["EsrlTranslationTask"]["rl"]["kl"]["weight"] = 0.05
+    torch.save(state, copies[1] / "checkpoint_last.pt")
+    assert comparable(commands.succeed(*options(copies[1], *start)), 6) != expected
+
+    own = ["--restore-file", tmp_path / "whole" / "checkpoint_1_6.pt"]
+    refused = commands.run(*options(begin_at_6(tmp_path / "whole", tmp_path / "own"), *own))
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "not the one that this run began with" in refused.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -158,19 +206,13 @@ def test_other_baselines_resume(kind, commands, corpus, mle, tmp_path):
             *[f"--reward-baseline {kind}", "--save-interval-updates 6 --max-update 14", *more],
         )
 
-    def begin_at_6(folder):
-        folder.mkdir()
-        shutil.copy(tmp_path / "whole" / "checkpoint_1_6.pt", folder / "checkpoint_last.pt")
-        return folder
-
     whole = run(tmp_path / "whole", kind)
-    resumed = run(begin_at_6(tmp_path / "resumed"), kind)
+    resumed = run(begin_at_6(tmp_path / "whole", tmp_path / "resumed"), kind)
     expected = comparable(whole, 6)
     assert len(expected) > 8 and comparable(resumed, 6) == expected
-    one, other = (load(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "resumed"))
-    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    assert same_model(tmp_path / "whole", tmp_path / "resumed")
 
-    changed = run(begin_at_6(tmp_path / "changed"), "fifo")
+    changed = run(begin_at_6(tmp_path / "whole", tmp_path / "changed"), "fifo")
     text = changed.stdout + changed.stderr
     assert f"trained with --reward-baseline {kind.split()[0]}, this run has fifo" in text
     first = changed.logged("train_inner")[0]

@@ -281,8 +281,8 @@ def every_outcome(p, draws):
 class Space:
     """A model whose five possible outputs are listed, with a reward for each."""
 
-    def __init__(self, temperature=1.0):
-        model, limit, min_len = make_model(scale=0.8).eval(), 1, 0
+    def __init__(self, temperature=1.0, seed=1):
+        model, limit, min_len = make_model(seed=seed, scale=0.8).eval(), 1, 0
         batch = add_padding(make_batch(ids=[0]), 1)
         rows = every_row(limit, min_len)
         self.rewards = torch.rand(len(rows), generator=torch.Generator().manual_seed(2))

@@ -1,0 +1,81 @@
+"""The frozen model that the KL penalty is measured from (docs/method.md 5)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+
+from esrl_fairseq.errors import EsrlError
+
+logger = logging.getLogger(__name__)
+
+
+class FrozenModel:
+    """A checkpoint's model in eval mode, loaded when it is first asked for; used without gradients.
+
+    It is neither a module nor a part of one: fairseq gives it neither to the optimizer nor to
+    distributed wrappers nor to checkpoints. A resumed run reads the file again; the fingerprint
+    tells whether it is the same model.
+
+    Its parameters keep ``requires_grad``: without it, torch takes other kernels, whose rounding
+    would be a KL above 0 between equal models.
+
+    Args:
+        path: of a fairseq checkpoint whose model has the dictionaries of ``task``.
+        task: builds the model.
+    """
+
+    def __init__(self, path: str, task: Any):
+        self.path = path
+        self.task = task
+        self.model: Any = None
+        self.fingerprint = ""
+
+    def beside(self, model: Any) -> Any:
+        """The frozen model, on the device and in the precision of ``model``.
+
+        Raises:
+            EsrlError: the file cannot be loaded, or does not fit the data.
+        """
+        if self.model is None:
+            frozen = load_model(self.path, self.task)
+            self.fingerprint = fingerprint(frozen)
+            parameter = next(model.parameters())
+            frozen.to(device=parameter.device, dtype=parameter.dtype)
+            self.model = frozen.eval()
+            logger.info("the KL penalty is measured from the model in %s", self.path)
+        return self.model
+
+
+def load_model(path: str, task: Any) -> Any:
+    """The model in the checkpoint ``path``, on the CPU; draws no random numbers.
+
+    Raises:
+        EsrlError: there is no such file, it is no checkpoint, or its model does not fit the data.
+    """
+    # A copy, because with --eval-bleu the translation task validates the model that it built last.
+    builder = copy.copy(task)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            (model,), _ = checkpoint_utils.load_model_ensemble([path], task=builder)
+    except (Exception, SystemExit) as error:  # whatever a file that is no checkpoint leads to
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise EsrlError(
+            f"the frozen model of --kl-weight cannot be loaded from {path} ({why}): give "
+            "--kl-reference the checkpoint of a fairseq model with the data's dictionaries"
+        ) from error
+    return model
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over the names and values of a model's parameters and buffers, on the CPU."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
