@@ -1,0 +1,238 @@
+"""Options of criterion and task, and the checks that refuse values which cannot work."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II
+
+from esrl_fairseq.checks import check_baseline_options, check_controls
+from esrl_fairseq.core.baselines import KINDS
+from esrl_fairseq.errors import EsrlError
+
+DEFAULT_RISK_ALPHA = 0.005
+"""Shen et al. 2016, for log-probabilities summed over a sentence."""
+
+
+@dataclass
+class EsrlCriterionConfig(FairseqDataclass):
+    """Options of reward and loss."""
+
+    objective: ChoiceEnum(  # type: ignore[valid-type]
+        ["fused", "mrt", "reinforce", "rloo"]
+    ) = field(
+        default="fused",
+        metadata={
+            "help": "fused: MRT where an input has several distinct samples, otherwise REINFORCE; "
+            "mrt or reinforce: that one for all inputs; rloo: REINFORCE, a sample's baseline being "
+            "the mean reward of the input's other samples (none with one sample)"
+        },
+    )
+    reward: str = field(
+        default="bleu",
+        metadata={
+            "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
+            "repetition, python:module.function for your own, or a weighted sum such as "
+            "bleu:0.5+chrf:0.5; see docs/rewards.md"
+        },
+    )
+    reward_tokenize: str = field(
+        default="13a",
+        metadata={"help": "tokenizer of the reward bleu: 13a, none, intl, char or zh"},
+    )
+    reward_smoothing: str = field(
+        default="exp", metadata={"help": "smoothing of the reward bleu: exp, floor, add-k or none"}
+    )
+    reward_post_process: str = field(
+        default="subword_nmt",
+        metadata={
+            "help": "how to join sub-words before scoring, as --post-process of fairseq-generate: "
+            "subword_nmt, sentencepiece, …; none leaves them"
+        },
+    )
+    reward_detokenizer: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "detokenize before scoring (moses, space, …); by default text is scored "
+            "as it is in the data"
+        },
+    )
+    risk_alpha: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "sharpness of MRT's distribution over samples (default: 0.005, made for "
+            "log-probabilities summed over a sentence)"
+        },
+    )
+    length_normalization: bool = field(
+        default=False,
+        metadata={"help": "divide log-probabilities by length; needs a --risk-alpha made for that"},
+    )
+    reward_baseline: ChoiceEnum(list(KINDS)) = field(  # type: ignore[valid-type]
+        default="fifo",
+        metadata={
+            "help": "what REINFORCE subtracts from rewards: the mean of a queue of past rewards "
+            "(fifo), a moving average of the updates' means (ema), the mean over the last updates "
+            "(window), the batch's own mean (batch, slightly biased), or nothing (none)"
+        },
+    )
+    baseline_queue_size: int = field(
+        default=1000, metadata={"help": "rewards in the queue of --reward-baseline fifo"}
+    )
+    baseline_decay: float = field(
+        default=0.9,
+        metadata={
+            "help": "weight of the past in --reward-baseline ema, from 0 to below 1; it reaches "
+            "back about 1/(1 - decay) updates"
+        },
+    )
+    baseline_window: int = field(
+        default=10, metadata={"help": "updates that --reward-baseline window reaches back"}
+    )
+    temperature_correction: ChoiceEnum(  # type: ignore[valid-type]
+        ["none", "tempered", "importance"]
+    ) = field(
+        default="none",
+        metadata={
+            "help": "samples drawn at a temperature other than 1 come from another distribution "
+            "than the one that is trained: ignore that (none, as the paper), train the one that "
+            "was drawn from (tempered), or weigh the samples by p/q (importance)"
+        },
+    )
+    importance_clip: float = field(
+        default=2.0,
+        metadata={"help": "largest weight of --temperature-correction importance, above 0"},
+    )
+    mle_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the references' likelihood beside the reward; 0.3 is common"},
+    )
+    rescoring_dropout: bool = field(
+        default=False, metadata={"help": "keep dropout in stage two (the pass with gradient)"}
+    )
+    max_sampled_tokens: int = field(
+        default=4096,
+        metadata={
+            "help": "sampled tokens whose activations stage two keeps for the backward pass; those "
+            "of the others are computed twice. Lower saves memory, higher saves time"
+        },
+    )
+    valid_beam: int = field(
+        default=1, metadata={"help": "beam size of validation's reward; 1 is greedy"}
+    )
+    reward_control: ChoiceEnum(["none", "constant", "shuffled"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "for studies: give the loss equal rewards (constant), or a batch's rewards in "
+            "random order (shuffled); logs and capability keep the true ones"
+        },
+    )
+    capability_noise: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "for studies: make stored capabilities wrong, by Gaussian noise of this "
+            "standard deviation, or by exchanging those of a batch's inputs (permuted)"
+        },
+    )
+
+
+def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
+        raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
+    if cfg.length_normalization and cfg.risk_alpha is None:
+        raise EsrlError(
+            "--length-normalization needs a --risk-alpha of its own: the default is made for "
+            "log-probabilities summed over a sentence (try 0.1)"
+        )
+    check_baseline_options(cfg)
+    for name in ("valid_beam", "max_sampled_tokens"):
+        if getattr(cfg, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
+    if not cfg.importance_clip > 0:
+        raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
+    if not 0 <= cfg.mle_weight < math.inf:
+        raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
+    check_controls(cfg)
+
+
+@dataclass
+class SamplingConfig(FairseqDataclass):
+    """Options of stage one."""
+
+    num_samples: int = field(
+        default=8, metadata={"help": "K, the most samples of an input (at least 1)"}
+    )
+    min_samples: int = field(
+        default=1,
+        metadata={"help": "k_min, the fewest samples of an input; 0 skips the most capable ones"},
+    )
+    capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
+        default="bleu",
+        metadata={
+            "help": "what tells how well the model handles an input, from the input's last visit: "
+            "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
+            "(which must lie in [0, 1]), or none: always K samples"
+        },
+    )
+    elimination_ratio: float = field(
+        default=0.3,
+        metadata={"help": "beta in [0, 1]: share of the samples above k_min that is never drawn"},
+    )
+    sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
+    )
+    min_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the most capable input"}
+    )
+    max_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the least capable input"}
+    )
+    sample_max_len_a: float = field(
+        default=1.2,
+        metadata={"help": "samples end after at most a*x + b tokens, x the source's length"},
+    )
+    sample_max_len_b: int = field(default=10, metadata={"help": "see --sample-max-len-a"})
+    sample_min_len: int = field(
+        default=1, metadata={"help": "fewest tokens of a sample, EOS not counted"}
+    )
+    capability_store: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder of the capability store's files (default: --save-dir)"},
+    )
+    save_dir: Optional[str] = II("checkpoint.save_dir")
+
+
+def check_sampling_options(cfg: SamplingConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    temperature = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
+    limits: dict[str, tuple[float, float]] = {
+        "num_samples": (1, math.inf),
+        "min_samples": (0, cfg.num_samples),
+        "elimination_ratio": (0, 1),
+        "sample_max_len_a": (0, math.inf),
+        "sample_max_len_b": (0, math.inf),
+        "sample_min_len": (0, math.inf),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(cfg, name)
+        if not low <= value <= high:
+            upto = f"to {high:g}" if high < math.inf else "upwards"
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
+    for name in temperature:
+        if not 0 < getattr(cfg, name) < math.inf:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be a positive number")
+    if cfg.min_sample_temperature > cfg.max_sample_temperature:
+        raise EsrlError("--min-sample-temperature is above --max-sample-temperature: swap them")
