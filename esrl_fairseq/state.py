@@ -1,4 +1,5 @@
-"""What RL remembers between updates: reward baseline, capability stores, quantile reference.
+"""What RL remembers between updates: reward baseline, capability stores and their quantile
+reference, samples that further updates are made from.
 
 It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
 showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from esrl_fairseq.capability import RECORD, CapabilityStore, Records
 from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
 from esrl_fairseq.core.schedules import cdf_reference, quantile
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.ranks import from_all_ranks, own_rank
+from esrl_fairseq.replay import Replay
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +45,11 @@ class Visit:
 
 def gather_visits(visits: list[Visit]) -> list[Visit]:
     """The visits of all ranks, rank by rank; every rank must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return visits
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, visits)
-    return [visit for rank in gathered for visit in rank]
+    return [visit for own in from_all_ranks(visits) for visit in own]
 
 
 class RLState:
-    """Reward baseline and capability stores of a run.
+    """Reward baseline, capability stores and kept samples of a run.
 
     Args:
         store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
@@ -59,9 +57,9 @@ class RLState:
     """
 
     def __init__(self, store_dir: str | None):
-        main_rank = not dist.is_initialized() or dist.get_rank() == 0
-        self.store_dir = store_dir if main_rank else None
+        self.store_dir = store_dir if own_rank() == 0 else None
         self.baseline: Baseline = FifoBaseline(1)
+        self.replay = Replay()
         self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
@@ -96,8 +94,9 @@ class RLState:
         self.stores[shard] = store
 
     def begin_epoch(self, epoch: int) -> None:
-        """Refresh the quantile reference, unless a checkpoint already brought this epoch's."""
+        """Refresh what is an epoch's, unless a checkpoint already brought this epoch's."""
         self.epoch = epoch
+        self.replay.begin_epoch(epoch)
         if epoch != self.reference_epoch:
             known = [store.records["capability"] for store in self.stores.values()]
             known += [_records(s)["capability"] for s in self._snapshots.values()]
@@ -113,7 +112,7 @@ class RLState:
         self._pending.append(visit)
 
     def commit(self) -> None:
-        """The update is over: push its rewards and write its records. A collective."""
+        """The update is over: push its rewards, write its records. A collective."""
         visits = gather_visits(self._pending)
         if visits:
             self.baseline.push(np.concatenate([visit.rewards for visit in visits]))
@@ -121,6 +120,7 @@ class RLState:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
         self._pending = []
+        self.replay.commit()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so the safe loader reads it."""
@@ -136,6 +136,7 @@ class RLState:
             "reference": torch.from_numpy(self.reference.copy()),
             "reference_epoch": self.reference_epoch,
             "stores": stores,
+            "replay": self.replay.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,6 +150,8 @@ class RLState:
         restore_baseline(self.baseline, state.get("baseline", old))
         self.reference = state["reference"].numpy().copy()
         self.reference_epoch = state["reference_epoch"]
+        if "replay" in state:  # not in checkpoints of versions that made one update only
+            self.replay.load_state_dict(state["replay"])
         self._snapshots = dict(state["stores"])
         self.stores = {}
 

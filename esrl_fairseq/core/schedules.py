@@ -6,11 +6,28 @@ capabilities, so neither the estimator's scale nor the batch matters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 REFERENCE_POINTS = 4096
 """Most points that an empirical CDF is stored with; more would not change a sample count."""
+
+
+@dataclass
+class Plan:
+    """How a batch is sampled.
+
+    Attributes:
+        counts: int64 ``[inputs]``, samples of each input.
+        temperature: float32 ``[inputs]``.
+        capability: float32 ``[inputs]`` before this visit, NaN where unknown.
+    """
+
+    counts: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    capability: NDArray[np.float32]
 
 
 def cdf_reference(capability: ArrayLike, points: int = REFERENCE_POINTS) -> NDArray[np.float32]:
