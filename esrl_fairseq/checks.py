@@ -76,6 +76,36 @@ def check_kl_options(weight: float, target: float | None, reference: str) -> Non
         )
 
 
+def check_ppo_options(cfg: Any) -> None:
+    """Refuse settings of PPO that cannot work, and warn of one that makes it noisy.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if cfg.ppo_passes < 1:
+        raise EsrlError(f"--ppo-passes is {cfg.ppo_passes}, but must be at least 1")
+    if not 0 < cfg.ppo_clip < math.inf:
+        raise EsrlError(f"--ppo-clip is {cfg.ppo_clip}, but must be a positive number")
+    if cfg.objective != "ppo":
+        return
+    if cfg.temperature_correction == "importance":
+        raise EsrlError(
+            "--temperature-correction importance does not go with --objective ppo, which weighs "
+            "samples by ratios of its own: choose tempered or none"
+        )
+    if cfg.temperature_correction == "tempered" and cfg.ppo_level == "token":
+        raise EsrlError(
+            "--temperature-correction tempered does not go with --ppo-level token: choose "
+            "--ppo-level sequence, or no correction"
+        )
+    if cfg.rescoring_dropout and cfg.ppo_passes > 1:
+        logger.warning(
+            "--rescoring-dropout with --objective ppo: each pass draws another dropout, so that "
+            "probabilities differ from those at the time of sampling even without an update, and "
+            "some are clipped for that alone"
+        )
+
+
 def check_controls(cfg: Any) -> None:
     """Refuse controls that cannot work, and warn of those that are on.
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any, Optional
 
 import numpy as np
@@ -26,6 +27,7 @@ from esrl_fairseq.core.losses import (
     segment_mean,
     segment_sum,
 )
+from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
@@ -36,11 +38,13 @@ from esrl_fairseq.options import (
     fewest_samples,
     kl_reference_file,
 )
+from esrl_fairseq.ppo import Ppo
+from esrl_fairseq.replay import Replay, Samples
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.state import KLState, Visit
-from esrl_fairseq.task import Plan, SamplingTask, attach_sampling
+from esrl_fairseq.task import SamplingTask, attach_sampling
 
 
 @register_criterion("esrl", dataclass=EsrlCriterionConfig)
@@ -62,6 +66,9 @@ class EsrlCriterion(FairseqCriterion):
         task.rl.kl = KLState(cfg.kl_weight, cfg.kl_target)
         if cfg.kl_weight > 0:
             task.frozen = FrozenModel(kl_reference_file(cfg), task)
+        self.ppo = Ppo(cfg, self.alpha)
+        if cfg.objective == "ppo":
+            task.rl.replay = Replay(cfg.ppo_passes, self.ppo.kind)
         self.scorer = self._build_scorer(cfg.reward)
         self.capability_scorer = self.scorer
         if task.options.capability == "bleu" and cfg.reward != "bleu":
@@ -107,51 +114,87 @@ class EsrlCriterion(FairseqCriterion):
         if not self.training:
             return self.validate(model, sample)
         self.task.monitor.end_validation()
-        inputs = len(sample["id"])
         clock = Clock()
 
-        plan = self.task.plan(sample)
-        with clock("stage_one"):
-            rows = self.sample_rows(model, sample, plan)
-        with clock("reward"):
-            scored = self.score_rows(sample, rows)
-            given = self.given_rewards(sample, scored)
+        samples = self.task.rl.replay.next(sample["id"].device)
+        first_pass = samples is None
+        if samples is None:
+            samples = self.draw(model, sample, clock)
+        batch, rows = samples.batch, samples.rows
+        inputs = len(batch["id"])
         with clock("stage_two"):
-            scores, references = self.rescore(model, sample, rows, plan)
-            log_ratio = self.log_ratio(model, sample, rows, plan, scores)
-            given = penalised_rewards(given, log_ratio, self.task.rl.kl.weight)
-            rewards = torch.as_tensor(given, device=rows.tokens.device)
-            multiplicity = rows.multiplicity.cpu().numpy()
-            draws = np.repeat(given, multiplicity)
-            baseline = self.task.rl.baseline.value(draws)
-            losses = self.objective(scores, rewards, rows, inputs, baseline)
+            scores, references = self.rescore(model, batch, rows, samples.plan)
+            if first_pass:
+                self.judge(model, samples, scores)
+            rewards = torch.as_tensor(samples.rewards, device=rows.tokens.device)
+            losses = self.objective(
+                scores, rewards, rows, inputs, samples.baseline, samples.old_log_probs
+            )
             loss = losses.sum()
             if references is not None:
                 # On the scale of the other losses, so that its weight does not depend on alpha.
                 loss = loss - self.cfg.mle_weight * self.alpha * references.sum()
 
-        kl = float((log_ratio * multiplicity).sum(dtype=np.float64))
-        if not self.task.dummy_batch:
-            self.task.rl.add(self.visit(sample, rows, scored, scores, draws, kl))
-            total = float((scored.rewards * multiplicity).sum())
-            self.task.monitor.add_batch(total, len(draws), int(rows.truncated.sum()))
+        if first_pass:
+            self.remember(samples, scores)
         log = logs.training_log(
             self.task,
-            plan,
+            samples.plan,
             rows,
-            scored,
+            samples.scored,
             scores,
             losses,
             references,
-            baseline,
+            samples.baseline,
             self.cfg.objective,
             clock.seconds,
         )
+        if self.cfg.objective == "ppo":
+            current_pass = self.task.rl.replay.current_pass
+            log.update(self.ppo.log(samples, scores, rewards, current_pass))
         log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
-        log.update(ntokens=sample["ntokens"])
+        log.update(ntokens=batch["ntokens"])
         if self.task.frozen is not None:
-            log.update(kl=kl, kl_weight=self.task.rl.kl.weight)
+            log.update(kl=samples.kl, kl_weight=self.task.rl.kl.weight)
+        if samples.dummy:  # fairseq leaves out those that it gives, not those that were kept
+            return 0 * loss, 0, {key: 0 * value for key, value in log.items()}
         return loss, inputs, log
+
+    def train(self, mode: bool = True) -> "EsrlCriterion":
+        """fairseq calls it with True before the batches of each update."""
+        if mode:
+            self.task.rl.replay.begin_update()
+        return super().train(mode)
+
+    def draw(self, model: Any, sample: dict[str, Any], clock: "Clock") -> Samples:
+        """Stage one and the rewards."""
+        plan = self.task.plan(sample)
+        with clock("stage_one"):
+            rows = self.sample_rows(model, sample, plan)
+        with clock("reward"):
+            scored = self.score_rows(sample, rows)
+            rewards = self.given_rewards(sample, scored)
+        return Samples(sample, plan, rows, scored, rewards, self.task.dummy_batch)
+
+    def judge(self, model: Any, samples: Samples, scores: Scores) -> None:
+        """Subtract the KL penalty from the samples' rewards, and choose their baseline."""
+        log_ratio = self.log_ratio(model, samples.batch, samples.rows, samples.plan, scores)
+        samples.kl = float(of_draws(log_ratio, samples.rows).sum(dtype=np.float64))
+        samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
+        samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
+
+    def remember(self, samples: Samples, scores: Scores) -> None:
+        """Keep what was drawn for later passes, and what it showed; no dummy shows anything."""
+        rows, scored = samples.rows, samples.scored
+        if self.cfg.objective == "ppo":
+            old_log_probs = self.ppo.log_probs(scores, rows)
+            self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
+        if samples.dummy:
+            return
+        draws = of_draws(samples.rewards, rows)
+        self.task.rl.add(self.visit(samples.batch, rows, scored, scores, draws, samples.kl))
+        total = float(of_draws(scored.rewards, rows).sum())
+        self.task.monitor.add_batch(total, len(draws), int(rows.truncated.sum()))
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""
@@ -219,6 +262,7 @@ class EsrlCriterion(FairseqCriterion):
             dropout=dropout,
             max_tokens=self.cfg.max_sampled_tokens,
             temperature=temperature,
+            tokens=self.cfg.objective == "ppo" and self.cfg.ppo_level == "token",
         )
 
     def trained(self, scores: Scores) -> Tensor:
@@ -228,9 +272,17 @@ class EsrlCriterion(FairseqCriterion):
         return scores.log_probs
 
     def objective(
-        self, scores: Scores, rewards: Tensor, rows: Rows, inputs: int, baseline: float
+        self,
+        scores: Scores,
+        rewards: Tensor,
+        rows: Rows,
+        inputs: int,
+        baseline: float,
+        old_log_probs: Optional[Tensor] = None,
     ) -> Tensor:
         """The loss of each input, [inputs]."""
+        if self.cfg.objective == "ppo":
+            return self.ppo.loss(scores, rewards, rows, inputs, baseline, old_log_probs)
         log_probs, weights = self.trained(scores), None
         if scores.tempered is not None and self.cfg.temperature_correction == "importance":
             weights = importance_weights(log_probs, scores.tempered, self.cfg.importance_clip)
@@ -335,11 +387,16 @@ class EsrlCriterion(FairseqCriterion):
         return True
 
 
+def of_draws(values: np.ndarray, rows: Rows) -> np.ndarray:
+    """Values [rows] of every draw, equal ones included."""
+    return np.repeat(values, rows.multiplicity.cpu().numpy())
+
+
 class Clock:
     """Seconds by stage; waits for the device, so that a stage pays for its own work."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(("stage_one", "reward", "stage_two"), 0.0)
         self._stage = ""
 
     def __call__(self, stage: str) -> "Clock":

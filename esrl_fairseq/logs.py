@@ -19,7 +19,7 @@ from esrl_fairseq.scoring import Scored
 
 HISTOGRAM_BINS = 4
 """Samples per input are counted in quarters of K (and skipped inputs apart)."""
-BRANCHES = ("mrt", "reinforce", "rloo")
+BRANCHES = ("mrt", "reinforce", "rloo", "ppo")
 """Losses that an input can get; ``fused`` chooses between the first two."""
 
 
@@ -124,6 +124,10 @@ def _reduce_training(total: dict[str, float]) -> None:
     for branch in BRANCHES:
         _mean(total, f"loss_{branch}", f"loss_{branch}", f"inputs_{branch}", 6)
     _mean(total, "share_mrt", "inputs_mrt", "nsentences")
+    if "ppo_pass" in total:
+        _mean(total, "ppo_pass", "ppo_pass", "batches", 1)
+        for name in ("clipped", "ratio", "kl"):
+            _mean(total, f"ppo_{name}", f"ppo_{name}", "ppo_actions", 4)
     if total["nll_references"]:
         _mean(total, "nll_references", "nll_references", "nsentences")
     _mean(total, "reward", "reward", "draws", 4)

@@ -12,6 +12,7 @@ from esrl_fairseq.checks import (
     check_baseline_options,
     check_controls,
     check_kl_options,
+    check_ppo_options,
     number_or_nan,
 )
 from esrl_fairseq.core.baselines import KINDS
@@ -22,6 +23,8 @@ DEFAULT_RISK_ALPHA = 0.005
 """Shen et al. 2016, for log-probabilities summed over a sentence."""
 AUTO = "auto"
 """``--elimination-ratio`` that leaves the choice to the rewards' spread."""
+LEVELS = ("sequence", "token")
+"""What PPO compares the probabilities of."""
 
 
 @dataclass
@@ -29,13 +32,14 @@ class EsrlCriterionConfig(FairseqDataclass):
     """Options of reward and loss."""
 
     objective: ChoiceEnum(  # type: ignore[valid-type]
-        ["fused", "mrt", "reinforce", "rloo"]
+        ["fused", "mrt", "reinforce", "rloo", "ppo"]
     ) = field(
         default="fused",
         metadata={
             "help": "fused: MRT where an input has several distinct samples, otherwise REINFORCE; "
             "mrt or reinforce: that one for all inputs; rloo: REINFORCE, a sample's baseline being "
-            "the mean reward of the input's other samples (none with one sample)"
+            "the mean reward of the input's other samples (none with one sample); ppo: several "
+            "updates from the same samples, with the clipped surrogate"
         },
     )
     reward: str = field(
@@ -98,6 +102,24 @@ class EsrlCriterionConfig(FairseqDataclass):
     )
     baseline_window: int = field(
         default=10, metadata={"help": "updates that --reward-baseline window reaches back"}
+    )
+    ppo_passes: int = field(
+        default=4,
+        metadata={
+            "help": "updates that --objective ppo makes from each batch of samples; an epoch then "
+            "samples only one in so many of its batches"
+        },
+    )
+    ppo_clip: float = field(
+        default=0.2,
+        metadata={
+            "help": "epsilon of --objective ppo: probabilities gain nothing by leaving "
+            "[1 - epsilon, 1 + epsilon] times those at the time of sampling"
+        },
+    )
+    ppo_level: ChoiceEnum(list(LEVELS)) = field(  # type: ignore[valid-type]
+        default="sequence",
+        metadata={"help": "--objective ppo clips the probability of each sequence or each token"},
     )
     temperature_correction: ChoiceEnum(  # type: ignore[valid-type]
         ["none", "tempered", "importance"]
@@ -192,6 +214,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
             "log-probabilities summed over a sentence (try 0.1)"
         )
     check_baseline_options(cfg)
+    check_ppo_options(cfg)
     for name in ("valid_beam", "max_sampled_tokens"):
         if getattr(cfg, name) < 1:
             option = "--" + name.replace("_", "-")

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,17 +40,20 @@ class Scores:
         lengths: int64 ``[rows]``, tokens that the sums run over.
         tempered: like ``log_probs``, of the distribution that the rows were drawn from; None where
             that was not asked for.
+        token_log_probs: float32 ``[rows, length]`` with gradient, what ``log_probs`` is the sum of,
+            0 for other tokens; None where that was not asked for.
     """
 
     log_probs: Tensor
     entropy: Tensor
     lengths: Tensor
     tempered: Tensor | None = None
+    token_log_probs: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Scores:
         """The scores of some rows."""
-        tempered = None if self.tempered is None else self.tempered[rows]
-        return Scores(self.log_probs[rows], self.entropy[rows], self.lengths[rows], tempered)
+        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
+        return replace(self, **parts)
 
 
 def rescore(
@@ -63,6 +66,7 @@ def rescore(
     dropout: bool = False,
     max_tokens: int = 4096,
     temperature: Tensor | None = None,
+    tokens: bool = False,
 ) -> Scores:
     """Log-probabilities of ``rows`` under the policy that stage one samples from at temperature 1.
 
@@ -77,15 +81,24 @@ def rescore(
         max_tokens: positions whose activations are kept for the backward pass; those of further
             rows are computed again there, so that memory does not grow with the samples.
         temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
+        tokens: return each token's log-probability, too.
     """
-    scorer = _RowScorer(unwrap(model), rows, pad, eos, min_len, max_tokens, dropout, temperature)
+    scorer = _RowScorer(
+        unwrap(model), rows, pad, eos, min_len, max_tokens, dropout, temperature, tokens
+    )
     with _training_mode(model, dropout), scorer.in_place_of_decoder():
-        log_probs, *tempered, entropy = model(
+        log_probs, *others, entropy = model(
             src_tokens=net_input["src_tokens"],
             src_lengths=net_input["src_lengths"],
             prev_output_tokens=shift_right(rows.tokens, rows.lengths, eos, pad),
         )
-    return Scores(log_probs, entropy, rows.scored().sum(1), *tempered)
+    return Scores(
+        log_probs,
+        entropy,
+        rows.scored().sum(1),
+        tempered=None if temperature is None else others.pop(0),
+        token_log_probs=others.pop(0) if tokens else None,
+    )
 
 
 class _RowScorer:
@@ -101,6 +114,7 @@ class _RowScorer:
         max_tokens: int,
         dropout: bool,
         temperature: Tensor | None,
+        tokens: bool,
     ):
         self.model = model
         self.rows = rows
@@ -108,6 +122,7 @@ class _RowScorer:
         self.max_tokens = max_tokens
         self.dropout = dropout
         self.temperature = temperature
+        self.tokens = tokens
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
         # be computed for real tokens only.
@@ -127,7 +142,8 @@ class _RowScorer:
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
     ) -> tuple[Tensor, ...]:
-        """Log-probability of each row, that at its temperature if asked for, and its entropy."""
+        """Of each row: log-probability, that at its temperature and of its tokens if asked for,
+        and entropy."""
         order, kept = [], 0
         scores: list[tuple[Tensor, ...]] = []
         for piece in self.pieces():
@@ -173,7 +189,11 @@ class _RowScorer:
         arguments = (decoder_out[0][chosen], targets, no_eos, temperature)
         values = self.head(*arguments) if self.features_only else self.token_scores(*arguments)
         zeros = values[0].new_zeros(len(piece))
-        return tuple(zeros.index_add(0, row, value) for value in values)
+        sums = [zeros.index_add(0, row, value) for value in values]
+        if self.tokens:
+            table = values[0].new_zeros(len(piece), self.rows.tokens.size(1))
+            sums.insert(-1, table.index_put((row, step), values[0]))
+        return tuple(sums)
 
     def head(
         self, states: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None

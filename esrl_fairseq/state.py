@@ -1,5 +1,6 @@
-"""What RL remembers between updates: reward baseline, KL weight, capability stores, and what an
-epoch's dynamic sampling compares inputs with: quantile reference and mean variance of the rewards.
+"""What RL remembers between updates: reward baseline, KL weight, capability stores, what an epoch's
+dynamic sampling compares inputs with (quantile reference and mean variance of the rewards), and
+samples that further updates are made from.
 
 It belongs to the checkpoint (docs/method.md 7). Within an update it is only read; what the update
 showed is kept aside and committed when the optimizer has stepped, from all ranks at once. So a
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +25,8 @@ from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
 from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.ranks import from_all_ranks, own_rank
+from esrl_fairseq.replay import Replay
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +99,11 @@ class KLState:
 
 def gather_visits(visits: list[Visit]) -> list[Visit]:
     """The visits of all ranks, rank by rank; every rank must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return visits
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, visits)
-    return [visit for rank in gathered for visit in rank]
+    return [visit for own in from_all_ranks(visits) for visit in own]
 
 
 class RLState:
-    """Reward baseline, KL weight and capability stores of a run.
+    """Reward baseline, KL weight, capability stores and kept samples of a run.
 
     Args:
         store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
@@ -113,10 +111,10 @@ class RLState:
     """
 
     def __init__(self, store_dir: str | None):
-        main_rank = not dist.is_initialized() or dist.get_rank() == 0
-        self.store_dir = store_dir if main_rank else None
+        self.store_dir = store_dir if own_rank() == 0 else None
         self.baseline: Baseline = FifoBaseline(1)
         self.kl = KLState()
+        self.replay = Replay()
         self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
@@ -152,11 +150,12 @@ class RLState:
         self.stores[shard] = store
 
     def begin_epoch(self, epoch: int) -> None:
-        """Refresh what inputs are compared with, unless a checkpoint already brought this epoch's.
+        """Refresh what is an epoch's, unless a checkpoint already brought this epoch's.
 
-        That is the quantile reference and the mean variance of an input's rewards.
+        That is what inputs are compared with: quantile reference, mean variance of the rewards.
         """
         self.epoch = epoch
+        self.replay.begin_epoch(epoch)
         if epoch == self.reference_epoch:
             return
         self.reference = cdf_reference(self._all("capability"))
@@ -194,6 +193,7 @@ class RLState:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
         self._pending = []
+        self.replay.commit()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so the safe loader reads it."""
@@ -211,6 +211,7 @@ class RLState:
             "mean_variance": self.mean_variance,
             "reference_epoch": self.reference_epoch,
             "stores": stores,
+            "replay": self.replay.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,6 +229,8 @@ class RLState:
         # Checkpoints from before --elimination-ratio auto have none: K samples until next epoch.
         self.mean_variance = state.get("mean_variance", math.nan)
         self.reference_epoch = state["reference_epoch"]
+        if "replay" in state:  # not in checkpoints of versions that made one update only
+            self.replay.load_state_dict(state["replay"])
         self._snapshots = dict(state["stores"])
         self.stores = {}
 

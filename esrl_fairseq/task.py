@@ -12,7 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from esrl_fairseq import compat
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
-from esrl_fairseq.core.schedules import neyman_counts, sample_counts, temperatures
+from esrl_fairseq.core.schedules import Plan, neyman_counts, sample_counts, temperatures
 from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
@@ -25,21 +25,6 @@ logger = logging.getLogger(__name__)
 @dataclass
 class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
     """The translation task's options and those of stage one."""
-
-
-@dataclass
-class Plan:
-    """How a batch is sampled.
-
-    Attributes:
-        counts: int64 ``[inputs]``, samples of each input.
-        temperature: float32 ``[inputs]``.
-        capability: float32 ``[inputs]`` before this visit, NaN where unknown.
-    """
-
-    counts: np.ndarray
-    temperature: np.ndarray
-    capability: np.ndarray
 
 
 MEMORY_ADVICE = (
@@ -181,6 +166,7 @@ class SamplingTask(FairseqTask):
         **kwargs: Any,
     ) -> Any:
         self.dummy_batch = ignore_grad
+        self.rl.replay.update = update_num
         try:
             return super().train_step(
                 sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs

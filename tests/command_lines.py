@@ -9,6 +9,7 @@ exit codes, tracebacks and signals are those of a process of its own, 5 s sooner
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -210,3 +211,10 @@ def esrl_options(data, save_dir, task="esrl_translation"):
     """Options of a fine-tuning run, those of the model left out."""
     options = f"--task {task} --criterion esrl --lr 2e-4"
     return [data, "--user-dir", USER_DIR, options, "--save-dir", save_dir, COMMON]
+
+
+def free_port():
+    """A port on which several ranks can find each other."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

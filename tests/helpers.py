@@ -189,6 +189,20 @@ def plain_scores(model, batch, rows, min_len=0, temperature=1.0):
     return torch.stack(log_probs), torch.stack(entropies)
 
 
+def plain_token_scores(model, batch, rows, min_len=0):
+    """log p of each chosen token, [rows, length], 0 elsewhere; one step at a time."""
+    found = []
+    for r in range(len(rows)):
+        source = batch["net_input"]["src_tokens"][rows.input_index[r]]
+        source = source[source.ne(PAD)].unsqueeze(0)
+        tokens = rows.tokens[r].tolist()
+        chosen = int(rows.lengths[r]) - int(rows.truncated[r])
+        steps = [plain_step(model, source, tokens[:t], min_len)[tokens[t]] for t in range(chosen)]
+        steps += [torch.zeros(())] * (len(tokens) - chosen)
+        found.append(torch.stack(steps))
+    return torch.stack(found)
+
+
 def plain_step(model, source, prefix, min_len=0, temperature=1.0):
     """The policy's log-probabilities [words] after `prefix`, for one source [1, length]."""
     decoder_out = model(

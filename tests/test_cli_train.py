@@ -4,13 +4,12 @@ import os
 import pickle
 import re
 import shutil
-import socket
 
 import numpy as np
 import pytest
 import torch
 from cli_fixtures import preprocess
-from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
+from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options, free_port
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from esrl_fairseq.capability import HEADER, RECORD
@@ -337,12 +336,6 @@ def test_hydra_train_with_a_config_file(commands, corpus, mle, tmp_path):
     assert store(tmp_path / "run" / "capability.0.store")["samples"].min() >= 1
     tuned = parameters(tmp_path / "run" / "checkpoint_last.pt")
     assert largest_difference(parameters(mle), tuned) > 0
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 EVERY_RANK_SAVES = """

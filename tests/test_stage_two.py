@@ -20,6 +20,7 @@ from helpers import (
     make_model,
     make_rows,
     plain_scores,
+    plain_token_scores,
     take,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -131,6 +132,31 @@ def test_scores_at_the_rows_temperature(arch, monkeypatch):
         assert plain.tempered is None
         assert torch.equal(plain.log_probs, scores.log_probs)
     assert torch.allclose(scores[2:4].tempered, expected[2:4], atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_scores_of_tokens(arch, monkeypatch):
+    """``token_log_probs`` and its gradient equal the plain pass; other scores stay as they are."""
+    model, batch, rows = make_model(arch).eval(), make_batch(), ragged_rows()
+    expected = plain_token_scores(model, batch, rows)
+    slope_of = torch.linspace(-1, 2, expected.numel()).view_as(expected)
+    slope = gradients(model, (slope_of * expected).sum())
+    temperature = torch.linspace(0.5, 2, len(rows))
+    for piece_tokens, max_tokens in PIECES:
+        pieces(monkeypatch, piece_tokens)
+        common = (model, batch["net_input"], rows, PAD, EOS)
+        plain = rescore(*common, max_tokens=max_tokens, temperature=temperature)
+        assert plain.token_log_probs is None
+        scores = rescore(*common, max_tokens=max_tokens, temperature=temperature, tokens=True)
+        found = scores.token_log_probs
+        assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-5)
+        assert not found[~rows.scored()].any()
+        assert torch.allclose(
+            gradients(model, (slope_of * found).sum()), slope, rtol=1e-3, atol=1e-4
+        )
+        for name in ("log_probs", "tempered", "entropy"):
+            assert torch.equal(getattr(scores, name), getattr(plain, name))
+    assert torch.equal(scores[2:4].token_log_probs, found[2:4])
 
 
 def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch):

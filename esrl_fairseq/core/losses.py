@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0
+"""Largest difference of log-probabilities that PPO tells apart."""
+
 
 def segment_sum(values: Tensor, index: Tensor, segments: int) -> Tensor:
     """Sum ``values`` [rows] into ``[segments]`` by ``index`` [rows]; empty segments are 0."""
@@ -117,6 +120,69 @@ def fused_loss(
     return torch.where(distinct >= 2, risk, score_function)
 
 
+def ppo_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor | None,
+    rewards: Tensor,
+    input_index: Tensor,
+    inputs: int,
+    alpha: float,
+    baseline: float,
+    multiplicity: Tensor,
+    clip: float,
+    counts: Tensor,
+) -> Tensor:
+    """Proximal policy optimization's clipped surrogate (Schulman et al. 2017, equation 7).
+
+        L_i = −α mean_j Σ_t c_jt min(ρ_jt A_j, clip(ρ_jt, 1 − ε, 1 + ε) A_j),
+        A_j = r_ij − b,   ρ_jt = p(action jt) / p_old(action jt),   the mean over draws
+
+    An action is a whole sequence or one of its tokens. At ρ = 1 the gradient is that of
+    :func:`reinforce_loss`, whose scale it has.
+
+    Args:
+        log_probs: ``[rows, actions]`` with gradient.
+        old_log_probs: ``[rows, actions]`` constants, of the policy that drew the rows; None if
+            that is still the policy.
+        clip: ε, positive.
+        counts: ``[rows, actions]``, c_jt: how much an action counts; 0 where there is none.
+    """
+    ratio = _ratio(log_probs, old_log_probs)
+    advantage = (rewards - baseline).unsqueeze(1)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    row_terms = (counts * surrogate).sum(1)
+    return -alpha * segment_mean(row_terms, multiplicity, input_index, inputs)
+
+
+def ppo_statistics(
+    log_probs: Tensor,
+    old_log_probs: Tensor | None,
+    rewards: Tensor,
+    baseline: float,
+    multiplicity: Tensor,
+    clip: float,
+    counts: Tensor,
+) -> dict[str, Tensor]:
+    """Sums over the actions of all draws, by name; the arguments are :func:`ppo_loss`'s.
+
+    ``actions``: their number. ``clipped``: those without a gradient because the clip is active.
+    ``ratio``: ρ. ``kl``: ρ − 1 − log ρ, whose mean estimates KL(p_old‖p) from draws of p_old
+    (Schulman 2020), without bias and never below 0.
+    """
+    ratio = _ratio(log_probs, old_log_probs)
+    advantage = (rewards - baseline).unsqueeze(1)
+    raised = (advantage > 0) & (ratio > 1 + clip)
+    lowered = (advantage < 0) & (ratio < 1 - clip)
+    draws = (counts > 0) * multiplicity.unsqueeze(1)
+    values = {
+        "actions": torch.ones_like(ratio),
+        "clipped": (raised | lowered).to(ratio.dtype),
+        "ratio": ratio,
+        "kl": ratio - 1 - ratio.log(),
+    }
+    return {name: (draws * value).sum() for name, value in values.items()}
+
+
 def importance_weights(log_probs: Tensor, tempered: Tensor, clip: float) -> Tensor:
     """w = min(p/q, clip) [rows] without gradient, for rows drawn from q instead of p.
 
@@ -136,3 +202,10 @@ def importance_weights(log_probs: Tensor, tempered: Tensor, clip: float) -> Tens
 
 def _weighted(advantage: Tensor, weights: Tensor | None) -> Tensor:
     return advantage if weights is None else weights * advantage
+
+
+def _ratio(log_probs: Tensor, old_log_probs: Tensor | None) -> Tensor:
+    """ρ = p/p_old, limited so that it and its gradient stay finite."""
+    if old_log_probs is None:
+        old_log_probs = log_probs.detach()
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

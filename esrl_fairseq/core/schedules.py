@@ -6,6 +6,8 @@ of an input's rewards only relative to the mean variance, so neither scale nor b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +22,21 @@ the coefficient of variation of σ_i² over the inputs: 4 where variances vary a
 """
 ROUNDING = 1e-6
 """Relative error of a variance; standard deviations are stored in float32."""
+
+
+@dataclass
+class Plan:
+    """How a batch is sampled.
+
+    Attributes:
+        counts: int64 ``[inputs]``, samples of each input.
+        temperature: float32 ``[inputs]``.
+        capability: float32 ``[inputs]`` before this visit, NaN where unknown.
+    """
+
+    counts: NDArray[np.int64]
+    temperature: NDArray[np.float32]
+    capability: NDArray[np.float32]
 
 
 def cdf_reference(capability: ArrayLike, points: int = REFERENCE_POINTS) -> NDArray[np.float32]:

@@ -1,0 +1,96 @@
+"""PPO's part of the criterion: what its ratios are of, its loss and its logs (docs/method.md 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esrl_fairseq.core.losses import ppo_loss, ppo_statistics
+from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.replay import Samples
+from esrl_fairseq.rescoring import Scores
+
+
+class Ppo:
+    """The clipped surrogate with the criterion's options.
+
+    Args:
+        cfg: options of the criterion.
+        alpha: scale of the loss.
+    """
+
+    def __init__(self, cfg: Any, alpha: float):
+        self.cfg = cfg
+        self.alpha = alpha
+
+    @property
+    def kind(self) -> str:
+        """Log-probabilities of other kinds are not comparable."""
+        return (
+            f"--ppo-level {self.cfg.ppo_level}, "
+            f"--temperature-correction {self.cfg.temperature_correction} "
+            f"and length normalization {'on' if self.cfg.length_normalization else 'off'}"
+        )
+
+    def log_probs(self, scores: Scores, rows: Rows) -> Tensor:
+        """Log-probabilities of the actions, [rows, actions]: of sequences or of tokens."""
+        if scores.token_log_probs is not None:
+            return scores.token_log_probs[:, : rows.tokens.size(1)]  # references may be longer
+        log_probs = scores.log_probs if scores.tempered is None else scores.tempered
+        if self.cfg.length_normalization:
+            log_probs = log_probs / scores.lengths.clamp(min=1)
+        return log_probs.unsqueeze(1)
+
+    def counts(self, scores: Scores, rows: Rows) -> Tensor:
+        """How much each action counts, float32 [rows, actions]."""
+        if scores.token_log_probs is None:
+            return torch.ones_like(scores.log_probs).unsqueeze(1)
+        counts = rows.scored().to(scores.log_probs.dtype)
+        if self.cfg.length_normalization:
+            counts = counts / scores.lengths.clamp(min=1).unsqueeze(1)
+        return counts
+
+    def loss(
+        self,
+        scores: Scores,
+        rewards: Tensor,
+        rows: Rows,
+        inputs: int,
+        baseline: float,
+        old_log_probs: Tensor | None,
+    ) -> Tensor:
+        """The loss of each input, [inputs]."""
+        return ppo_loss(
+            self.log_probs(scores, rows),
+            old_log_probs,
+            rewards,
+            rows.input_index,
+            inputs,
+            self.alpha,
+            baseline,
+            rows.multiplicity,
+            self.cfg.ppo_clip,
+            self.counts(scores, rows),
+        )
+
+    @torch.no_grad()
+    def log(
+        self, samples: Samples, scores: Scores, rewards: Tensor, current_pass: int
+    ) -> dict[str, Any]:
+        """Sums over one batch of what PPO alone logs."""
+        statistics = ppo_statistics(
+            self.log_probs(scores, samples.rows),
+            samples.old_log_probs,
+            rewards,
+            samples.baseline,
+            samples.rows.multiplicity,
+            self.cfg.ppo_clip,
+            self.counts(scores, samples.rows),
+        )
+        log: dict[str, Any] = {f"ppo_{name}": value for name, value in statistics.items()}
+        log["ppo_pass"] = current_pass
+        if samples.old_log_probs is not None:
+            log["sampled_tokens"] = 0  # those of the first pass
+        return log
