@@ -131,6 +131,10 @@ class TestCriterion:
             "reinforce": lambda: losses.reinforce_loss(*common, *queue),
             "fused": lambda: losses.fused_loss(*common, *queue),
             "rloo": lambda: losses.rloo_loss(*common, rows.multiplicity),
+            # Sequences in their first pass, whose old log-probabilities are their own.
+            "ppo": lambda: losses.ppo_loss(
+                log_p.unsqueeze(1), None, *common[1:], *queue, 0.2, torch.ones(len(log_p), 1)
+            ),
         }[objective]().sum()
         assert torch.allclose(loss, expected, rtol=1e-4, atol=1e-5)
         draws = rows.multiplicity

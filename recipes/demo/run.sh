@@ -25,16 +25,16 @@ MLE=(
     --label-smoothing 0.1
     --optimizer adam --adam-betas "(0.9, 0.98)"
     --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 400
-    --max-tokens 3000 --max-epoch "${MLE_EPOCHS:-8}"
+    --max-tokens 3000 --max-epoch "${MLE_EPOCHS:-7}"
 )
-ESRL_UPDATES=${ESRL_UPDATES:-200}
+ESRL_UPDATES=${ESRL_UPDATES:-120}
 ESRL=(
     --reward bleu --num-samples 8 --capability bleu --elimination-ratio 0.3
     --optimizer adam --adam-betas "(0.9, 0.98)"
     --lr 3e-4 --lr-scheduler polynomial_decay --warmup-updates 10
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --max-sampled-tokens 16384
-    --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
+    --save-interval-updates 40 --keep-interval-updates 1 --log-interval 10
 )
 CONTINUE=("${MLE[@]}" --lr 1e-3 --lr-scheduler fixed --max-epoch 0)
 
