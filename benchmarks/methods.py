@@ -18,7 +18,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 from workload import Workload
 
-from esrl_fairseq.core.losses import mrt_loss, reinforce_loss
+from esrl_fairseq.core.losses import mrt_loss
 from esrl_fairseq.core.sequences import Rows, shift_right
 from esrl_fairseq.criterion import Clock, EsrlCriterion
 
@@ -31,15 +31,12 @@ class Bench:
 
     Attributes:
         k: samples per input.
-        sampler: how the standard methods draw a word: ``multinomial`` as published code does, or
-            ``inverse_cdf``, so that they differ from ESRL in nothing but the graph.
     """
 
     work: Workload
     criterion: EsrlCriterion
     optimizer: torch.optim.Optimizer
     k: int
-    sampler: str
 
     @property
     def pad(self) -> int:
@@ -54,11 +51,23 @@ def make_bench(work: Workload, k: int, sampler: str, max_sampled_tokens: int) ->
     """The real criterion, and an Adam that does its work with a learning rate of 0.
 
     So repeats and methods meet the same model.
+
+    Args:
+        sampler: how the standard methods draw a word: ``multinomial`` as published code does, or
+            ``inverse_cdf``, so that they differ from ESRL in nothing but the graph.
     """
     work.task.options.num_samples = k
     criterion = work.criterion(max_sampled_tokens=max_sampled_tokens).train()
+    if sampler == "multinomial":
+        criterion.draw_word = _multinomial
     optimizer = torch.optim.Adam(work.model.parameters(), lr=0.0)
-    return Bench(work, criterion, optimizer, k, sampler)
+    return Bench(work, criterion, optimizer, k)
+
+
+def _multinomial(logits: Tensor, temperature: Tensor, _: Tensor) -> Tensor:
+    """As ``inverse_cdf_sample``, with torch's own random numbers."""
+    weights = (logits.float() / temperature.unsqueeze(1)).softmax(1)
+    return torch.multinomial(weights, 1).squeeze(1)
 
 
 def run_update(bench: Bench, method: str, sample: dict[str, Any], seed: int) -> common.Row:
@@ -80,20 +89,17 @@ def run_update(bench: Bench, method: str, sample: dict[str, Any], seed: int) -> 
 
 def two_stage(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tensor, common.Row]:
     """ESRL: the criterion as ``fairseq-train`` calls it."""
-    bench.work.model.train()
-    loss, _, log = bench.criterion(bench.work.model, sample)
-    clock.seconds.update({stage: log[f"seconds_{stage}"] for stage in STAGES[:3]})
-    return loss, {"samples": log["draws"], "sampled_tokens": log["sampled_tokens"]}
+    return _criterion(bench, sample, clock, sampling_mode="two-stage", objective="fused")
 
 
 def standard_kv(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tensor, common.Row]:
     """REINFORCE with the graph kept through autoregressive sampling, decoder states cached."""
-    return _standard(bench, sample, clock, cached=True)
+    return _criterion(bench, sample, clock, sampling_mode="standard", objective="reinforce")
 
 
 def standard_nokv(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tensor, common.Row]:
     """The same, but every step decodes the whole prefix again, as published code does."""
-    return _standard(bench, sample, clock, cached=False)
+    return _criterion(bench, sample, clock, sampling_mode="standard-nocache", objective="reinforce")
 
 
 def fairseq_mrt(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tensor, common.Row]:
@@ -125,68 +131,16 @@ METHODS: dict[str, Callable[[Bench, dict[str, Any], Clock], tuple[Tensor, common
 }
 
 
-def _standard(
-    bench: Bench, sample: dict[str, Any], clock: Clock, cached: bool
+def _criterion(
+    bench: Bench, sample: dict[str, Any], clock: Clock, **options: str
 ) -> tuple[Tensor, common.Row]:
-    with clock("stage_one"):
-        tokens, log_probs = _sample_with_graph(bench, sample, cached)
-        rows = _as_rows(bench, sample, tokens)
-        log_probs = (log_probs * rows.scored()).sum(1)
-    with clock("reward"):
-        rewards = _rewards(bench, sample, rows)
-    inputs, baseline = len(sample["id"]), float(rewards.mean())
-    loss = reinforce_loss(
-        log_probs,
-        rewards,
-        rows.input_index,
-        inputs,
-        bench.criterion.alpha,
-        baseline,
-        rows.multiplicity,
-    )
-    return loss.sum(), _counts(rows)
-
-
-def _sample_with_graph(bench: Bench, sample: dict[str, Any], cached: bool) -> tuple[Tensor, Tensor]:
-    """Sampled tokens and their log-probabilities with gradient, both ``[rows, length]``.
-
-    Rows stay in the batch until all have ended.
-    """
-    model = bench.work.model.eval()
-    index = _input_index(bench, sample)
-    limits = _length_limits(bench, sample)[index]
-    encoder_out = model.encoder.forward_torchscript(sample["net_input"])
-    encoder_out = model.encoder.reorder_encoder_out(encoder_out, index)
-    state: dict[str, Any] | None = {} if cached else None
-    tokens = torch.full_like(index, bench.eos).unsqueeze(1)
-    ended = torch.zeros_like(index, dtype=torch.bool)
-    log_probs = []
-    for step in range(int(limits.max()) + 1):
-        output = model.decoder(tokens, encoder_out=encoder_out, incremental_state=state)
-        policy = _log_policy(bench, output[0][:, -1], step)
-        chosen = _draw(policy.detach(), bench.sampler)
-        chosen = chosen.masked_fill(ended | (limits <= step), bench.eos)
-        log_probs.append(policy.gather(1, chosen.unsqueeze(1)))
-        tokens = torch.cat([tokens, chosen.unsqueeze(1)], dim=1)
-        ended = ended | (chosen == bench.eos)
-        if bool(ended.all()):
-            break
-    return tokens[:, 1:], torch.cat(log_probs, dim=1)
-
-
-def _log_policy(bench: Bench, scores: Tensor, step: int) -> Tensor:
-    """Log-probabilities ``[rows, words]`` of what may be drawn; what may not has about -1e30."""
-    never = [bench.pad] + [bench.eos] * (step < bench.work.lengths.minimum)
-    masked = scores.float().index_fill(1, torch.tensor(never, device=scores.device), -1e30)
-    return masked.log_softmax(1)
-
-
-def _draw(policy: Tensor, sampler: str) -> Tensor:
-    if sampler == "multinomial":
-        return torch.multinomial(policy.exp(), 1).squeeze(1)
-    cdf = policy.exp().cumsum(1)
-    target = torch.rand_like(cdf[:, :1]) * cdf[:, -1:]
-    return torch.searchsorted(cdf, target, right=True).squeeze(1).clamp(max=cdf.size(1) - 1)
+    """The criterion with these options, as ``fairseq-train`` calls it."""
+    for name, value in options.items():
+        setattr(bench.criterion.cfg, name, value)
+    bench.work.model.train()
+    loss, _, log = bench.criterion(bench.work.model, sample)
+    clock.seconds.update({stage: log[f"seconds_{stage}"] for stage in STAGES[:3]})
+    return loss, {"samples": log["draws"], "sampled_tokens": log["sampled_tokens"]}
 
 
 def _generate(bench: Bench, sample: dict[str, Any]) -> Tensor:

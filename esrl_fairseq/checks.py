@@ -88,6 +88,11 @@ def check_ppo_options(cfg: Any) -> None:
         raise EsrlError(f"--ppo-clip is {cfg.ppo_clip}, but must be a positive number")
     if cfg.objective != "ppo":
         return
+    if cfg.sampling_mode != "two-stage":
+        raise EsrlError(
+            f"--sampling-mode {cfg.sampling_mode} does not go with --objective ppo, whose later "
+            "passes score samples that an earlier one drew: choose two-stage"
+        )
     if cfg.temperature_correction == "importance":
         raise EsrlError(
             "--temperature-correction importance does not go with --objective ppo, which weighs "

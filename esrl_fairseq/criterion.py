@@ -27,8 +27,9 @@ from esrl_fairseq.core.losses import (
     segment_mean,
     segment_sum,
 )
+from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates
+from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates, distinct_rows
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.options import (
@@ -43,6 +44,7 @@ from esrl_fairseq.replay import Replay, Samples
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.scoring import Scored, Scorer
+from esrl_fairseq.standard import Draw, sample_with_graph
 from esrl_fairseq.state import KLState, Visit
 from esrl_fairseq.task import SamplingTask, attach_sampling
 
@@ -56,6 +58,7 @@ class EsrlCriterion(FairseqCriterion):
         check_criterion_options(cfg)
         self.cfg = cfg
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
+        self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
         if cfg.objective == "rloo":
@@ -117,13 +120,13 @@ class EsrlCriterion(FairseqCriterion):
         clock = Clock()
 
         samples = self.task.rl.replay.next(sample["id"].device)
-        first_pass = samples is None
+        first_pass, known = samples is None, None
         if samples is None:
-            samples = self.draw(model, sample, clock)
+            samples, known = self.draw(model, sample, clock)
         batch, rows = samples.batch, samples.rows
         inputs = len(batch["id"])
         with clock("stage_two"):
-            scores, references = self.rescore(model, batch, rows, samples.plan)
+            scores, references = known or self.rescore(model, batch, rows, samples.plan)
             if first_pass:
                 self.judge(model, samples, scores)
             rewards = torch.as_tensor(samples.rewards, device=rows.tokens.device)
@@ -166,15 +169,21 @@ class EsrlCriterion(FairseqCriterion):
             self.task.rl.replay.begin_update()
         return super().train(mode)
 
-    def draw(self, model: Any, sample: dict[str, Any], clock: "Clock") -> Samples:
-        """Stage one and the rewards."""
+    def draw(
+        self, model: Any, sample: dict[str, Any], clock: "Clock"
+    ) -> tuple[Samples, Optional[tuple[Scores, Optional[Tensor]]]]:
+        """Stage one and the rewards; with standard sampling also what stage two would give."""
         plan = self.task.plan(sample)
+        known = None
         with clock("stage_one"):
-            rows = self.sample_rows(model, sample, plan)
+            if self.cfg.sampling_mode == "two-stage":
+                rows = self.sample_rows(model, sample, plan)
+            else:
+                rows, known = self.sample_with_graph(model, sample, plan)
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             rewards = self.given_rewards(sample, scored)
-        return Samples(sample, plan, rows, scored, rewards, self.task.dummy_batch)
+        return Samples(sample, plan, rows, scored, rewards, self.task.dummy_batch), known
 
     def judge(self, model: Any, samples: Samples, scores: Scores) -> None:
         """Subtract the KL penalty from the samples' rewards, and choose their baseline."""
@@ -202,6 +211,27 @@ class EsrlCriterion(FairseqCriterion):
         # fairseq seeds torch with seed + update, on every rank alike; ids tell the inputs apart.
         rows = sampler.sample_rows(sample, plan.counts, plan.temperature, torch.initial_seed())
         return collapse_duplicates(rows)
+
+    def sample_with_graph(
+        self, model: Any, sample: dict[str, Any], plan: Plan
+    ) -> tuple[Rows, tuple[Scores, Optional[Tensor]]]:
+        """Standard sampling: what sample_rows and rescore give, in one pass."""
+        rows, scores, references = sample_with_graph(
+            model,
+            sample,
+            self.task.build_sampler(unwrap(model)),
+            plan.counts,
+            plan.temperature,
+            torch.initial_seed(),
+            cached=self.cfg.sampling_mode == "standard",
+            dropout=self.cfg.rescoring_dropout,
+            tempered=self.cfg.temperature_correction != "none",
+            references=self.references(sample) if self.cfg.mle_weight else None,
+            max_tokens=self.cfg.max_sampled_tokens,
+            draw=self.draw_word,
+        )
+        keep, multiplicity = distinct_rows(rows)
+        return replace(rows[keep], multiplicity=multiplicity), (scores[keep], references)
 
     def score_rows(self, sample: dict[str, Any], rows: Rows) -> Scored:
         """Rewards of the rows' texts."""
@@ -235,14 +265,17 @@ class EsrlCriterion(FairseqCriterion):
         """
         given = rows
         if self.cfg.mle_weight:
-            pad = self.task.target_dictionary.pad()
-            target = utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
-            given = append_rows(rows, target, pad)
+            given = append_rows(rows, self.references(sample), self.task.target_dictionary.pad())
         scores = self.score(model, sample, given, plan, self.cfg.rescoring_dropout)
         if given is rows:
             return scores, None
         n = len(rows)
         return scores[:n], scores.log_probs[n:]
+
+    def references(self, sample: dict[str, Any]) -> Tensor:
+        """Tokens of the references, int64 [inputs, length], right-padded."""
+        pad = self.task.target_dictionary.pad()
+        return utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
 
     def score(
         self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, dropout: bool

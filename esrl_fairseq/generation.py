@@ -122,18 +122,12 @@ class RowSampler(SequenceGenerator):
     ) -> Rows:
         model, net_input = self.model.single_model, sample["net_input"]
         device = net_input["src_tokens"].device
-        limits = self.length_limits(net_input["src_lengths"])
-        uniforms = row_uniforms(
-            seed, sample["id"].tolist(), np.asarray(counts).tolist(), (limits + 1).tolist()
-        ).to(device)
-        counts = torch.as_tensor(counts, device=device)
+        input_index, limits, uniforms = self.draws(sample, counts, seed)
         temperature = torch.as_tensor(temperature, device=device)
-        input_index = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
-        limits = limits[input_index]
         tokens = torch.full_like(uniforms, self.pad, dtype=torch.long)
         encoder_out = model.encoder.forward_torchscript(net_input)
         # Decoder caches are bounded, since inputs take turns.
-        for rows in _groups(counts.tolist(), ROWS_AT_ONCE[device.type != "cpu"]):
+        for rows in _groups(np.asarray(counts).tolist(), ROWS_AT_ONCE[device.type != "cpu"]):
             self._decode(
                 tokens[rows],
                 encoder_out,
@@ -142,6 +136,30 @@ class RowSampler(SequenceGenerator):
                 limits[rows],
                 uniforms[rows],
             )
+        return self.as_rows(tokens, input_index, limits)
+
+    def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> tuple[Tensor, ...]:
+        """What rows are drawn with; for the arguments see :meth:`sample_rows`.
+
+        Returns:
+            of each row the input and the most tokens, int64 ``[rows]``, and its random numbers,
+            float32 ``[rows, steps]``.
+        """
+        limits = self.length_limits(sample["net_input"]["src_lengths"])
+        counts, device = np.asarray(counts).tolist(), limits.device
+        uniforms = row_uniforms(seed, sample["id"].tolist(), counts, (limits + 1).tolist())
+        input_index = torch.arange(len(counts), device=device)
+        input_index = input_index.repeat_interleave(torch.tensor(counts, device=device))
+        return input_index, limits[input_index], uniforms.to(device)
+
+    def forbid(self, scores: Tensor, step: int) -> None:
+        """Take the words that are never drawn out of ``scores``, ``[rows, words]``."""
+        scores[:, self.pad] = -torch.inf
+        if step < self.min_len:
+            scores[:, self.eos] = -torch.inf
+
+    def as_rows(self, tokens: Tensor, input_index: Tensor, limits: Tensor) -> Rows:
+        """:class:`Rows` of finished sequences ``[rows, steps]``, see :meth:`draws`."""
         lengths = (tokens != self.pad).sum(1)
         return Rows(
             tokens=tokens[:, : int(lengths.max()) if len(lengths) else 0],
@@ -205,9 +223,7 @@ class RowSampler(SequenceGenerator):
         for start in range(0, len(output), size):
             rows = ((branch >= start) & (branch < start + size)).nonzero().squeeze(1)
             scores = steps.scores(output[start : start + size])
-            scores[:, self.pad] = -torch.inf
-            if previous.size(1) <= self.min_len:
-                scores[:, self.eos] = -torch.inf
+            self.forbid(scores, previous.size(1) - 1)
             chosen[rows] = inverse_cdf_sample(
                 scores, temperature[start : start + size], uniforms[rows], branch[rows] - start
             )

@@ -121,6 +121,15 @@ class EsrlCriterionConfig(FairseqDataclass):
         default="sequence",
         metadata={"help": "--objective ppo clips the probability of each sequence or each token"},
     )
+    sampling_mode: ChoiceEnum(["two-stage", "standard", "standard-nocache"]) = field(  # type: ignore[valid-type]
+        default="two-stage",
+        metadata={
+            "help": "two-stage: sample without a graph, then score in one parallel pass; standard: "
+            "keep the graph while sampling, as published REINFORCE and MRT do, for comparison: "
+            "slower and larger, same samples and gradients; standard-nocache: also without the "
+            "decoder's cache"
+        },
+    )
     temperature_correction: ChoiceEnum(  # type: ignore[valid-type]
         ["none", "tempered", "importance"]
     ) = field(
@@ -163,13 +172,18 @@ class EsrlCriterionConfig(FairseqDataclass):
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
     restore_file: str = II("checkpoint.restore_file")
     rescoring_dropout: bool = field(
-        default=False, metadata={"help": "keep dropout in stage two (the pass with gradient)"}
+        default=False,
+        metadata={
+            "help": "keep dropout in stage two (the pass with gradient); that pass draws the "
+            "samples, too, with --sampling-mode standard"
+        },
     )
     max_sampled_tokens: int = field(
         default=4096,
         metadata={
             "help": "sampled tokens whose activations stage two keeps for the backward pass; those "
-            "of the others are computed twice. Lower saves memory, higher saves time"
+            "of the others are computed twice. Lower saves memory, higher saves time. It is for "
+            "--sampling-mode two-stage; standard keeps all"
         },
     )
     valid_beam: int = field(

@@ -1,7 +1,7 @@
 """Stage two: one parallel, teacher-forced pass with gradient (docs/method.md 4).
 
 The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once
-an input. Inside, the decoder's turn is taken by :class:`_RowScorer`, which scores the rows in
+an input. Inside, the decoder's turn is taken by :class:`RowScorer`, which scores the rows in
 pieces of similar length and returns their log-probabilities, not a [rows, length, words] tensor.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from esrl_fairseq.core.sequences import Rows, shift_right
-from esrl_fairseq.core.token_scores import token_scores
+from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.generation import kept_modes
 from esrl_fairseq.recompute import recomputed
 from esrl_fairseq.steps import reorder_encoder_out
@@ -50,7 +50,7 @@ class Scores:
     tempered: Tensor | None = None
     token_log_probs: Tensor | None = None
 
-    def __getitem__(self, rows: slice) -> Scores:
+    def __getitem__(self, rows: slice | Tensor) -> Scores:
         """The scores of some rows."""
         parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
         return replace(self, **parts)
@@ -83,10 +83,10 @@ def rescore(
         temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
         tokens: return each token's log-probability, too.
     """
-    scorer = _RowScorer(
+    scorer = RowScorer(
         unwrap(model), rows, pad, eos, min_len, max_tokens, dropout, temperature, tokens
     )
-    with _training_mode(model, dropout), scorer.in_place_of_decoder():
+    with training_mode(model, dropout), in_place_of_decoder(scorer.model, scorer):
         log_probs, *others, entropy = model(
             src_tokens=net_input["src_tokens"],
             src_lengths=net_input["src_lengths"],
@@ -101,7 +101,7 @@ def rescore(
     )
 
 
-class _RowScorer:
+class RowScorer:
     """Takes the decoder's place in one ``forward`` and scores its rows piece by piece."""
 
     def __init__(
@@ -129,15 +129,6 @@ class _RowScorer:
         self.features_only = "features_only" in inspect.signature(
             self.decode
         ).parameters and hasattr(model.decoder, "output_layer")
-
-    @contextlib.contextmanager
-    def in_place_of_decoder(self) -> Iterator[None]:
-        """Within, the model's decoder is this scorer."""
-        self.model.decoder.forward = self
-        try:
-            yield
-        finally:
-            del self.model.decoder.forward
 
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
@@ -176,7 +167,7 @@ class _RowScorer:
         own = reorder_encoder_out(self.model.encoder, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
         # The mode is set here, too, because backward computes pieces again outside of rescore().
-        with _training_mode(self.model.decoder, self.dropout):
+        with training_mode(self.model.decoder, self.dropout):
             decoder_out = self.decode(
                 prev_output_tokens[piece, :longest], encoder_out=own, **keywords
             )
@@ -214,13 +205,17 @@ class _RowScorer:
     def token_scores(
         self, words: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Log-probability of each token, that at its temperature if asked for, and entropy."""
-        # Divided first, since token_scores overwrites what it is given.
-        tempered = None if temperature is None else words.float() / temperature.unsqueeze(1)
-        log_probs, entropy = token_scores(words, targets, self.pad, self.eos, no_eos)
-        if tempered is None:
-            return log_probs, entropy
-        return log_probs, token_scores(tempered, targets, self.pad, self.eos, no_eos)[0], entropy
+        return tempered_scores(words, targets, self.pad, self.eos, no_eos, temperature)
+
+
+@contextlib.contextmanager
+def in_place_of_decoder(model: Any, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Within, ``stand_in`` is the decoder of ``model`` (not wrapped)."""
+    model.decoder.forward = stand_in
+    try:
+        yield
+    finally:
+        del model.decoder.forward
 
 
 def unwrap(model: Any) -> Any:
@@ -231,7 +226,7 @@ def unwrap(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
+def training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
     """Switch dropout; modes are restored at the end.
 
     A recurrent module stays in training mode with its dropout at 0: cuDNN refuses to

@@ -29,8 +29,8 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
 
 MEMORY_ADVICE = (
     "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
-    "longer; the result stays the same), or --batch-size or --max-tokens with a higher "
-    "--update-freq, or --num-samples"
+    "longer; the result stays the same; --sampling-mode standard keeps all), or --batch-size or "
+    "--max-tokens with a higher --update-freq, or --num-samples"
 )
 
 

@@ -151,6 +151,25 @@ def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
         assert largest_difference(runs[names[i]], runs[name]) > 0 or name == "mrt"
 
 
+def test_standard_sampling(commands, corpus, mle, tmp_path):
+    """With and without cache, the updates of two-stage sampling up to rounding."""
+    runs, logs = [], []
+    for sampling in ("two-stage", "standard", "standard-nocache"):
+        result = short_run(
+            *[commands, corpus, mle, tmp_path / sampling, "--sampling-mode", sampling],
+            "--mle-weight 0.3",
+        )
+        runs.append(parameters(tmp_path / sampling / "checkpoint_last.pt"))
+        logs.append(result.logged("train_inner"))
+    for model, log in zip(runs[1:], logs[1:]):
+        assert largest_difference(runs[0], model) < 1e-5
+        for line, expected in zip(log, logs[0]):
+            same = LOGGED[:-4] + ["nll_references"]  # but memory and time
+            assert [line.get(k) for k in same] == [expected.get(k) for k in same]
+            assert line["seconds_stage_two"] < line["seconds_stage_one"]
+    assert largest_difference(parameters(mle), runs[0]) > 0
+
+
 def test_other_baselines_and_controls(commands, corpus, mle, tmp_path):
     """Leave-one-out, every reward baseline and every control train; their log lines say so."""
     runs, logs, words = {}, {}, {}

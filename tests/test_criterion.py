@@ -604,6 +604,7 @@ def test_capability_noise(noise, caplog):
         ({"ppo_clip": 0.0}, "--ppo-clip is 0"),
         ({"ppo_clip": math.nan}, "--ppo-clip is nan"),
         ({"objective": "ppo", "temperature_correction": "importance"}, "choose tempered or none"),
+        ({"objective": "ppo", "sampling_mode": "standard"}, "choose two-stage"),
         (
             {"objective": "ppo", "temperature_correction": "tempered", "ppo_level": "token"},
             "choose --ppo-level sequence",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class Rows:
     def __len__(self) -> int:
         return self.tokens.size(0)
 
+    def __getitem__(self, index: Tensor) -> Rows:
+        """Some rows, by their places."""
+        return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+
     def scored(self) -> Tensor:
         """bool ``[rows, length]``: tokens that the policy chose.
 
@@ -53,9 +57,15 @@ def shift_right(tokens: Tensor, lengths: Tensor, bos: int, pad: int) -> Tensor:
 
 
 def collapse_duplicates(rows: Rows) -> Rows:
-    """Keep each distinct sequence of an input once; ``multiplicity`` says how often it came.
+    """Keep each distinct sequence of an input once; ``multiplicity`` says how often it came."""
+    keep, multiplicity = distinct_rows(rows)
+    return replace(rows[keep], multiplicity=multiplicity)
 
-    The first of equal rows stays, so the order of the samples is kept.
+
+def distinct_rows(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Places of an input's distinct sequences, and how often each was drawn; int64, equally long.
+
+    Of equal rows it is the first, so the order of the samples is kept.
     """
     keyed = torch.cat([rows.input_index.unsqueeze(1), rows.tokens], dim=1)
     _, group = keyed.unique(dim=0, return_inverse=True)
@@ -64,32 +74,36 @@ def collapse_duplicates(rows: Rows) -> Rows:
     first = first.scatter_reduce(0, group, positions, reduce="amin")
     keep = first.sort().values
     multiplicity = torch.zeros_like(first).index_add_(0, group, rows.multiplicity)
-    return Rows(
-        tokens=rows.tokens[keep],
-        lengths=rows.lengths[keep],
-        input_index=rows.input_index[keep],
-        truncated=rows.truncated[keep],
-        multiplicity=multiplicity[group[keep]],
-    )
+    return keep, multiplicity[group[keep]]
 
 
-def append_rows(rows: Rows, tokens: Tensor, pad: int) -> Rows:
-    """Add one given sequence an input (a reference, say) behind the sampled rows.
+def given_rows(tokens: Tensor, pad: int) -> Rows:
+    """One given sequence an input (a reference, say) as rows.
 
     Args:
         tokens: int64 ``[inputs, length]``, right-padded, each ending with EOS.
     """
-    inputs = tokens.size(0)
+    ones = torch.ones(len(tokens), dtype=torch.long, device=tokens.device)
+    return Rows(
+        tokens=tokens,
+        lengths=tokens.ne(pad).sum(1),
+        input_index=torch.arange(len(tokens), device=tokens.device),
+        truncated=torch.zeros_like(ones, dtype=torch.bool),
+        multiplicity=ones,
+    )
+
+
+def append_rows(rows: Rows, tokens: Tensor, pad: int) -> Rows:
+    """Add one given sequence an input behind the sampled rows, see :func:`given_rows`."""
+    given = given_rows(tokens, pad)
     width = max(rows.tokens.size(1), tokens.size(1))
 
     def widen(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, width - x.size(1)), value=pad)
 
-    ones = torch.ones(inputs, dtype=torch.long, device=tokens.device)
-    return Rows(
-        tokens=torch.cat([widen(rows.tokens), widen(tokens)]),
-        lengths=torch.cat([rows.lengths, tokens.ne(pad).sum(1)]),
-        input_index=torch.cat([rows.input_index, torch.arange(inputs, device=tokens.device)]),
-        truncated=torch.cat([rows.truncated, torch.zeros_like(ones, dtype=torch.bool)]),
-        multiplicity=torch.cat([rows.multiplicity, ones]),
-    )
+    both = {
+        field.name: (getattr(rows, field.name), getattr(given, field.name))
+        for field in fields(rows)
+    }
+    both["tokens"] = widen(rows.tokens), widen(tokens)
+    return Rows(**{name: torch.cat(parts) for name, parts in both.items()})

@@ -29,6 +29,31 @@ def token_scores(
     return _TokenScores.apply(scores, targets, pad, eos, no_eos)
 
 
+def tempered_scores(
+    scores: Tensor,
+    targets: Tensor,
+    pad: int,
+    eos: int,
+    no_eos: Tensor,
+    temperature: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """:func:`token_scores`, with a second log-probability where ``temperature`` is given.
+
+    Args:
+        temperature: ``[positions]``, positive.
+
+    Returns:
+        float32 ``[positions]`` each: log-probability, that at the temperature if there is one, and
+        entropy; all but the last carry gradient.
+    """
+    # Divided first, since token_scores overwrites what it is given.
+    tempered = None if temperature is None else scores.float() / temperature.unsqueeze(1)
+    log_probs, entropy = token_scores(scores, targets, pad, eos, no_eos)
+    if tempered is None:
+        return log_probs, entropy
+    return log_probs, token_scores(tempered, targets, pad, eos, no_eos)[0], entropy
+
+
 class _TokenScores(torch.autograd.Function):
     """Keeps one ``[positions, words]`` tensor for backward, where log_softmax and gather keep two.
 

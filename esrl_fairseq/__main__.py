@@ -1,0 +1,42 @@
+"""``python -m esrl_fairseq``: the options of criterion and task, with help.
+
+``fairseq-train --help`` ends before fairseq adds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.tasks.translation import TranslationConfig
+
+from esrl_fairseq.options import EsrlCriterionConfig, SamplingConfig
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """A parser of these options alone, in groups."""
+    parser = argparse.ArgumentParser(
+        "fairseq-train --user-dir esrl_fairseq --task esrl_translation --criterion esrl",
+        usage="%(prog)s …",
+        add_help=False,
+        formatter_class=_Formatter,
+    )
+    groups = {
+        "criterion esrl": EsrlCriterionConfig(),
+        "task esrl_translation": SamplingConfig(),
+        "task esrl_translation, as fairseq's translation": TranslationConfig(),
+    }
+    for name, config in groups.items():
+        gen_parser_from_dataclass(parser.add_argument_group(name), config)
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the default, unless there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+if __name__ == "__main__":
+    make_parser().print_help()
