@@ -90,7 +90,7 @@ def check_ppo_options(cfg: Any) -> None:
         return
     if cfg.sampling_mode != "two-stage":
         raise EsrlError(
-            f"--sampling-mode {cfg.sampling_mode} does not go with --objective ppo, whose later "
+            f"--sampling {cfg.sampling_mode} does not go with --objective ppo, whose later "
             "passes score samples that an earlier one drew: choose two-stage"
         )
     if cfg.temperature_correction == "importance":

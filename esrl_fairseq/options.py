@@ -127,7 +127,9 @@ class EsrlCriterionConfig(FairseqDataclass):
             "help": "two-stage: sample without a graph, then score in one parallel pass; standard: "
             "keep the graph while sampling, as published REINFORCE and MRT do, for comparison: "
             "slower and larger, same samples and gradients; standard-nocache: also without the "
-            "decoder's cache"
+            "decoder's cache",
+            # The field cannot have that name: fairseq would set its own generation.sampling, too.
+            "argparse_alias": "--sampling",
         },
     )
     temperature_correction: ChoiceEnum(  # type: ignore[valid-type]
@@ -175,7 +177,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=False,
         metadata={
             "help": "keep dropout in stage two (the pass with gradient); that pass draws the "
-            "samples, too, with --sampling-mode standard"
+            "samples, too, with --sampling standard"
         },
     )
     max_sampled_tokens: int = field(
@@ -183,7 +185,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "sampled tokens whose activations stage two keeps for the backward pass; those "
             "of the others are computed twice. Lower saves memory, higher saves time. It is for "
-            "--sampling-mode two-stage; standard keeps all"
+            "--sampling two-stage; standard keeps all"
         },
     )
     valid_beam: int = field(

@@ -156,7 +156,7 @@ def test_standard_sampling(commands, corpus, mle, tmp_path):
     runs, logs = [], []
     for sampling in ("two-stage", "standard", "standard-nocache"):
         result = short_run(
-            *[commands, corpus, mle, tmp_path / sampling, "--sampling-mode", sampling],
+            *[commands, corpus, mle, tmp_path / sampling, "--sampling", sampling],
             "--mle-weight 0.3",
         )
         runs.append(parameters(tmp_path / sampling / "checkpoint_last.pt"))
