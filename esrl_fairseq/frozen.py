@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import textwrap
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def load_model(path: str, task: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             (model,), _ = checkpoint_utils.load_model_ensemble([path], task=builder)
     except (Exception, SystemExit) as error:  # whatever a file that is no checkpoint leads to
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        # torch lists missing parameters one a line.
+        why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         raise EsrlError(
             f"the frozen model of --kl-weight cannot be loaded from {path} ({why}): give "
             "--kl-reference the checkpoint of a fairseq model with the data's dictionaries"

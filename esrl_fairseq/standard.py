@@ -171,7 +171,7 @@ def check_cache_has_graph(decoder: nn.Module) -> None:
     """Refuse layers that fairseq computes again in backward: what they cache has no gradient."""
     if any(hasattr(module, "precheckpoint_forward") for module in decoder.modules()):
         raise EsrlError(
-            "--sampling-mode standard needs the gradient of the decoder's cached states, which "
+            "--sampling standard needs the gradient of the decoder's cached states, which "
             "--checkpoint-activations (or --offload-activations) takes away: leave that out, or "
-            "choose --sampling-mode standard-nocache or two-stage"
+            "choose --sampling standard-nocache or two-stage"
         )

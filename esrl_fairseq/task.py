@@ -29,7 +29,7 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
 
 MEMORY_ADVICE = (
     "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
-    "longer; the result stays the same; --sampling-mode standard keeps all), or --batch-size or "
+    "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
     "--max-tokens with a higher --update-freq, or --num-samples"
 )
 

@@ -379,6 +379,15 @@ class TestFile:
             frozen.load_model(str(path), task)
         assert "\n" not in str(found.value)
 
+    def test_another_architecture(self, task, mle, tmp_path):
+        """Parameters that its options do not lead to, of which torch says one a line."""
+        state = torch.load(mle, weights_only=True)
+        state["model"] = {f"own.{name}": x for name, x in state["model"].items()}
+        torch.save(state, tmp_path / "own.pt")
+        with pytest.raises(EsrlError, match=r"own.pt \(Error.*Missing key.* …\): give") as found:
+            frozen.load_model(str(tmp_path / "own.pt"), task)
+        assert "\n" not in str(found.value) and len(str(found.value)) < 500
+
     def test_another_vocabulary(self, task, mle):
         task.src_dict.add_symbol("new")  # one dictionary for both sides
         with pytest.raises(EsrlError, match="another vocabulary: its encoder has 40 words.*has 41"):

@@ -389,6 +389,21 @@ def test_samples_that_a_rank_lacks_are_not_used(monkeypatch):
     assert passes == [1, 2, 1]
 
 
+def test_a_rank_takes_its_own_samples(monkeypatch):
+    """Of those that all ranks gave, also from a checkpoint."""
+    other = Trainer()
+    other.update(second_half())
+    foreign = other.task.rl.replay.state_dict()["kept"][0]
+    monkeypatch.setattr(replay, "from_all_ranks", lambda own: [foreign, own])
+    monkeypatch.setattr(replay, "number_of_ranks", lambda: 2)
+    monkeypatch.setattr(replay, "own_rank", lambda: 1)
+    trainer = Trainer()
+    trainer.update(first_half())
+    for one in (resumed(trainer), trainer):
+        (log,) = one.update(second_half())
+        assert log["ppo_pass"] == 2 and log["ntokens"] == first_half()["ntokens"]
+
+
 def checkpoint(trainer):
     """The task's state through a checkpoint file, read by torch's safe loader."""
     file = io.BytesIO()
