@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import logging
 import os
-import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -22,15 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from about import ROOT, Row, about, first_match
+
 sys.path.insert(0, str(ROOT))
 logging.disable(logging.WARNING)  # fairseq's and transformers' talk about themselves
 
 import torch  # noqa: E402
 
-Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKAGES = ("torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2").split()
 
 
 class Skip(Exception):
@@ -82,12 +78,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 def header(options: argparse.Namespace) -> Row:
     """Machine, commit, versions and command of this run."""
-    versions = {name: _version(name) for name in PACKAGES}
     return {
-        "machine": _machine(options.device),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: version for name, version in versions.items() if version},
+        **about(torch.cuda.get_device_name() if options.device == "cuda" else ""),
         "threads": torch.get_num_threads(),
         "device": options.device,
         "dtype": options.dtype,
@@ -105,45 +97,6 @@ def print_header(head: Row) -> None:
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{key:>9}: {text}")
     print(flush=True)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _machine(device: str) -> str:
-    name = first_match("/proc/cpuinfo", r"model name\s*:\s*(.*)") or platform.processor()
-    memory = int(first_match("/proc/meminfo", r"MemTotal:\s*(\d+)") or 0)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{name or platform.machine()}, {cpus} CPUs, {memory / 1e6:.0f} GB, {platform.system()}"
-    return text + (f", {torch.cuda.get_device_name()}" if device == "cuda" else "")
-
-
-def first_match(path: str, pattern: str) -> str | None:
-    """The group of the pattern's first match in a file; None without one, or without the file."""
-    try:
-        found = re.search(pattern, Path(path).read_text())
-    except OSError:
-        return None
-    return found and found[1].strip()
-
-
-def _commit() -> str:
-    """The checkout's commit; ``+changes`` when package or benchmarks differ from it."""
-    try:
-        commit = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--", "esrl_fairseq", "benchmarks")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _command() -> str:

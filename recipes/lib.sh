@@ -17,9 +17,10 @@ die() {
     exit 1
 }
 
-# recipe NAME SRC TGT: the environment, the work directory and the options that every recipe has.
+# recipe NAME SRC TGT [DATA]: the environment, the work directory and the options that every recipe
+# has. DATA is the folder here with SHA256SUMS, where it is not NAME's own.
 recipe() {
-    RECIPE=$1 SRC=$2 TGT=$3
+    RECIPE=$1 SRC=$2 TGT=$3 DATA=${4:-$1}
     if [[ -z ${VIRTUAL_ENV:-} && -x $REPO/.venv/bin/python ]]; then
         PATH=$REPO/.venv/bin:$PATH
     fi
@@ -40,6 +41,9 @@ recipe() {
     # More options for fairseq-train, split at blanks: they follow the recipe's own and so win.
     read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
     read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
+    STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from, and nothing more
+    [[ $STOP_AFTER == mle || $STOP_AFTER == score ]] ||
+        die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle or score"
     export SACREBLEU_SEED=${SACREBLEU_SEED:-12345} # of the bootstrap
 
     STEP=
@@ -90,7 +94,7 @@ progress() {
 }
 
 # fetch_urls BASE_URL FILE...: into raw/, from $ESRL_DATA_DIR where that is set; checked against
-# the recipe's SHA256SUMS.
+# the data's SHA256SUMS.
 fetch_urls() {
     local base=$1 file
     shift
@@ -112,10 +116,10 @@ Download it by hand into a folder and set ESRL_DATA_DIR to that folder."
     check_sums raw
 }
 
-# check_sums DIR: every file that the recipe's SHA256SUMS names.
+# check_sums DIR: every file that the data's SHA256SUMS names.
 check_sums() {
-    (cd "$1" && sha256sum --quiet --check "$RECIPES/$RECIPE/SHA256SUMS") ||
-        die "$WORK/$1 is not the data that this recipe was written for (recipes/$RECIPE/SHA256SUMS)"
+    (cd "$1" && sha256sum --quiet --check "$RECIPES/$DATA/SHA256SUMS") ||
+        die "$WORK/$1 is not the data that this recipe was written for (recipes/$DATA/SHA256SUMS)"
     echo "> checksums are right"
 }
 
@@ -260,6 +264,10 @@ run_recipe() {
     if [[ -n ${DECAY[*]:-} ]]; then
         START=mle-decay
         step mle-decay "$MLE_SEED ${MODEL[*]} ${DECAY[*]} ${MLE_EXTRA[*]}" decay "${MODEL[@]}" "${DECAY[@]}"
+    fi
+    if [[ $STOP_AFTER == mle ]]; then
+        printf '[%5d s] done; the model is %s\n' "$SECONDS" "$WORK/$START/checkpoint_best.pt"
+        return
     fi
     runs=("$START" "$ESRL_RUN")
     start="from $(sha256sum <"$START"/checkpoint_best.pt | cut -c 1-12), seed $SEED, ${MODEL[*]}"

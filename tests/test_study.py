@@ -1,0 +1,401 @@
+"""benchmarks/study without training: the list of runs, the bootstrap and the tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import PairedTest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the study needs Python 3.11 (tomllib)", allow_module_level=True)
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "study"
+sys.path.insert(0, str(FOLDER))
+
+import bootstrap  # noqa: E402
+import plan  # noqa: E402
+import report  # noqa: E402
+
+STUDY = """
+[budget]
+seconds = 1800
+updates = 400
+checkpoints = 2
+[options]
+all = "--lr 1 --adam-betas '(0.9, 0.98)'"
+mle = "--criterion m"
+rl = "--criterion esrl"
+[pairs.de-en]
+recipe = "demo"
+start = "mle"
+
+[experiments.main]
+title = "Methods"
+pairs = ["de-en"]
+seeds = [1, 2]
+against = "esrl"
+[experiments.main.methods]
+mle = { group = "mle" }
+reinforce = "--objective reinforce --sampling standard"
+esrl = ""
+reinforce-two-stage = { options = "--objective reinforce", updates_of = "reinforce" }
+
+[experiments.samples]
+title = "K"
+pairs = ["de-en"]
+seeds = [1]
+against = "8"
+options = "--lr 3"
+[experiments.samples.methods]
+"8" = { same_as = "main/esrl" }
+"2" = "--num-samples 2"
+
+[experiments.size]
+title = "Sizes"
+pairs = ["de-en"]
+seeds = [1]
+cost_only = true
+budget = { seconds = 0, updates = 3, checkpoints = 0 }
+[experiments.size.methods]
+esrl = "--k 1"
+[experiments.size.variants]
+"1M" = "--width 1"
+"3M" = ""
+"""
+
+
+def load(folder, text=STUDY):
+    (folder / "study.toml").write_text(text)
+    return plan.load(folder / "study.toml")
+
+
+# The list of runs
+
+
+def test_runs(tmp_path):
+    """Every run once; a seed of all methods before the next seed; shared runs have one owner."""
+    study = load(tmp_path)
+    main = ["mle", "reinforce", "esrl", "reinforce-two-stage"]
+    assert [run.name for run in study.runs()] == [
+        *(f"main/de-en/{method}/{seed}" for seed in (1, 2) for method in main),
+        "samples/de-en/2/1",
+        *(f"size/de-en/esrl {size}/1" for size in ("1M", "3M")),
+    ]
+    assert study.run("samples", "de-en", "8", 1) == study.run("main", "de-en", "esrl", 1)
+
+
+def test_options_are_joined_from_general_to_special(tmp_path):
+    runs = {run.name: run for run in load(tmp_path).runs()}
+    common = ("--lr", "1", "--adam-betas", "(0.9, 0.98)", "--criterion")
+    assert runs["main/de-en/mle/1"].options == (*common, "m")
+    samples = runs["samples/de-en/2/1"]
+    assert samples.options == (*common, "esrl", "--lr", "3", "--num-samples", "2")
+    assert samples.settings()["options"].startswith("--lr 1 --adam-betas '(0.9, 0.98)'")
+    size = runs["size/de-en/esrl 1M/1"]
+    assert size.options == (*common, "esrl", "--k", "1", "--width", "1")
+    assert size.budget == plan.Budget(0, 3, 0) and size.cost_only
+
+
+def test_select(tmp_path):
+    study = load(tmp_path)
+    names = [run.name for run in study.select(["main/*/esrl/1", "size/*"])]
+    assert names == ["main/de-en/esrl/1", "size/de-en/esrl 1M/1", "size/de-en/esrl 3M/1"]
+    with pytest.raises(plan.StudyError, match="--only esrl fits no run"):
+        study.select(["main/*", "esrl"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[budget]", "[budget", "is not TOML"),
+        ("title = ", "titel = ", "'title'"),
+        ('against = "8"', 'agianst = "8"', "agianst"),
+        ('against = "8"', 'against = "9"', "is against '9'"),
+        ('pairs = ["de-en"]', 'pairs = ["de-fr"]', "'de-fr', which is not in"),
+        ('group = "mle"', 'group = "sft"', "'sft'"),
+        ('"main/esrl"', '"main/ersl"', "which is not EXPERIMENT/METHOD"),
+        ('"main/esrl"', '"samples/8"', "no runs of its own"),
+        ('updates_of = "reinforce"', 'updates_of = "r"', "updates_of = 'r' is no method"),
+        ('"2" = ', '"1/2" = ', "a name has no slash"),
+        ("seeds = [1]\nagainst", "seeds = [3]\nagainst", "does not have all its pairs and seeds"),
+        ('against = "8"', "budget = { updates = 9 }", "has another budget"),
+        ("checkpoints = 2", "checkpoints = 0", "leaves no model"),
+    ],
+)
+def test_a_wrong_study_is_refused(tmp_path, old, new, message):
+    assert old in STUDY
+    with pytest.raises(plan.StudyError, match=message) as error:
+        load(tmp_path, STUDY.replace(old, new))
+    assert str(tmp_path / "study.toml") in str(error.value)
+
+
+def test_the_study_itself_is_sound():
+    """Its runs have names of their own, and its page a place for every experiment."""
+    study = plan.load(plan.STUDY)
+    names = [run.name for run in study.runs()]
+    assert len(set(names)) == len(names)
+    page = (FOLDER.parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    for name in study.experiments:
+        assert report.fill(page, name, "new", Path("study.md")) != page
+    for pair in study.pairs.values():
+        recipe = FOLDER.parents[1] / "recipes" / pair.recipe / "run.sh"
+        assert f'multi30k.sh" {pair.source} {pair.target}' in recipe.read_text()
+
+
+# The bootstrap
+
+
+def system(seed, sentences=60):
+    """A noisy copy of random references, words exchanged and left out: hypotheses, references."""
+    rng = np.random.default_rng(7)
+    references = [rng.integers(0, 9, size=rng.integers(3, 12)) for _ in range(sentences)]
+    rng = np.random.default_rng(seed)
+    noisy = [np.where(rng.random(len(r)) < 0.3, rng.integers(0, 9, len(r)), r) for r in references]
+    noisy = [words[rng.random(len(words)) < 0.95] for words in noisy]
+    return [[" ".join(f"w{i}" for i in words) for words in texts] for texts in (noisy, references)]
+
+
+def test_statistics_make_sacrebleus_score():
+    hypotheses, references = system(1)
+    found = bootstrap.sentence_statistics(hypotheses, references)
+    assert found.shape == (60, 10)
+    expected = BLEU().corpus_score(hypotheses, [references]).score
+    assert bootstrap.corpus_bleu(found.sum(0)) == expected
+    assert found[:, 0].sum() < found[:, 1].sum()  # a brevity penalty
+    few = int(np.argmax((found[:, 2] > 0) & (found[:, 5] == 0) & (found[:, 9] > 0)))  # smoothed
+    expected = BLEU().corpus_score(hypotheses[few : few + 1], [references[few : few + 1]]).score
+    assert bootstrap.corpus_bleu(found[few]) == expected > 0
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 3), (4, 5)])
+def test_one_system_a_method_resamples_as_sacrebleu(seeds, monkeypatch):
+    """sacreBLEU's own p of these resamples; ours is two-sided, and differs as documented."""
+    monkeypatch.setenv("SACREBLEU_SEED", str(bootstrap.SEED))
+    (one, references), (other, _) = (system(seed) for seed in seeds)
+    test = PairedTest(
+        [("one", one), ("other", other)], {"BLEU": BLEU()}, [references], "bs", n_samples=1000
+    )
+    _, scores = test()
+    theirs = scores["BLEU"][1]
+
+    statistics = [[bootstrap.sentence_statistics(texts, references)] for texts in (one, other)]
+    draws = [bootstrap.resampled(systems, 1000) for systems in statistics]
+    found = bootstrap.compare(*statistics, resamples=1000)
+    by_chance, size = draws[0] - draws[1], abs(found.difference)
+    assert found.difference == pytest.approx(scores["BLEU"][0].score - theirs.score)
+    assert draws[1].mean() == pytest.approx(theirs.mean)
+    sizes = np.abs(by_chance)
+    assert theirs.p_value == (np.sum(sizes - sizes.mean() > size) + 1) / 1001
+    assert found.p == (np.sum(np.abs(by_chance - by_chance.mean()) >= size) + 1) / 1001
+    assert found.low < found.difference < found.high
+
+
+def test_resamples_are_the_mean_over_seeds():
+    a, b = (bootstrap.sentence_statistics(*system(seed)) for seed in (1, 2))
+    both = bootstrap.resampled([a, b], 50)
+    each = (bootstrap.resampled([a], 50) + bootstrap.resampled([b], 50)) / 2
+    np.testing.assert_allclose(both, each)
+    drawn = np.random.default_rng(bootstrap.SEED).choice(60, size=(50, 60), replace=True)
+    expected = [bootstrap.corpus_bleu(a[rows].sum(0)) for rows in drawn]
+    np.testing.assert_allclose(bootstrap.resampled([a], 50), expected)
+
+
+def test_equal_methods_differ_by_chance():
+    a, b = (bootstrap.sentence_statistics(*system(seed)) for seed in (1, 2))
+    assert bootstrap.compare([a, b], [b, a]) == bootstrap.Comparison(0, 0, 0, 1)
+
+
+def test_a_large_difference_is_not_chance():
+    hypotheses, references = system(1)
+    perfect, noisy = (
+        bootstrap.sentence_statistics(texts, references) for texts in (references, hypotheses)
+    )
+    found = bootstrap.compare([perfect], [noisy])
+    assert found.low > 0 and found.p == 1 / (1 + bootstrap.RESAMPLES)
+
+
+# The tables
+
+
+def result(bleu, updates=400, seconds=1300.0):
+    scores = {"bleu": bleu, "chrf": bleu + 20, "length_ratio": 0.98}
+    return {
+        "updates": updates,
+        "seconds": seconds,
+        "valid_bleu": bleu - 1,
+        "beam5": scores,
+        "greedy": {**scores, "bleu": bleu - 0.5},
+    }
+
+
+def row(run, cost, **results):
+    """A run's row in results.json."""
+    about = {"machine": "M", "commit": "abc", "jobs": 2}
+    training = {"updates": int(1800 / cost), "seconds_per_update": cost, "peak_mb": 700.0}
+    signatures = {"bleu": "B", "chrf": "C"}
+    valid = [{"updates": k, "seconds": 900.0 * k, "bleu": 39.0 + k} for k in (1, 2)]
+    evaluation = {"valid": valid, "results": results, "signatures": signatures}
+    return {"run": run, "about": about, "training": training, "evaluation": evaluation}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The main experiment done, standard REINFORCE without as many updates; the others in part."""
+    runs = [row("start/de-en", 1, time=result(40.0))]
+    for seed, more in ((1, 0.0), (2, 0.5)):
+        name = f"main/de-en/{{}}/{seed}"
+        runs += [
+            row(name.format("mle"), 0.5, time=result(40.0 + more), updates=result(39.9)),
+            row(name.format("reinforce"), 6.0, time=result(40.5 + more)),
+            row(name.format("esrl"), 3.0, time=result(41.5 + more), updates=result(41.0 + more)),
+            row(
+                name.format("reinforce-two-stage"),
+                *[3.0],
+                time=result(41.0 + more),
+                updates=result(40.9 + more),
+            ),
+        ]
+    cost = row("size/de-en/esrl 1M/1", 1.0)
+    del cost["evaluation"]
+    comparison = {"experiment": "main", "pair": "de-en", "against": "esrl", "resamples": 2000}
+    comparisons = [
+        {**comparison, "budget": budget, "search": search, "method": method, **values}
+        for budget in ("time", "updates")
+        for search in ("beam5", "greedy")
+        for method, values in (
+            ("mle", {"difference": -1.5, "low": -2.0, "high": -1.0, "p": 0.0005}),
+            ("reinforce", {"difference": -0.1, "low": -0.5, "high": 0.3, "p": 0.61}),
+        )
+    ]
+    study = load(tmp_path)
+    return report.Results(study, {"runs": [*runs, cost], "comparisons": comparisons})
+
+
+def test_summary(results):
+    rows = report.summary(results)
+    methods = ("mle", "reinforce", "esrl")
+    assert [(row["method"], row["budget"]) for row in rows] == [
+        (method, budget) for budget in ("time", "updates") for method in methods
+    ]
+    assert rows[0] == {
+        "pair": "de-en",
+        "method": "mle",
+        "budget": "time",
+        "bleu_mean": 40.25,
+        "bleu_sd": 0.354,
+        "n": 2,
+        "p_vs_esrl": 0.0005,
+        "search": "beam5",
+    }
+    assert rows[2]["p_vs_esrl"] is None
+    # Of equal updates, two-stage sampling stands in for standard sampling.
+    assert rows[4]["bleu_mean"] == pytest.approx(41.15)
+
+
+def test_tables(results, tmp_path):
+    block = report.block(results, results.study.experiments["main"], tmp_path)
+    assert block.splitlines() == [
+        "**de-en, equal time: 1,800 s of CPU time each**",
+        "",
+        "|  | n | updates | s/update | peak MB | best after | beam 5 BLEU | − esrl | p | "
+        "greedy BLEU | − esrl | p | chrF2 | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| start |  |  |  |  |  | 40.00 |  |  | 39.50 |  |  | 60.00 | 0.980 |",
+        "| mle | 2 | 3,600 | 0.50 | 700 | 1,300 s | 40.25 ± 0.35 | -1.50 | < 0.001 | "
+        "39.75 ± 0.35 | -1.50 | < 0.001 | 60.25 ± 0.35 | 0.980 |",
+        "| reinforce | 2 | 300 | 6.00 | 700 | 1,300 s | 40.75 ± 0.35 | -0.10 | 0.610 | "
+        "40.25 ± 0.35 | -0.10 | 0.610 | 60.75 ± 0.35 | 0.980 |",
+        "| esrl | 2 | 600 | 3.00 | 700 | 1,300 s | 41.75 ± 0.35 |  |  | "
+        "41.25 ± 0.35 |  |  | 61.75 ± 0.35 | 0.980 |",
+        "| reinforce-two-stage | 2 | 600 | 3.00 | 700 | 1,300 s | 41.25 ± 0.35 |  |  | "
+        "40.75 ± 0.35 |  |  | 61.25 ± 0.35 | 0.980 |",
+        "",
+        "**de-en, equal updates: 400 each**",
+        "",
+        "|  | n | CPU s | beam 5 BLEU | − esrl | p | greedy BLEU | − esrl | p | chrF2 | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| start |  |  | 40.00 |  |  | 39.50 |  |  | 60.00 | 0.980 |",
+        "| mle | 2 | 1,300 | 39.90 ± 0.00 | -1.50 | < 0.001 | 39.40 ± 0.00 | -1.50 | < 0.001 | "
+        "59.90 ± 0.00 | 0.980 |",
+        "| reinforce ¹ | 2 | 1,300 | 41.15 ± 0.35 | -0.10 | 0.610 | 40.65 ± 0.35 | -0.10 | 0.610 | "
+        "61.15 ± 0.35 | 0.980 |",
+        "| esrl | 2 | 1,300 | 41.25 ± 0.35 |  |  | 40.75 ± 0.35 |  |  | 61.25 ± 0.35 | 0.980 |",
+        "",
+        "¹ Run with two-stage sampling, whose updates are the same but cost less.",
+        "",
+        "`B`",
+        "`C`",
+        "M, 2 at a time",
+        "Commit abc.",
+    ]
+
+
+def test_tables_of_what_is_not_complete(results, tmp_path):
+    """A shared run is shown where it is needed; one that is missing has a row without numbers."""
+    samples = report.block(results, results.study.experiments["samples"], tmp_path)
+    assert "| 8 | 1 | 600 |" in samples and "\n| 2 | 0 |" in samples
+    size = report.block(results, results.study.experiments["size"], tmp_path)
+    assert "| esrl 1M | 1 | 1.00 | 700 |" in size and "| esrl 3M | 0 |  |  |" in size
+    assert "BLEU" not in size
+    results.runs.clear()
+    assert report.block(results, results.study.experiments["size"], tmp_path) == "Not run yet."
+
+
+def test_hand_written_words_stay():
+    page = "A\n<!-- begin main -->\nold\n<!-- end main -->\nB\n"
+    filled = report.fill(page, "main", "new", Path("page"))
+    assert filled == "A\n<!-- begin main -->\n\nnew\n\n<!-- end main -->\nB\n"
+    assert report.fill(filled, "main", "new", Path("page")) == filled
+    with pytest.raises(plan.StudyError, match="page has no place for size"):
+        report.fill(page, "size", "new", Path("page"))
+
+
+def test_plots(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    report.draw_all(results, tmp_path)
+    drawn = {file.name for file in tmp_path.glob("*.png")}
+    assert drawn == {"study-main.png", "study-samples.png", "study-size.png"}
+    main = report.block(results, results.study.experiments["main"], tmp_path)
+    assert "![Methods](study-main.png)" in main
+
+
+def test_gather(tmp_path):
+    """What was done with other settings is left out; comparisons come from the outputs."""
+    study = load(tmp_path)
+    work = tmp_path / "work"
+    first = {"esrl": 1, "mle": 2, "reinforce": 3}  # seeds of the outputs
+
+    def counts(method, search):
+        return bootstrap.sentence_statistics(*system(first[method] + 10 * (search == "greedy")))
+
+    for run in study.select(["main/*/esrl/*", "main/*/mle/*", "main/*/reinforce/1"]):
+        folder = work / "runs" / run.name
+        (folder / "out").mkdir(parents=True)
+        entry = row("", 3.0, time=result(40.123456))
+        del entry["run"]
+        entry["settings"] = {**run.settings(), "start": "s", "data": "d"}
+        if run.method == "reinforce":
+            entry["settings"]["budget"]["seconds"] = 1
+        (folder / "result.json").write_text(json.dumps(entry))
+        for search in ("beam5", "greedy"):
+            np.save(folder / "out" / f"time.{search}.npy", counts(run.method, search))
+    found = report.gather(study, work)
+    assert [row["run"] for row in found["runs"]] == [
+        f"main/de-en/{method}/{seed}" for seed in (1, 2) for method in ("mle", "esrl")
+    ]
+    assert found["runs"][0]["evaluation"]["results"]["time"]["beam5"]["bleu"] == 40.1235
+    assert len(found["comparisons"]) == 2
+    for compared, search in zip(found["comparisons"], ("beam5", "greedy")):
+        assert (compared["method"], compared["search"]) == ("mle", search)
+        both_seeds = [[counts(method, search)] * 2 for method in ("mle", "esrl")]
+        expected = bootstrap.compare(*both_seeds)
+        assert compared["difference"] == pytest.approx(expected.difference, abs=1e-4)
+        assert compared["p"] == pytest.approx(expected.p, abs=1e-4)
+
+    entry["settings"]["start"] = "other"
+    (folder / "result.json").write_text(json.dumps(entry))
+    with pytest.raises(plan.StudyError, match="do not all start from the same model"):
+        report.gather(study, work)
