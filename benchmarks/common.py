@@ -30,7 +30,10 @@ import torch  # noqa: E402
 
 Row = dict[str, Any]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKAGES = ("torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2").split()
+PACKAGES = (
+    "torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2 "
+    "sentence-transformers bert-score unbabel-comet"
+).split()
 
 
 class Skip(Exception):
