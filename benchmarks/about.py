@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2").split()
+PACKAGES = (
+    "torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2 "
+    "sentence-transformers bert-score unbabel-comet"
+).split()
 
 Row = dict[str, Any]
 

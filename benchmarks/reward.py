@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import common
@@ -25,6 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 NOISE = 0.4
 """Share of a reference's words that are replaced or dropped in a hypothesis."""
+NEURAL = ("bertscore", "comet", "hf-reward", "sentence-embedding")
 Pairwise = Callable[[str, str], float]
 Pairs = tuple[list[str], list[str], list[int]]  # references, hypotheses, input of each
 
@@ -35,6 +37,7 @@ def main() -> None:
     add = parser.add_argument
     add("--rewards", nargs="+", default=reward_names(), help="any names that --reward takes")
     add("--tokenize", nargs="+", choices=TOKENIZERS, default=["13a", "none"], help="of bleu")
+    add("--reward-model", help="folder or hub name, for rewards that need a model")
     add("--smoothing", nargs="+", choices=SMOOTH_METHODS, default=["exp"], help="of bleu")
     add("--max-sampled-tokens", type=int, default=4096, help="as in training")
     options = parser.parse_args()
@@ -54,6 +57,9 @@ def main() -> None:
 
 def settings(name: str, options: argparse.Namespace) -> list[dict[str, str]]:
     """The options to measure a reward with."""
+    if name in NEURAL:
+        model = {"model": options.reward_model} if options.reward_model else {}
+        return [{**model, "device": options.device}]
     if name != "bleu":
         return [{}]
     return [
@@ -88,6 +94,16 @@ def rouge_pairwise(*variants: str) -> Callable[[dict[str, str]], Pairwise]:
     return make
 
 
+def embedding_pairwise(setting: dict[str, str]) -> Pairwise:
+    """sentence-transformers' cosine, brought to [0, 1] as the reward does it."""
+    from sentence_transformers import SentenceTransformer, util
+
+    encode = SentenceTransformer(setting["model"], device=setting["device"]).encode
+    return lambda hypothesis, reference: (
+        1 + float(util.cos_sim(encode(hypothesis), encode(reference)))
+    ) / 2  # fmt: skip
+
+
 # reward -> (library, maker of its function of one hypothesis and one reference)
 REFERENCES: dict[str, tuple[str, Callable[[dict[str, str]], Pairwise]]] = {
     "bleu": (
@@ -101,6 +117,7 @@ REFERENCES: dict[str, tuple[str, Callable[[dict[str, str]], Pairwise]]] = {
         name: ("rouge-score", rouge_pairwise(name))
         for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
     },
+    "sentence-embedding": ("sentence-transformers", embedding_pairwise),
 }
 
 
@@ -132,7 +149,7 @@ def on_pairs(name: str, setting: dict[str, str], k: int, pairs: Pairs, rounds: i
     mine, other = common.medians(found["ours"]), common.medians(found["library"])
     row = {
         "reward": name,
-        "setting": "/".join(setting.values()) or None,
+        "setting": "/".join(Path(value).name for value in setting.values()) or None,
         "k": k,
         "pairs": len(index),
         "us_per_pair": mine.get("us"),

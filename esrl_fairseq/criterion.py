@@ -42,7 +42,7 @@ from esrl_fairseq.options import (
 from esrl_fairseq.ppo import Ppo
 from esrl_fairseq.replay import Replay, Samples
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
-from esrl_fairseq.rewards import build_reward
+from esrl_fairseq.rewards import build_reward, command_line_options
 from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.standard import Draw, sample_with_graph
 from esrl_fairseq.state import KLState, Visit
@@ -98,13 +98,15 @@ class EsrlCriterion(FairseqCriterion):
         return cls(cfg, task)
 
     def _build_scorer(self, name: str) -> Scorer:
-        bleu = {
-            "tokenize": self.cfg.reward_tokenize,
-            "smooth_method": self.cfg.reward_smoothing,
-        }
-        post_process = self.cfg.reward_post_process
+        cfg = self.cfg
+        options = command_line_options(
+            cfg.reward, cfg.reward_options, cfg.reward_model, cfg.reward_device
+        )
+        bleu = {"tokenize": cfg.reward_tokenize, "smooth_method": cfg.reward_smoothing}
+        options["bleu"] = {**bleu, **options.get("bleu", {})}
+        post_process = cfg.reward_post_process
         return Scorer(
-            build_reward(name, part_options={"bleu": bleu}),
+            build_reward(name, part_options=options),
             self.task,
             None if post_process == "none" else post_process,
             self.cfg.reward_detokenizer,

@@ -46,8 +46,29 @@ class EsrlCriterionConfig(FairseqDataclass):
         default="bleu",
         metadata={
             "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
-            "repetition, python:module.function for your own, or a weighted sum such as "
-            "bleu:0.5+chrf:0.5; see docs/rewards.md"
+            "repetition, bertscore, comet, sentence-embedding, hf-reward, python:module.function "
+            "for your own, or a weighted sum such as bleu:0.5+chrf:0.5; see docs/rewards.md"
+        },
+    )
+    reward_model: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder or hub name of the model of a reward that needs one (bertscore, comet, "
+            "sentence-embedding, hf-reward)"
+        },
+    )
+    reward_device: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "where the model of the reward runs: cpu, cuda, cuda:1, … (default: a GPU if "
+            "torch finds one)"
+        },
+    )
+    reward_options: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "further options of rewards as REWARD.OPTION=VALUE, separated by commas, such "
+            "as bertscore.num_layers=9,chrf.word_order=2; see docs/rewards.md"
         },
     )
     reward_tokenize: str = field(

@@ -11,9 +11,12 @@ from esrl_fairseq.rewards.base import (
     reward_names,
     score_rows,
 )
+from esrl_fairseq.rewards.bertscore import BertScoreReward
 from esrl_fairseq.rewards.bleu import BleuReward
 from esrl_fairseq.rewards.build import build_reward
 from esrl_fairseq.rewards.chrf import ChrfReward
+from esrl_fairseq.rewards.comet import CometReward
+from esrl_fairseq.rewards.hf_reward import HfReward
 from esrl_fairseq.rewards.length import LengthReward
 from esrl_fairseq.rewards.repetition import RepetitionReward
 from esrl_fairseq.rewards.rouge import (
@@ -23,12 +26,17 @@ from esrl_fairseq.rewards.rouge import (
     RougeLsumReward,
     RougeReward,
 )
+from esrl_fairseq.rewards.sentence_embedding import SentenceEmbeddingReward
+from esrl_fairseq.rewards.settings import command_line_options
 from esrl_fairseq.rewards.ter import TerReward
 from esrl_fairseq.rewards.weighted_sum import WeightedSum
 
 __all__ = [
+    "BertScoreReward",
     "BleuReward",
     "ChrfReward",
+    "CometReward",
+    "HfReward",
     "LengthReward",
     "RepetitionReward",
     "Reward",
@@ -37,9 +45,11 @@ __all__ = [
     "RougeLReward",
     "RougeLsumReward",
     "RougeReward",
+    "SentenceEmbeddingReward",
     "TerReward",
     "WeightedSum",
     "build_reward",
+    "command_line_options",
     "register_reward",
     "reward_names",
     "score_rows",

@@ -28,7 +28,7 @@ def build_reward(name: str, part_options: PartOptions | None = None, **options: 
         EsrlError: the name cannot be read or is unknown, a reward does not take its options, or
             what it needs is not installed.
     """
-    parts = _parse(name)
+    parts = parse_name(name)
     if len(parts) == 1 and parts[0][1] is None:
         return _build(parts[0][0], {**(part_options or {}).get(parts[0][0], {}), **options})
     if options:
@@ -50,12 +50,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
         if options:
             raise EsrlError(f"reward {name!r} takes no options, but was given {', '.join(options)}")
         return FunctionReward(name)
-    cls = reward_class(name)
-    if cls is None:
-        raise EsrlError(
-            f"unknown reward {name!r}: choose one of {', '.join(reward_names())}, "
-            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5"
-        )
+    cls = registered(name)
     signature = inspect.signature(cls)
     try:
         signature.bind(**options)
@@ -65,8 +60,27 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
     return cls(**options)
 
 
-def _parse(text: str) -> list[tuple[str, float | None]]:
-    """[parts] names and weights; a weight that is not given is None."""
+def registered(name: str) -> type[Reward]:
+    """The class registered as `name`.
+
+    Raises:
+        EsrlError: there is none.
+    """
+    cls = reward_class(name)
+    if cls is None:
+        raise EsrlError(
+            f"unknown reward {name!r}: choose one of {', '.join(reward_names())}, "
+            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5"
+        )
+    return cls
+
+
+def parse_name(text: str) -> list[tuple[str, float | None]]:
+    """[parts] names and weights; a weight that is not given is None.
+
+    Raises:
+        EsrlError: it is no weighted sum, or a name comes twice.
+    """
     parts = []
     for part in text.split("+"):
         part = part.strip()

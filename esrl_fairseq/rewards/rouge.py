@@ -19,7 +19,7 @@ from esrl_fairseq.rewards.extras import require
 from esrl_fairseq.rewards.ngrams import Floats, Ints, RowReferences, pair_counts
 from esrl_fairseq.rewards.words import WordCache
 
-INSTALL = "rouge-score rapidfuzz"
+INSTALL = ("rouge-score rapidfuzz", "rouge")
 
 
 class _Rouge(Reward):
@@ -42,9 +42,9 @@ class _Rouge(Reward):
     """rougeL or rougeLsum, if that is among the variants."""
 
     def __init__(self, use_stemmer: bool = True) -> None:
-        tokenizers = require(self.name, "rouge_score.tokenizers", INSTALL)
-        scorer = require(self.name, "rouge_score.rouge_scorer", INSTALL)
-        self._lcs = require(self.name, "rapidfuzz.distance", INSTALL).LCSseq.similarity
+        tokenizers = require(self.name, "rouge_score.tokenizers", *INSTALL)
+        scorer = require(self.name, "rouge_score.rouge_scorer", *INSTALL)
+        self._lcs = require(self.name, "rapidfuzz.distance", *INSTALL).LCSseq.similarity
         self.use_stemmer = use_stemmer
         # rouge-score lower-cases a text, makes a blank of every character but a-z and 0-9, and
         # stems what is between blanks: so it may be applied word by word.

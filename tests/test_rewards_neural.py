@@ -1,0 +1,332 @@
+"""Rewards by pre-trained models: what surrounds the model, and what they make of its answers.
+
+No library is needed: stand-ins answer (see ``stand_ins.py``).
+"""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_batch, make_criterion, make_task
+from stand_ins import install_all, overlap, sigmoid
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards import build_reward, command_line_options, score_rows
+from esrl_fairseq.rewards.neural import NeuralReward, longest_text
+
+MODULES = {
+    "bertscore": ("bert_score", "pip install bert-score .the extra 'bertscore'.$"),
+    "comet": ("comet", "pip install unbabel-comet .the extra 'comet'.$"),
+    "sentence-embedding": (
+        "sentence_transformers", "pip install sentence-transformers .the extra 'embedding'.$"
+    ),
+    "hf-reward": ("transformers", "pip install transformers .the extra 'hf'.$"),
+}  # fmt: skip
+OPTIONS = {
+    "bertscore": {"model": "known"},
+    "comet": {"model": "name"},
+    "sentence-embedding": {"model": "name"},
+    "hf-reward": {"model": "score"},
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The libraries' stand-ins; what they are asked."""
+    return install_all(monkeypatch)
+
+
+# --- what surrounds the model -----------------------------------------------------------------
+
+
+class Judge(NeuralReward):
+    """Overlap of letters with the reference, or with the source; remembers the triples."""
+
+    name = "judge"
+    range = (0.25, 1.25)
+
+    def __init__(self, needs_references=True, batch_size=2, device="cpu"):
+        super().__init__(device, batch_size)
+        self.needs_references = needs_references
+        self.asked = []
+
+    def judge(self, sources, hypotheses, references):
+        assert not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        others = sources if references is None else references
+        self.asked += zip(sources, hypotheses, references or [None] * len(sources))
+        return np.array([0.25 + overlap(*pair) for pair in zip(hypotheses, others)])
+
+
+def test_triples_empty_hypotheses_and_the_best_reference():
+    reward = Judge()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = score_rows(
+            reward,
+            ["s", "t"],
+            ["abc", " \n", "ab", "x"],
+            [["a", "ab"], ["x"]],
+            [0, 0, 0, 1],
+            [5, 6],
+        )
+    np.testing.assert_allclose(values, [0.25 + 2 / 3, 0.25, 1.25, 1.25])
+    assert reward.asked == [
+        ("s", "abc", "a"), ("s", "abc", "ab"), ("s", "ab", "a"), ("s", "ab", "ab"), ("t", "x", "x")
+    ]  # fmt: skip
+
+
+def test_without_references():
+    reward = Judge(needs_references=False)
+    values = score_rows(reward, ["ab", "x"], ["x", "", "a"], None, [1, 0, 0], [5, 6])
+    np.testing.assert_allclose(values, [1.25, 0.25, 0.75])
+    assert reward.asked == [("x", "x", None), ("ab", "a", None)]
+
+
+def test_only_empty_hypotheses():
+    reward = Judge()
+    assert score_rows(reward, ["s"], ["", " "], [["r"]], [0, 0], [5]).tolist() == [0.25, 0.25]
+    assert reward.asked == []
+
+
+def test_batches_of_similar_length():
+    texts = ["aaaa", "a", "aaa", "aa", "aaaaa"]
+    assert list(Judge(batch_size=2).batches(texts)) == [[1, 3], [2, 0], [4]]
+    assert list(Judge(batch_size=3).batches(texts, texts[::-1])) == [[1, 3, 2], [0, 4]]
+
+
+@pytest.mark.parametrize(
+    "limit, positions, expected",
+    [(512, 514, 512), (10**30, 40, 40), (10**30, None, 512), (10**30, -1, 512)],
+)
+def test_longest_text(limit, positions, expected):
+    class Part:
+        model_max_length = limit
+        max_position_embeddings = positions
+
+    assert longest_text(Part, Part) == expected
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_missing_library(monkeypatch, name):
+    module, message = MODULES[name]
+    monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
+    with pytest.raises(EsrlError, match=f"^reward '{name}' needs a library.*{message}"):
+        build_reward(f"bleu:0.5+{name}:0.5", {name: OPTIONS[name]})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_needs_a_model(calls, name):
+    with pytest.raises(EsrlError, match=f"'{name}' needs a model: give --reward-model .*such as"):
+        build_reward(name)
+
+
+def test_models_that_cannot_be_loaded(calls):
+    message = r"'sentence-embedding' cannot load the model 'gone' \(OSError: gone is not a folder\)"
+    with pytest.raises(EsrlError, match=message):
+        build_reward("sentence-embedding", model="gone")
+
+
+def test_loading_draws_no_random_numbers(calls):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    build_reward("sentence-embedding", model="name")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_devices_that_cannot_be_used(calls, device):
+    with pytest.raises(EsrlError, match=f"'comet': --reward-device '{device}' cannot be used"):
+        build_reward("comet", model="name", device=device)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("comet", dict(batch_size=0), "batch_size must be a whole number >= 1, not 0"),
+        ("hf-reward", dict(batch_size="many"), "batch_size must be a whole number >= 1"),
+        ("bertscore", dict(num_layers=0), "num_layers must be a whole number >= 1, not 0"),
+        ("bertscore", dict(rescale_with_baseline="en"), "must be one of False, True, not 'en'"),
+        ("bertscore", dict(rescale_with_baseline=True), "rescale_with_baseline needs lang"),
+        ("bertscore", dict(model="mine"), "knows no best layer of 'mine', so that num_layers must"),
+        ("sentence-embedding", dict(against="target"), "must be one of reference, source, not"),
+        ("comet", dict(references="no"), "references must be one of None, False, True, not 'no'"),
+        ("comet", dict(references=False), "'name' cannot do without references"),
+        ("hf-reward", dict(inputs="both"), "inputs must be one of pair, hypothesis, not 'both'"),
+        ("hf-reward", dict(label="good"), "no label 'good': The model 'score' has 0 .LABEL_0.;"),
+        ("hf-reward", dict(model="three"), "which label's probability.* 0 .good., 1 .bad., 2 .odd"),
+        ("hf-reward", dict(model="three", label=3), "no label 3"),
+        ("hf-reward", dict(model="headless"), "no trained classifier.bias, classifier.weight"),
+        ("hf-reward", dict(model="no-pad"), "the tokenizer of 'no-pad' has no padding token"),
+        ("hf-reward", dict(layer=3), "its options are: model, label, inputs, batch_size, device"),
+    ],
+)
+def test_options_that_cannot_work(calls, name, options, message):
+    with pytest.raises(EsrlError, match=f"^reward '{name}'.*{message}"):
+        build_reward(name, **{**OPTIONS[name], **options})
+
+
+# --- what they make of the library's answers --------------------------------------------------
+
+SOURCES = ["aab", "b", "bbb"]
+HYPOTHESES = ["ab", "a", "ba"]
+REFERENCES = [["ab"], ["b", "a"], ["bx"]]
+
+
+def ask(name, **options):
+    return build_reward(name, **options)(SOURCES, HYPOTHESES, REFERENCES)
+
+
+def test_sentence_embedding(calls):
+    """Cosines 1, max(0, 1) and 1/√2; each text is embedded once."""
+    expected = [1, 1, (1 + math.sqrt(0.5)) / 2]
+    np.testing.assert_allclose(ask("sentence-embedding", model="name"), expected, rtol=1e-6)
+    assert calls == [["ab", "a", "ba", "b", "bx"]]
+
+
+def test_sentence_embedding_against_the_source(calls):
+    reward = build_reward("sentence-embedding", model="name", against="source")
+    assert not reward.needs_references
+    values = reward(SOURCES, HYPOTHESES)
+    expected = [(1 + 3 / math.sqrt(10)) / 2, 1 / 2, (1 + math.sqrt(0.5)) / 2]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_bertscore(calls):
+    """F1, neither precision nor recall; texts are cut at the model's limit."""
+    values = ask("bertscore", model="known", batch_size=7)
+    np.testing.assert_allclose(values, [1, 1, 1 / 3], rtol=1e-6)
+    assert calls == [(["ab", "a", "a", "ba"], ["ab", "b", "a", "bx"], 7, 40)]
+
+
+def test_bertscore_rescaled(calls):
+    reward = build_reward("bertscore", lang="en", rescale_with_baseline=True)
+    assert reward.range == (-1, 1)
+    values = reward(SOURCES, ["ab", "a", ""], REFERENCES)
+    np.testing.assert_allclose(values, [1, 1, -1], rtol=1e-6)
+    np.testing.assert_allclose(reward([""], ["x"], [["y"]]), [-1])
+    with pytest.raises(EsrlError, match="--capability reward needs a reward in .0, 1."):
+        options = "bertscore.lang=en,bertscore.rescale_with_baseline=true"
+        task = make_task(capability="reward")
+        make_criterion(task, reward="bertscore", reward_options=options)
+
+
+def test_comet(calls):
+    """1.1 times the overlap, clipped; batches of similar length; models without references."""
+    values = ask("comet", model="name", batch_size=3)
+    np.testing.assert_allclose(values, [1, 1, 1.1 / 3], rtol=1e-6)
+    assert [len(batch) for batch in calls] == [3, 1]
+    assert calls[0][0] == {"src": "b", "mt": "a", "ref": "b"}
+    calls.clear()
+    reward = build_reward("comet", model="kiwi")
+    assert not reward.needs_references
+    np.testing.assert_allclose(reward(SOURCES, HYPOTHESES), [1, 0, 0.55], rtol=1e-6)
+    assert calls[0][0] == {"src": "b", "mt": "a"}
+    reward = build_reward("comet", model="kiwi", references=True)
+    np.testing.assert_allclose(reward(SOURCES, HYPOTHESES, REFERENCES), values, rtol=1e-6)
+
+
+def test_comet_models_of_another_scale(calls):
+    with pytest.raises(EsrlError, match="model 'old' gave a score of -3, but .* in .0, 1..*sample"):
+        build_reward("comet", model="old")(["s"], ["x"], [["y"]])
+
+
+def test_comet_takes_files_as_they_are(calls, tmp_path):
+    (tmp_path / "model.ckpt").touch()
+    for model, path in ((str(tmp_path / "model.ckpt"),) * 2, ("name", "downloaded/name")):
+        assert build_reward("comet", model=model)._model.path == path
+
+
+@pytest.mark.parametrize(
+    "options, logits",
+    [
+        (dict(model="score"), [1, 0, -3]),
+        (dict(model="score", inputs="hypothesis"), [0, 1, 0]),
+        (dict(model="multi", label="bad"), [-1, 0, 3]),
+    ],
+)
+def test_hf_reward_by_sigmoid(calls, options, logits):
+    reward = build_reward("hf-reward", **options)
+    assert not reward.needs_references
+    expected = [sigmoid(logit) for logit in logits]
+    np.testing.assert_allclose(reward(SOURCES, HYPOTHESES), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("label, row", [("good", 0), (0, 0), ("odd", 2), (2, 2)])
+def test_hf_reward_by_softmax(calls, label, row):
+    values = ask("hf-reward", model="three", label=label, batch_size=2)
+    expected = []
+    for logit in (1, 0, -3):
+        exps = [math.exp(logit), math.exp(-logit), 1]
+        expected.append(exps[row] / sum(exps))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    # similar lengths together, and the pair, not the texts alone
+    assert calls == [[("b", "a"), ("aab", "ab")], [("bbb", "ba")]]
+
+
+# --- from the command line --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, given, expected",
+    [
+        ("bleu", (None, None, None), {"bleu": {}}),
+        ("python:m.f:2+comet", (None, "m", "cpu"), {"comet": {"model": "m", "device": "cpu"}}),
+        ("bleu:0.5+comet:0.5", (None, "m", None), {"bleu": {}, "comet": {"model": "m"}}),
+        ("comet+hf-reward", ("hf-reward.model=h, comet.batch_size=4", "m", "cuda:1"),
+         {"comet": {"batch_size": 4, "model": "m", "device": "cuda:1"},
+          "hf-reward": {"model": "h", "device": "cuda:1"}}),
+        ("hf-reward", ("hf-reward.device=cpu,hf-reward.label=a.b=c", None, None),
+         {"hf-reward": {"device": "cpu", "label": "a.b=c"}}),
+        ("chrf", ("chrf.word_order=2,chrf.lowercase=True,chrf.beta=1e0,chrf.x=None", None, None),
+         {"chrf": {"word_order": 2, "lowercase": True, "beta": 1.0, "x": None}}),
+    ],
+)  # fmt: skip
+def test_options_of_the_command_line(name, given, expected):
+    assert command_line_options(name, *given) == expected
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("bleu", (None, "m", None), "--reward-model m is for one reward that.*--reward bleu has n"),
+        ("comet+bertscore", (None, "m", None),
+         "has several: give --reward-options comet.model=…,bertscore.model=…"),
+        ("bleu+chrf", (None, None, "cpu"), "--reward-device cpu is for rewards with a model, but"),
+        ("bleu", ("comet.model=m", None, None), "'comet' is no part of --reward bleu; write"),
+        ("chrf", ("word_order=2", None, None), "cannot read 'word_order=2'; write --reward-opt"),
+        ("chrf", ("chrf.word_order", None, None), "cannot read 'chrf.word_order'"),
+        ("chrf", ("chrf.=2", None, None), "cannot read 'chrf.=2'"),
+        ("blue", (None, "m", None), "unknown reward 'blue'"),
+    ],
+)  # fmt: skip
+def test_options_of_the_command_line_that_cannot_work(name, given, message):
+    with pytest.raises(EsrlError, match=message):
+        command_line_options(name, *given)
+
+
+def test_criterion_passes_options_on(calls):
+    """Into a sum, and to bleu, where they come before --reward-tokenize."""
+    criterion = make_criterion(
+        make_task(),
+        reward="bleu:0.5+sentence-embedding:0.5",
+        reward_model="name",
+        reward_device="cpu",
+        reward_options="bleu.tokenize=char,sentence-embedding.batch_size=3",
+    )
+    (bleu, _), (embedding, _) = criterion.scorer.reward.parts
+    assert "tok:char|smooth:exp" in bleu.signature()
+    assert (embedding.batch_size, embedding.device) == (3, torch.device("cpu"))
+    assert "tok:char" in criterion.capability_scorer.reward.signature()
+    batch = make_batch()
+    scored = criterion.scorer.score(batch, batch["target"].tolist(), range(len(batch["id"])))
+    np.testing.assert_allclose(scored.rewards, 1, atol=1e-6)
+    assert not any("_model" in name for name, _ in criterion.named_parameters())
+
+
+def test_reference_free_models_say_so_to_the_task(calls):
+    task = make_task(capability="none")
+    make_criterion(task, reward="hf-reward", reward_model="score")
+    assert not task.needs_references
+    make_criterion(task, reward="comet", reward_model="name")
+    assert task.needs_references
