@@ -74,8 +74,9 @@ class EsrlCriterion(FairseqCriterion):
             task.rl.replay = Replay(cfg.ppo_passes, self.ppo.kind)
         self.scorer = self._build_scorer(cfg.reward)
         self.capability_scorer = self.scorer
-        if task.options.capability == "bleu" and cfg.reward != "bleu":
-            self.capability_scorer = self._build_scorer("bleu")
+        if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
+            # BLEU grows with the number of references, which inputs can have different ones of.
+            self.capability_scorer = self._build_scorer("bleu", first_reference=True)
         scorers = (self.scorer, self.capability_scorer)
         task.trained_by_reward = True
         task.needs_references = (
@@ -97,7 +98,7 @@ class EsrlCriterion(FairseqCriterion):
     def build_criterion(cls, cfg: EsrlCriterionConfig, task: Any) -> "EsrlCriterion":
         return cls(cfg, task)
 
-    def _build_scorer(self, name: str) -> Scorer:
+    def _build_scorer(self, name: str, first_reference: bool = False) -> Scorer:
         cfg = self.cfg
         options = command_line_options(
             cfg.reward, cfg.reward_options, cfg.reward_model, cfg.reward_device
@@ -110,6 +111,7 @@ class EsrlCriterion(FairseqCriterion):
             self.task,
             None if post_process == "none" else post_process,
             self.cfg.reward_detokenizer,
+            first_reference,
         )
 
     def forward(

@@ -12,6 +12,7 @@ from fairseq.data import encoders
 from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.references import FURTHER, encode
 from esrl_fairseq.rewards import Reward, score_rows
 from esrl_fairseq.text import (
     UNK_IN_HYPOTHESIS,
@@ -31,7 +32,7 @@ class Scored:
         rewards: float32 ``[rows]``.
         empty: number of rows without any word.
         words: words of all rows.
-        reference_words: words of each row's reference, summed.
+        reference_words: words of each row's first reference, summed.
     """
 
     rewards: NDArray[np.float32]
@@ -49,12 +50,19 @@ class Scorer:
         post_process: as ``--post-process`` of ``fairseq-generate``; ``None`` leaves BPE joints in.
         detokenizer: a fairseq tokenizer (``moses``, ``space``, …) that undoes tokenisation, or
             ``None`` for the tokenised text.
+        first_reference: compare with the first reference only, the target side.
     """
 
     def __init__(
-        self, reward: Reward, task: Any, post_process: str | None, detokenizer: str | None
+        self,
+        reward: Reward,
+        task: Any,
+        post_process: str | None,
+        detokenizer: str | None,
+        first_reference: bool = False,
     ):
         self.reward = reward
+        self.first_reference = first_reference
         self.src_dict = task.source_dictionary
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
@@ -79,22 +87,28 @@ class Scorer:
         ]
 
     def references(self, sample: dict[str, Any]) -> list[list[str]] | None:
-        """One list of references an input, ``None`` for data without a target side."""
+        """One list of references an input, ``None`` for data without a target side.
+
+        The first one is the target side's.
+        """
         if sample.get("target") is None:
             return None
-        return [
-            [
-                reference_text(
-                    row,
-                    self.tgt_dict,
-                    self.post_process,
-                    self.strip_ids,
-                    self.target_decode,
-                    UNK_IN_REFERENCE,
-                )
-            ]
-            for row in sample["target"].tolist()
-        ]
+        found = [[self.reference(row)] for row in sample["target"].tolist()]
+        if not self.first_reference:
+            for references, lines in zip(found, sample.get(FURTHER, [])):
+                references += [self.reference(encode(line, self.tgt_dict)) for line in lines]
+        return found
+
+    def reference(self, tokens: Any) -> str:
+        """Text of the token ids of one reference, padding allowed."""
+        return reference_text(
+            tokens,
+            self.tgt_dict,
+            self.post_process,
+            self.strip_ids,
+            self.target_decode,
+            UNK_IN_REFERENCE,
+        )
 
     def sources(self, sample: dict[str, Any]) -> list[str]:
         """Texts of a batch's inputs."""

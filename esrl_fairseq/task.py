@@ -1,7 +1,7 @@
 """The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import numpy as np
@@ -17,6 +17,7 @@ from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.options import SamplingConfig, check_sampling_options, elimination_ratio
+from esrl_fairseq.references import reference_files, with_references
 from esrl_fairseq.state import RLState
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
-    """The translation task's options and those of stage one."""
+    """The translation task's options, those of stage one, and several references."""
+
+    reward_references: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "splits whose inputs can have further references, such as train,valid: text "
+            "files DATA/SPLIT.SRC-TGT.TGT1, …TGT2, …, prepared as the target side, one line an "
+            "input, empty where it has none; see docs/rewards.md"
+        },
+    )
 
 
 MEMORY_ADVICE = (
@@ -55,6 +65,8 @@ class SamplingTask(FairseqTask):
     trained_by_reward = False  # set by the criterion, as are the next
     needs_references = False
     frozen: Optional[FrozenModel] = None
+    reference_splits: tuple[str, ...] = ()
+    """Splits whose inputs can have further references."""
 
     def start_sampling(self, options: SamplingConfig) -> None:
         """Give the task its options and an empty RL state."""
@@ -217,3 +229,24 @@ class EsrlTranslationTask(SamplingTask, TranslationTask):
     def __init__(self, cfg: EsrlTranslationConfig, src_dict: Any, tgt_dict: Any):
         super().__init__(cfg, src_dict, tgt_dict)
         self.start_sampling(cfg)
+        names = (cfg.reward_references or "").split(",")
+        self.reference_splits = tuple(name.strip() for name in names if name.strip())
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        if not self.trained_by_reward:  # fairseq-generate needs no reference but the target
+            return
+        folders = utils.split_paths(self.cfg.data)
+        languages = (self.cfg.source_lang, self.cfg.target_lang)
+        if split in self.reference_splits:
+            # As in fairseq's: only training data have shards.
+            shard = (epoch - 1) % len(folders) if split == self.cfg.train_subset else 0
+            self.datasets[split] = with_references(
+                self.datasets[split], split, folders[shard], *languages
+            )
+        if split == self.cfg.train_subset:
+            for other in self.reference_splits:  # names that nobody loads are refused, too
+                if other != split:
+                    reference_files(folders[0], other, *languages)

@@ -62,6 +62,12 @@ on_exit() {
     fi
 }
 
+# need MODULES PACKAGE...: stop now rather than after hours if a Python module is missing.
+need() {
+    python -c "import $1" 2>/dev/null ||
+        die "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
+}
+
 # step NAME SETTINGS COMMAND...
 step() {
     local name=$1 settings=$2 begun=$SECONDS
@@ -93,14 +99,16 @@ progress() {
     }'
 }
 
-# fetch_urls BASE_URL FILE...: into raw/, from $ESRL_DATA_DIR where that is set; checked against
-# the data's SHA256SUMS.
+# fetch_urls BASE_URL FILE...: into raw/, from $ESRL_DATA_DIR where that is set (a FILE.gz there is
+# unpacked); checked against the data's SHA256SUMS, if it has any.
 fetch_urls() {
     local base=$1 file
     shift
     mkdir -p raw
     for file; do
-        if [[ -n ${ESRL_DATA_DIR:-} ]]; then
+        if [[ -n ${ESRL_DATA_DIR:-} && -e $ESRL_DATA_DIR/$file.gz ]]; then
+            gzip -dc "$ESRL_DATA_DIR/$file.gz" >"raw/$file"
+        elif [[ -n ${ESRL_DATA_DIR:-} ]]; then
             cp "$ESRL_DATA_DIR/$file" "raw/$file" || die "ESRL_DATA_DIR=$ESRL_DATA_DIR has no file $file"
             chmod u+w "raw/$file"
         elif ! curl --fail --silent --show-error --location --retry 3 --max-time 600 \
@@ -113,7 +121,7 @@ Download it by hand into a folder and set ESRL_DATA_DIR to that folder."
         fi
         echo "> $file"
     done
-    check_sums raw
+    [[ ! -e $RECIPES/$RECIPE/SHA256SUMS ]] || check_sums raw
 }
 
 # check_sums DIR: every file that the data's SHA256SUMS names.
@@ -123,42 +131,44 @@ check_sums() {
     echo "> checksums are right"
 }
 
-# clean OPTION...: raw/{train,valid,test}.{SRC,TGT} → clean/
+# clean OPTION...: raw/{train,valid,test}.{SRC,TGT} → clean/, with further references (TGT1, TGT2 …)
 clean() {
     python "$RECIPES/clean.py" --source "$SRC" --target "$TGT" "$@" raw clean
 }
 
 # bpe MERGES: clean/ → bpe/, tokenised with sacremoses, one set of codes for both languages.
 bpe() {
-    local split lang
+    local file name
     mkdir -p tok bpe
-    for split in train valid test; do
-        for lang in "$SRC" "$TGT"; do
-            sacremoses -l "$lang" -q tokenize <"clean/$split.$lang" >"tok/$split.$lang"
-        done
+    for file in clean/{train,valid,test}.*; do
+        name=${file##*/}
+        sacremoses -l "${TEXT_LANGUAGE:-${name##*.}}" -q tokenize <"$file" >"tok/$name"
     done
     if [[ -n $MLE_CHECKPOINT ]]; then
         cp "$(dirname "$MLE_CHECKPOINT")/bpe.codes" bpe/codes
     else
         cat "tok/train.$SRC" "tok/train.$TGT" | subword-nmt learn-bpe -s "$1" -o bpe/codes
     fi
-    for split in train valid test; do
-        for lang in "$SRC" "$TGT"; do
-            subword-nmt apply-bpe -c bpe/codes <"tok/$split.$lang" >"bpe/$split.$lang"
-        done
+    for file in tok/{train,valid,test}.*; do
+        subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file##*/}"
     done
     echo "> $(wc -l <"bpe/train.$SRC") training pairs"
 }
 
-# bpe/ → data-bin/
+# bpe/ → data-bin/, with further references as --reward-references reads them
 binarize() {
-    local dict=()
+    local dict=() file name
     if [[ -n $MLE_CHECKPOINT ]]; then
         dict=(--srcdict "$(dirname "$MLE_CHECKPOINT")/dict.txt")
     fi
     rm -rf data-bin
     fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --joined-dictionary "${dict[@]}" \
         --trainpref bpe/train --validpref bpe/valid --testpref bpe/test --destdir data-bin
+    for file in bpe/{train,valid,test}."$TGT"[1-9]; do
+        [[ -e $file ]] || continue # none
+        name=${file##*/}
+        cp "$file" "data-bin/${name%%.*}.$SRC-$TGT.${name##*.}"
+    done
     echo "> $(wc -l <"data-bin/dict.$SRC.txt") dictionary entries"
 }
 
@@ -215,9 +225,10 @@ continue_mle() {
         --finetune-from-model "$START/checkpoint_best.pt" --stop-time-hours "$hours" "$@" "${MLE_EXTRA[@]}"
 }
 
-# generate RUN: the test set, beam 5 and greedy → out/RUN.{beam5,greedy}.txt, detokenised
+# generate RUN OPTION...: the test set, beam 5 and greedy → out/RUN.{beam5,greedy}.txt, detokenised
 generate() {
     local run=$1 mode beam out
+    shift
     mkdir -p out
     for mode in beam5 greedy; do
         out=out/$run.$mode
@@ -225,10 +236,10 @@ generate() {
         [[ $mode == beam5 ]] || beam=1
         fairseq-generate data-bin --user-dir "$USER_DIR" --source-lang "$SRC" --target-lang "$TGT" \
             --path "$run/checkpoint_best.pt" --gen-subset test --beam "$beam" --max-tokens 8000 \
-            "${WHOLE[@]}" --remove-bpe --log-format none >"$out.log"
+            "${WHOLE[@]}" --remove-bpe --log-format none "$@" >"$out.log"
         # H-<number>\t<score>\t<text>, in an order that batches chose
         grep '^H-' "$out.log" | sed 's/^H-//' | sort -n | cut -f 3 |
-            sacremoses -l "$TGT" -q detokenize >"$out.txt"
+            sacremoses -l "${TEXT_LANGUAGE:-$TGT}" -q detokenize >"$out.txt"
         [[ $(wc -l <"$out.txt") == $(wc -l <"clean/test.$TGT") ]] ||
             die "$WORK/$out.txt has not as many lines as clean/test.$TGT"
         tail -n 1 "$out.log" | sed 's/^/> tokenised text: /'
@@ -250,9 +261,18 @@ score() {
     python "$RECIPES/summary.py" --compare "out/compare-$ESRL_RUN" --out out "$@" >"summary-$ESRL_RUN.txt"
 }
 
+# score_rouge RUN...: ROUGE of detokenised text against all references as they were before
+# tokenisation; paired bootstrap of the others against the first. $SEPARATOR, if set, stands between
+# the sentences of a text.
+score_rouge() {
+    python "$RECIPES/rouge_summary.py" --references "clean/test.$TGT" --out out \
+        --separator "${SEPARATOR:-}" --seed "$SACREBLEU_SEED" "$@" >"summary-$ESRL_RUN.txt"
+}
+
 # Everything, from the data to the summary. A recipe defines fetch_data and sets CLEAN,
-# BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and
-# DECAY where MLE has a second part.
+# BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and where
+# needed DECAY (MLE's second part), GENERATE (options of fairseq-generate), SCORE (score_rouge in the
+# place of score) and TEXT_LANGUAGE (of both sides, where SRC and TGT do not name languages).
 run_recipe() {
     local runs run start
     step fetch "" fetch_data
@@ -278,9 +298,9 @@ run_recipe() {
         runs+=("$run")
     fi
     for run in "${runs[@]}"; do
-        step "generate-$run" "" generate "$run"
+        step "generate-$run" "${GENERATE[*]:-}" generate "$run" "${GENERATE[@]}"
     done
-    step "score-$ESRL_RUN-${#runs[@]}" "$SACREBLEU_SEED" score "${runs[@]}"
+    step "score-$ESRL_RUN-${#runs[@]}" "$SACREBLEU_SEED" "${SCORE:-score}" "${runs[@]}"
     cat "summary-$ESRL_RUN.txt"
     printf '[%5d s] done; the table is also in %s\n' "$SECONDS" "$WORK/summary-$ESRL_RUN.txt"
 }

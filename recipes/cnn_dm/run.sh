@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# CNN/DailyMail 3.0.0 (not anonymised): highlights of news articles; ROUGE-1, -2, -L and -Lsum.
+#
+# Tested:  NOT RUN. Its Python helpers are tested; download, training and settings are not
+# Needs:   make env; pip install pyarrow; a GPU, 20 GB of disk; the internet, or a folder with the five
+#          .parquet files in ESRL_DATA_DIR. No login. https://huggingface.co/datasets/abisee/cnn_dailymail
+# Launch:  recipes/cnn_dm/run.sh
+# Options: environment variables, see recipes/README.md; with another GPU memory MLE_ARGS, ESRL_ARGS
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+recipe cnn_dm article highlights
+need "rouge_score, rapidfuzz, pyarrow" rouge-score rapidfuzz pyarrow
+
+# A commit of the data set's repository. Checksums of its files are not known here; extract.py checks
+# the number of documents.
+URL=https://huggingface.co/datasets/abisee/cnn_dailymail/resolve/96df5e686bee6baa90b8bee7c28b81fa3fa6223d/3.0.0
+SEPARATOR=¶ # between a summary's sentences, for ROUGE-Lsum; rouge-score does not take it for a word
+
+fetch_data() {
+    fetch_urls "$URL" train-0000{0,1,2}-of-00003.parquet {validation,test}-00000-of-00001.parquet
+    python "$RECIPES/cnn_dm/extract.py" --separator "$SEPARATOR" --max-words 400 raw
+}
+
+TEXT_LANGUAGE=en
+CLEAN=(--lower --max-words 1000 --max-ratio 1000) # as See et al. 2017; ROUGE knows no case
+BPE_MERGES=32000
+TRUNCATE=(--truncate-source --max-source-positions 512)
+MODEL=(--arch transformer --share-all-embeddings --dropout 0.1 "${TRUNCATE[@]}")
+MLE=(
+    --label-smoothing 0.1
+    --optimizer adam --adam-betas "(0.9, 0.98)"
+    --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000
+    --max-tokens 16384 --update-freq 2 --max-epoch "${MLE_EPOCHS:-20}"
+)
+ESRL_UPDATES=${ESRL_UPDATES:-2000}
+ESRL=(
+    --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu --elimination-ratio 0.3
+    --sample-max-len-a 0 --sample-max-len-b 140
+    --rescoring-dropout
+    --optimizer adam --adam-betas "(0.9, 0.98)"
+    --lr 1e-4 --lr-scheduler polynomial_decay --warmup-updates 100
+    --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
+    --save-interval-updates 200 --keep-interval-updates 1 --log-interval 10
+)
+CONTINUE=("${MLE[@]}" --lr 1e-4 --lr-scheduler fixed --max-epoch 0)
+# Lengths, penalty and blocked trigrams of Lewis et al. 2020 (BART).
+GENERATE=(
+    "${TRUNCATE[@]}" --lenpen 2.0 --min-len 55 --max-len-a 0 --max-len-b 140 --no-repeat-ngram-size 3
+)
+SCORE=score_rouge
+
+run_recipe
