@@ -91,7 +91,7 @@ class MultiReferenceDataset(LanguagePairDataset):
     """
 
     def __init__(self, dataset: LanguagePairDataset, columns: Sequence[Sequence[str]]):
-        vars(self).update(vars(dataset))
+        self.__dict__.update(vars(dataset))
         self.further = [[line for line in lines if line] for lines in zip(*columns)]
 
     def collater(self, samples: Any, pad_to_length: Any = None) -> dict[str, Any]:

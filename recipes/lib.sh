@@ -121,7 +121,7 @@ Download it by hand into a folder and set ESRL_DATA_DIR to that folder."
         fi
         echo "> $file"
     done
-    [[ ! -e $RECIPES/$RECIPE/SHA256SUMS ]] || check_sums raw
+    [[ ! -e $RECIPES/$DATA/SHA256SUMS ]] || check_sums raw
 }
 
 # check_sums DIR: every file that the data's SHA256SUMS names.

@@ -268,7 +268,7 @@ def test_command_lines(commands, data, mle, tmp_path):
         "fairseq-train", *run_options(data, mle, tmp_path / "single"), "--reward-references", ""
     )
     for name in ("train_inner", "valid"):
-        assert whole.logged(name)[0]["reward"] > single.logged(name)[0]["reward"] + 0.02
+        assert whole.logged(name)[0]["reward"] > single.logged(name)[0]["reward"]
     (tmp_path / "resumed").mkdir()
     checkpoint = tmp_path / "whole" / "checkpoint_1_7.pt"
     shutil.copy(checkpoint, tmp_path / "resumed" / "checkpoint_last.pt")
