@@ -37,7 +37,7 @@ EXTRAS_REQUIRE = {
     # pytest-xdist: test files on all cores at once.
     "dev": ["pytest", "pytest-xdist", "ruff", "mypy", *ROUGE],
     "rouge": ROUGE,
-    # Rewards by pre-trained models; the versions are the oldest that they were compared with.
+    # Rewards by pre-trained models; the versions are those they were written against.
     # Computes BERTScore; its last release.
     "bertscore": ["bert-score>=0.3.13"],
     # Loads and asks COMET models. It wants numpy<2 and transformers<5.

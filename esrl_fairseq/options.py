@@ -266,7 +266,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
 
 @dataclass
 class SamplingConfig(FairseqDataclass):
-    """Options of stage one."""
+    """Options of stage one, and of what inputs are compared with."""
 
     num_samples: int = field(
         default=8, metadata={"help": "K, the most samples of an input (at least 1)"}
@@ -306,6 +306,14 @@ class SamplingConfig(FairseqDataclass):
     sample_max_len_b: int = field(default=10, metadata={"help": "see --sample-max-len-a"})
     sample_min_len: int = field(
         default=1, metadata={"help": "fewest tokens of a sample, EOS not counted"}
+    )
+    reward_references: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "splits whose inputs can have further references, such as train,valid: text "
+            "files DATA/SPLIT.SRC-TGT.TGT1, …TGT2, …, prepared as the target side, one line an "
+            "input, empty where it has none; see docs/rewards.md"
+        },
     )
     capability_store: Optional[str] = field(
         default=None,

@@ -1,7 +1,7 @@
 """The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -25,16 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
-    """The translation task's options, those of stage one, and several references."""
-
-    reward_references: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "splits whose inputs can have further references, such as train,valid: text "
-            "files DATA/SPLIT.SRC-TGT.TGT1, …TGT2, …, prepared as the target side, one line an "
-            "input, empty where it has none; see docs/rewards.md"
-        },
-    )
+    """The translation task's options, and ours."""
 
 
 MEMORY_ADVICE = (
