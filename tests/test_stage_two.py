@@ -102,6 +102,23 @@ def test_pieces_computed_twice_keep_their_dropout(arch, training, monkeypatch):
     assert torch.allclose(found[2], found[0], rtol=1e-3, atol=1e-4)
 
 
+def test_checkpointed_layers():
+    """``--checkpoint-activations`` changes no gradient, also of pieces that are computed again."""
+    batch, rows = make_batch(), ragged_rows()
+    found = []
+    for options in ({}, {"checkpoint_activations": True}):
+        for max_tokens in (4096, 1):
+            model = make_model(**options)
+            scores = rescore(model, batch["net_input"], rows, PAD, EOS, max_tokens=max_tokens)
+            # fairseq's checkpoints need backward(), which is what training calls.
+            (weights(rows) * scores.log_probs).sum().backward()
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    wrapped = [layer for layer in model.decoder.layers if hasattr(layer, "precheckpoint_forward")]
+    assert wrapped and all(x.forward != x.precheckpoint_forward for x in wrapped)
+    for gradient in found[1:]:
+        assert torch.allclose(gradient, found[0], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_scores_at_the_rows_temperature(arch, monkeypatch):
     """``tempered`` and its gradient equal the plain pass at each row's own temperature."""
