@@ -113,8 +113,8 @@ class RowScorer:
         min_len: int,
         max_tokens: int,
         dropout: bool,
-        temperature: Tensor | None,
-        tokens: bool,
+        temperature: Tensor | None = None,
+        tokens: bool = False,
     ):
         self.model = model
         self.rows = rows

@@ -70,22 +70,20 @@ def sample_with_graph(
     if references is not None:
         given = given_rows(references, pad)
         shifted = shift_right(given.tokens, given.lengths, eos, pad)
-        scorer = RowScorer(
-            inner, given, pad, eos, sampler.min_len, max_tokens, dropout, None, False
-        )
+        scorer = RowScorer(inner, given, pad, eos, sampler.min_len, max_tokens, dropout)
     input_index, limits, uniforms = sampler.draws(sample, counts, seed)
     sampling = _SamplingPass(
-        inner.encoder,
-        inner.decoder.forward,
-        sampler,
-        input_index,
-        limits,
-        uniforms,
-        torch.as_tensor(temperature, device=limits.device)[input_index],
-        cached,
-        tempered,
-        draw,
-        scorer,
+        encoder=inner.encoder,
+        decode=inner.decoder.forward,
+        sampler=sampler,
+        input_index=input_index,
+        limits=limits,
+        uniforms=uniforms,
+        temperature=torch.as_tensor(temperature, device=limits.device)[input_index],
+        cached=cached,
+        tempered=tempered,
+        draw=draw,
+        references=scorer,
     )
     with training_mode(model, dropout), in_place_of_decoder(inner, sampling):
         tokens, reference_log_probs, log_probs, *own, entropy = model(
