@@ -46,8 +46,15 @@ class EsrlCriterionConfig(FairseqDataclass):
         default="bleu",
         metadata={
             "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
-            "repetition, python:module.function for your own, or a weighted sum such as "
-            "bleu:0.5+chrf:0.5; see docs/rewards.md"
+            "repetition, model (--reward-model), python:module.function for your own, or a "
+            "weighted sum such as bleu:0.5+chrf:0.5; see docs/rewards.md"
+        },
+    )
+    reward_model: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of the reward model that the reward `model` asks, trained with "
+            "the task esrl_reward_model"
         },
     )
     reward_tokenize: str = field(

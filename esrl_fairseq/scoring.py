@@ -118,6 +118,7 @@ class Scorer:
         """
         hypotheses = self.hypotheses(tokens)
         references = self.references(sample)
+        self.reward.to(sample["id"].device)
         rewards = score_rows(
             self.reward,
             self.sources(sample),

@@ -15,6 +15,7 @@ from esrl_fairseq.rewards.bleu import BleuReward
 from esrl_fairseq.rewards.build import build_reward
 from esrl_fairseq.rewards.chrf import ChrfReward
 from esrl_fairseq.rewards.length import LengthReward
+from esrl_fairseq.rewards.model import ModelReward
 from esrl_fairseq.rewards.repetition import RepetitionReward
 from esrl_fairseq.rewards.rouge import (
     Rouge1Reward,
@@ -30,6 +31,7 @@ __all__ = [
     "BleuReward",
     "ChrfReward",
     "LengthReward",
+    "ModelReward",
     "RepetitionReward",
     "Reward",
     "Rouge1Reward",

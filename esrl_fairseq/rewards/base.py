@@ -50,6 +50,15 @@ class Reward(abc.ABC):
         """Name, options and versions: all that is needed to reproduce the values."""
         return self.name
 
+    def part_names(self) -> list[str]:
+        """Names of a weighted sum's rewards, or its own."""
+        return [part.name for part, _ in self.parts] or [self.name]
+
+    def to(self, device: Any) -> None:
+        """Compute on this device from now on, where a reward computes on one at all."""
+        for part, _ in self.parts:
+            part.to(device)
+
     @abc.abstractmethod
     def score(
         self,
