@@ -141,6 +141,10 @@ class RewardModelTask(SameBatches, TranslationTask):
         rated = int((~np.isnan(ratings)).sum())
         logger.info("%s: %d ratings, %d preferences", prefix, rated, len(preferences))
 
+    def max_positions(self) -> int:
+        """Tokens of the longest row, source and output together."""
+        return self.cfg.max_source_positions
+
     def standardise(self) -> None:
         """Take mean and deviation of the training ratings, of the first shard."""
         path = os.path.join(utils.split_paths(self.cfg.data)[0], f"{self.cfg.train_subset}.ratings")

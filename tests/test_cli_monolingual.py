@@ -85,16 +85,15 @@ def test_the_best_checkpoint_by_default_is_the_one_with_most_reward(
     assert lines[-1]["best_loss"] == min(line["loss"] for line in lines)
 
 
-def test_samples_do_not_depend_on_the_target_side(commands, corpus, monolingual, mle, tmp_path):
-    """Where nothing asks for references, the run is the same with and without them."""
+def test_the_reward_is_that_of_data_with_references(commands, corpus, monolingual, mle, tmp_path):
+    """Validated on the same sources, the same model has the same reward."""
     logs = [
-        run(commands, data, tmp_path / str(i), mle, "--capability entropy --max-update 3")
+        run(commands, data, tmp_path / str(i), mle, "--capability none --max-update 1 --lr 1e-12")
         for i, data in enumerate((monolingual, corpus.data))
     ]
-    names = [tmp_path / str(i) / "checkpoint_last.pt" for i in range(2)]
-    assert largest_difference(*map(parameters, names)) == 0
-    valid = [log.logged("valid")[-1] for log in logs]
-    assert valid[0]["reward"] == valid[1]["reward"] and "ppl" in valid[1]
+    without, with_references = (log.logged("valid")[-1] for log in logs)
+    assert without["reward"] == with_references["reward"]
+    assert "ppl" in with_references and "length_ratio" in with_references
 
 
 @pytest.mark.parametrize(
