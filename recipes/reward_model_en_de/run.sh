@@ -4,7 +4,7 @@
 # Trained on MLQE-PE (Wikipedia): direct assessments, and post-edits preferred to what they mend. Tested
 # on expert MQM ratings of other systems on TED talks, and on MLQE-PE's own test set.
 #
-# Tested:  TESTED_LATER
+# Tested:  data and their checksums only; the training was not run as a whole yet
 # Needs:   make env; the internet (github sheffieldnlp/mlqe-pe, CC0; google/wmt-mqm-human-evaluation,
 #          Apache-2.0), or a folder with the converted files in ESRL_DATA_DIR
 # Launch:  recipes/reward_model_en_de/run.sh
@@ -59,6 +59,7 @@ evaluate() {
 }
 
 BPE_MERGES=4000
+REWARD_UPDATES=${REWARD_UPDATES:-1200}
 read -r -a REWARD_EXTRA <<<"${REWARD_ARGS:-}"
 TRAIN=(
     --arch transformer --share-all-embeddings --dropout 0.2
@@ -66,7 +67,7 @@ TRAIN=(
     --decoder-layers 1 --decoder-embed-dim 128 --decoder-ffn-embed-dim 128
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --weight-decay 0.01
     --lr 5e-4 --lr-scheduler polynomial_decay --warmup-updates 200
-    --total-num-update 2000 --max-update 2000 --max-tokens 4000
+    --total-num-update "$REWARD_UPDATES" --max-update "$REWARD_UPDATES" --max-tokens 4000
     --rating-weight 1 --preference-weight 1
 )
 
