@@ -146,30 +146,58 @@ def number_or_nan(text: str) -> float:
         return math.nan
 
 
-def check_training_data(dataset: Any, split: str, needs_references: bool) -> None:
+def check_training_data(dataset: Any, split: str, references_for: str) -> None:
     """Refuse data with an empty line; it holds nothing to learn from.
 
     Args:
         dataset: a fairseq ``LanguagePairDataset``.
-        needs_references: whether target lines are needed too.
+        references_for: the option that needs target lines, too; empty if none does.
 
     Raises:
         EsrlError: naming the first such line (counted from 1) and their number.
     """
-    _refuse_empty_lines(dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}")
-    if not needs_references:
+    refuse_empty_lines(dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}")
+    if not references_for:
         return
-    if dataset.tgt is None:
-        raise EsrlError(
-            f"{split!r} has no target side, but the reward needs references: run "
-            "fairseq-preprocess without --only-source, or choose a reward without references"
-        )
-    _refuse_empty_lines(
+    check_target_side(dataset, split, references_for)
+    refuse_empty_lines(
         dataset.tgt, dataset.tgt_sizes, dataset.tgt_dict, f"target side (the references) of {split}"
     )
 
 
-def _refuse_empty_lines(lines: Any, sizes: Any, dictionary: Any, name: str) -> None:
+WITHOUT_REFERENCES = {
+    "--reward": "choose a reward that needs none",
+    "--capability": "choose --capability entropy, reward or none",
+    "--mle-weight": "leave it out",
+    "--eval-bleu": "leave it out",
+}
+"""What to do about an option that needs references."""
+
+
+def check_target_side(dataset: Any, split: str, references_for: str) -> None:
+    """Refuse data without a target side where an option needs one.
+
+    Args:
+        dataset: a fairseq ``LanguagePairDataset``.
+        references_for: the option with its value; empty if none needs references.
+
+    Raises:
+        EsrlError: naming the option and what to choose instead.
+    """
+    if references_for and dataset.tgt is None:
+        raise EsrlError(
+            f"{split!r} has no target side, but {references_for} needs references: "
+            f"{WITHOUT_REFERENCES[references_for.split()[0]]}, or run fairseq-preprocess without "
+            "--only-source"
+        )
+
+
+def refuse_empty_lines(lines: Any, sizes: Any, dictionary: Any, name: str) -> None:
+    """Refuse one side of a data set if it has an empty line.
+
+    Raises:
+        EsrlError: naming the first such line (counted from 1) and their number.
+    """
     special = {dictionary.pad(), dictionary.eos(), dictionary.bos()}
     candidates = np.flatnonzero(np.asarray(sizes) <= 2)
     empty = [i for i in candidates.tolist() if set(lines[i].tolist()) <= special]

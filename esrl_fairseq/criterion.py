@@ -77,11 +77,8 @@ class EsrlCriterion(FairseqCriterion):
         if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
             # BLEU grows with the number of references, which inputs can have different ones of.
             self.capability_scorer = self._build_scorer("bleu", first_reference=True)
-        scorers = (self.scorer, self.capability_scorer)
         task.trained_by_reward = True
-        task.needs_references = (
-            any(s.reward.needs_references for s in scorers) or cfg.mle_weight > 0
-        )
+        task.references_for = self._references_for()
         if not self.scorer.reward.higher_is_better:
             raise EsrlError(
                 f"training raises the reward, but lower is better for {cfg.reward!r}: give it a "
@@ -97,6 +94,14 @@ class EsrlCriterion(FairseqCriterion):
     @classmethod
     def build_criterion(cls, cfg: EsrlCriterionConfig, task: Any) -> "EsrlCriterion":
         return cls(cfg, task)
+
+    def _references_for(self) -> str:
+        """The option that needs references; empty if none does."""
+        if self.scorer.reward.needs_references:
+            return f"--reward {self.cfg.reward}"
+        if self.task.options.capability == "bleu":
+            return "--capability bleu"
+        return f"--mle-weight {self.cfg.mle_weight}" if self.cfg.mle_weight > 0 else ""
 
     def _build_scorer(self, name: str, first_reference: bool = False) -> Scorer:
         cfg = self.cfg
@@ -387,13 +392,9 @@ class EsrlCriterion(FairseqCriterion):
 
     @torch.no_grad()
     def validate(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
-        """Likelihood loss of the references and reward of the best hypothesis; changes no state."""
+        """Reward of the best hypothesis, and likelihood loss of the references if there are any;
+        changes no state."""
         options = self.task.options
-        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
-        target, pad = sample["target"], self.task.target_dictionary.pad()
-        nll = torch.nn.functional.nll_loss(
-            lprobs.float().flatten(0, 1), target.flatten(), ignore_index=pad, reduction="sum"
-        )
         generator = SequenceGenerator(
             [unwrap(model)],
             self.task.target_dictionary,
@@ -403,17 +404,29 @@ class EsrlCriterion(FairseqCriterion):
         )
         best = [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
         scored = self.scorer.score(sample, best, range(len(best)))
-        self.task.monitor.add_validation(float(scored.rewards.sum()), len(best))
+        reward = float(scored.rewards.sum())
+        self.task.monitor.add_validation(reward, len(best))
         log = {
-            "loss": nll.detach(),
             "nsentences": len(best),
             "ntokens": sample["ntokens"],
-            "sample_size": sample["ntokens"],
-            "valid_reward": float(scored.rewards.sum()),
+            "valid_reward": reward,
             "valid_words": scored.words,
             "valid_reference_words": scored.reference_words,
         }
-        return nll, sample["ntokens"], log
+        if sample["target"] is None:
+            loss, size = torch.tensor(-reward), len(best)
+        else:
+            loss, size = self.nll(model, sample), sample["ntokens"]
+            log["reference_tokens"] = size
+        return loss, size, {**log, "loss": loss, "sample_size": size}
+
+    def nll(self, model: Any, sample: dict[str, Any]) -> Tensor:
+        """Negative log-likelihood of the references, summed, in nats."""
+        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
+        target, pad = sample["target"], self.task.target_dictionary.pad()
+        return torch.nn.functional.nll_loss(
+            lprobs.float().flatten(0, 1), target.flatten(), ignore_index=pad, reduction="sum"
+        )
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

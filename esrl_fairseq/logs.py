@@ -111,10 +111,12 @@ def _mean(total: dict[str, float], name: str, key: str, by: str, digits: int = 3
 
 
 def _reduce_validation(total: dict[str, float]) -> None:
-    metrics.log_scalar(
-        "loss", total["loss"] / total["ntokens"] / math.log(2), total["ntokens"], round=3
-    )
-    metrics.log_derived("ppl", lambda meters: round(2 ** meters["loss"].avg, 2))
+    if "reference_tokens" in total:
+        tokens = total["reference_tokens"]
+        metrics.log_scalar("loss", total["loss"] / tokens / math.log(2), tokens, round=3)
+        metrics.log_derived("ppl", lambda meters: round(2 ** meters["loss"].avg, 2))
+    else:  # fairseq would log -1 in its place, and keep the first checkpoint as the best
+        _mean(total, "loss", "loss", "nsentences", 4)
     _mean(total, "reward", "valid_reward", "nsentences", 4)
     _mean(total, "length_ratio", "valid_words", "valid_reference_words")
 

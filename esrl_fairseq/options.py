@@ -46,15 +46,17 @@ class EsrlCriterionConfig(FairseqDataclass):
         default="bleu",
         metadata={
             "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
-            "repetition, bertscore, comet, sentence-embedding, hf-reward, python:module.function "
-            "for your own, or a weighted sum such as bleu:0.5+chrf:0.5; see docs/rewards.md"
+            "repetition, model, bertscore, comet, sentence-embedding, hf-reward, "
+            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5; "
+            "see docs/rewards.md"
         },
     )
     reward_model: Optional[str] = field(
         default=None,
         metadata={
-            "help": "folder or hub name of the model of a reward that needs one (bertscore, comet, "
-            "sentence-embedding, hf-reward)"
+            "help": "of a reward that needs a model: for `model` a checkpoint of the task "
+            "esrl_reward_model, for bertscore, comet, sentence-embedding and hf-reward a folder or "
+            "hub name"
         },
     )
     reward_device: Optional[str] = field(

@@ -1,6 +1,7 @@
 """The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -10,9 +11,15 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq import compat
+from esrl_fairseq.batches import SameBatches
 from esrl_fairseq.capability import data_fingerprint
-from esrl_fairseq.checks import check_training_data, check_vocabulary_on_load
+from esrl_fairseq.checks import (
+    check_target_side,
+    check_training_data,
+    check_vocabulary_on_load,
+)
 from esrl_fairseq.core.schedules import Plan, neyman_counts, sample_counts, temperatures
+from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
@@ -41,7 +48,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
-class SamplingTask(FairseqTask):
+class SamplingTask(SameBatches):
     """What any task needs for ESRL; mixed in before the task's own class.
 
     fairseq's hooks are the whole interface: ``train_step`` tells dummy batches apart,
@@ -54,7 +61,7 @@ class SamplingTask(FairseqTask):
     monitor: Monitor
     dummy_batch = False
     trained_by_reward = False  # set by the criterion, as are the next
-    needs_references = False
+    references_for = ""  # the option that needs references; empty if none does
     frozen: Optional[FrozenModel] = None
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
@@ -79,18 +86,24 @@ class SamplingTask(FairseqTask):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if split == self.cfg.train_subset:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
-            check_training_data(self.datasets[split], split, self.needs_references)
+            check_training_data(self.datasets[split], split, self.references_for)
+        elif self.trained_by_reward:
+            check_target_side(self.datasets[split], split, self.valid_references_for())
 
-    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's, but a run resumed in a later epoch has the batches of one never interrupted.
+    def valid_references_for(self) -> str:
+        """The option that needs references in validation; empty if none does."""
+        if getattr(self.cfg, "eval_bleu", False):
+            return "--eval-bleu"
+        return self.references_for if self.references_for.startswith("--reward") else ""
 
-        fairseq makes batches in the first epoch that a process sees, from a seed with that epoch's
-        number, and keeps them for all later epochs.
-        """
-        rebuilt = kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
-        if not rebuilt and self.can_reuse_epoch_itr(dataset):
-            kwargs["epoch"] = 1
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        if not os.path.exists(filename):
+            raise EsrlError(
+                f"there is no dictionary {filename}: with --only-source, fairseq-preprocess writes "
+                "none for the target; copy that of the data that the model was trained on"
+            )
+        return super().load_dictionary(filename)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)

@@ -99,6 +99,17 @@ progress() {
     }'
 }
 
+# download URL FILE: nothing half-downloaded remains.
+download() {
+    if ! curl --fail --silent --show-error --location --retry 3 --max-time 600 --output "$2.part" "$1"; then
+        rm -f "$2.part"
+        die "could not download $1
+Download it by hand into a folder and set ESRL_DATA_DIR to that folder (recipes/README.md)."
+    fi
+    mv "$2.part" "$2"
+    echo "> $(basename "$2")"
+}
+
 # fetch_urls BASE_URL FILE...: into raw/, from $ESRL_DATA_DIR where that is set (a FILE.gz there is
 # unpacked); checked against the data's SHA256SUMS, if it has any.
 fetch_urls() {
@@ -111,15 +122,10 @@ fetch_urls() {
         elif [[ -n ${ESRL_DATA_DIR:-} ]]; then
             cp "$ESRL_DATA_DIR/$file" "raw/$file" || die "ESRL_DATA_DIR=$ESRL_DATA_DIR has no file $file"
             chmod u+w "raw/$file"
-        elif ! curl --fail --silent --show-error --location --retry 3 --max-time 600 \
-            --output "raw/$file.part" "$base/$file"; then
-            rm -f "raw/$file.part"
-            die "could not download $base/$file
-Download it by hand into a folder and set ESRL_DATA_DIR to that folder."
+            echo "> $file"
         else
-            mv "raw/$file.part" "raw/$file"
+            download "$base/$file" "raw/$file"
         fi
-        echo "> $file"
     done
     [[ ! -e $RECIPES/$DATA/SHA256SUMS ]] || check_sums raw
 }

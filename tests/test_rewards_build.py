@@ -286,9 +286,9 @@ def test_capability_reward_needs_the_unit_interval():
 def test_reference_free_rewards_say_so_to_the_task():
     task = make_task(capability="none")
     make_criterion(task, reward="repetition")
-    assert not task.needs_references
+    assert not task.references_for
     make_criterion(task, reward="repetition+length")
-    assert task.needs_references
+    assert task.references_for == "--reward repetition+length"
 
 
 def test_a_batch_is_scored_by_a_sum():

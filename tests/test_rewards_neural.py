@@ -327,6 +327,6 @@ def test_criterion_passes_options_on(calls):
 def test_reference_free_models_say_so_to_the_task(calls):
     task = make_task(capability="none")
     make_criterion(task, reward="hf-reward", reward_model="score")
-    assert not task.needs_references
+    assert not task.references_for
     make_criterion(task, reward="comet", reward_model="name")
-    assert task.needs_references
+    assert task.references_for

@@ -18,6 +18,7 @@ from esrl_fairseq.rewards.chrf import ChrfReward
 from esrl_fairseq.rewards.comet import CometReward
 from esrl_fairseq.rewards.hf_reward import HfReward
 from esrl_fairseq.rewards.length import LengthReward
+from esrl_fairseq.rewards.model import ModelReward
 from esrl_fairseq.rewards.repetition import RepetitionReward
 from esrl_fairseq.rewards.rouge import (
     Rouge1Reward,
@@ -38,6 +39,7 @@ __all__ = [
     "CometReward",
     "HfReward",
     "LengthReward",
+    "ModelReward",
     "RepetitionReward",
     "Reward",
     "Rouge1Reward",

@@ -1,0 +1,88 @@
+"""The reward model: a fairseq encoder that reads source and output, and one number on top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairseq.models import BaseFairseqModel
+from torch import Tensor, nn
+
+SPREAD_MOMENTUM = 0.02
+"""Weight of an update in the running mean and variance of scores: they reach back 50 updates."""
+
+
+class RewardModel(BaseFairseqModel):
+    """score = w · (mean of the encoder's states over a row's tokens) + b.
+
+    Any encoder of fairseq's encoder-decoder models will do; it reads ``source </s> output </s>``.
+    A checkpoint of such a model (``--finetune-from-model``) gives the encoder its parameters.
+
+    Args:
+        encoder: a ``FairseqEncoder``.
+        pad, eos: ids of the dictionary.
+    """
+
+    def __init__(self, encoder: Any, pad: int, eos: int):
+        super().__init__()
+        self.encoder = encoder
+        self.pad = pad
+        self.head = nn.Linear(state_size(encoder, eos), 1)
+        # Only keeps mean and variance of the scores seen in training; changes none.
+        self.spread = nn.BatchNorm1d(1, affine=False, momentum=SPREAD_MOMENTUM)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> Tensor:
+        """Scores of rows, float32 ``[rows]``.
+
+        Args:
+            src_tokens: int64 ``[rows, length]``, padded on the right.
+            src_lengths: int64 ``[rows]``.
+        """
+        order = src_lengths.argsort(descending=True, stable=True)  # recurrent encoders ask for it
+        tokens = src_tokens[order]
+        states = encoder_states(self.encoder(tokens, src_lengths=src_lengths[order]))
+        real = tokens.ne(self.pad).t().unsqueeze(2)
+        mean = states.masked_fill(~real, 0).sum(0) / real.sum(0)
+        scores = self.head(mean).float()[order.argsort()]
+        if self.training and len(scores) > 1:
+            self.spread(scores.detach())
+        return scores.squeeze(1)
+
+    def reward(self, src_tokens: Tensor, src_lengths: Tensor) -> Tensor:
+        """sigmoid((score - m)/s), [rows]; m, s: mean and deviation of scores during training."""
+        scores = self(src_tokens, src_lengths).unsqueeze(1)
+        mean, variance = self.spread.running_mean, self.spread.running_var
+        standardised = nn.functional.batch_norm(scores, mean, variance, eps=self.spread.eps)
+        return torch.sigmoid(standardised.squeeze(1))
+
+    def max_positions(self) -> Any:
+        """Longest row."""
+        return self.encoder.max_positions()
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Of an encoder-decoder's parameters take the encoder's; the head stays as it is."""
+        super().upgrade_state_dict_named(state_dict, name)
+        if any(key.startswith("decoder.") for key in state_dict):
+            for key in list(state_dict):
+                if not key.startswith("encoder."):
+                    del state_dict[key]
+            own = self.state_dict()
+            state_dict.update({k: v for k, v in own.items() if not k.startswith("encoder.")})
+
+
+def encoder_states(encoder_out: Any) -> Tensor:
+    """[length, rows, size] of any fairseq encoder's output."""
+    states: Tensor = (
+        encoder_out["encoder_out"][0] if isinstance(encoder_out, dict) else encoder_out[0]
+    )
+    return states
+
+
+@torch.no_grad()
+def state_size(encoder: Any, eos: int) -> int:
+    """Size of the encoder's states; encoders name it differently, so one is computed."""
+    training = encoder.training
+    encoder.eval()
+    states = encoder_states(encoder(torch.tensor([[eos]]), src_lengths=torch.tensor([1])))
+    encoder.train(training)
+    return states.size(2)

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# A reward model for English–German, from human judgements of machine translations.
+#
+# Trained on MLQE-PE (Wikipedia): direct assessments, and post-edits preferred to what they mend. Tested
+# on expert MQM ratings of other systems on TED talks, and on MLQE-PE's own test set.
+#
+# Tested:  data and their checksums only; the training was not run as a whole yet
+# Needs:   make env; the internet (github sheffieldnlp/mlqe-pe, CC0; google/wmt-mqm-human-evaluation,
+#          Apache-2.0), or a folder with the converted files in ESRL_DATA_DIR
+# Launch:  recipes/reward_model_en_de/run.sh
+# Options: environment variables, see recipes/README.md; REWARD_ARGS: more options for fairseq-train
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+recipe reward_model_en_de en de
+
+MLQE=https://raw.githubusercontent.com/sheffieldnlp/mlqe-pe/2a670a1140416cf80507b5a829659383c878feb8/data
+MQM=https://raw.githubusercontent.com/google/wmt-mqm-human-evaluation/7fadea281aff8db61cc72fc3d469a4dca78b82a6/ted/ende
+
+# → raw/{mlqe-train,mlqe-dev,mlqe-test,mqm}.jsonl
+fetch_data() {
+    local split kind file
+    mkdir -p raw/downloads
+    if [[ -n ${ESRL_DATA_DIR:-} ]]; then
+        for split in train dev test; do
+            gzip -dc "$ESRL_DATA_DIR/mlqe_pe_ende/$split.jsonl.gz" >"raw/mlqe-$split.jsonl"
+        done
+        gzip -dc "$ESRL_DATA_DIR/mqm_ted_ende/scored.jsonl.gz" >raw/mqm.jsonl
+    else
+        for split in train dev test; do
+            for kind in direct-assessments post-editing; do
+                download "$MLQE/$kind/$split/en-de-$split.tar.gz" "raw/downloads/$kind-$split.tar.gz"
+            done
+        done
+        for file in mqm_ted_ende.tsv mqm_ted_ende.avg_seg_scores.tsv; do
+            download "$MQM/$file" "raw/downloads/$file"
+        done
+        python "$RECIPES/reward_model_en_de/convert.py" raw/downloads raw
+    fi
+    check_sums raw
+}
+
+prepare() {
+    python "$RECIPES/reward_model_en_de/prepare.py" raw clean
+}
+
+binarize_judged() {
+    binarize
+    cp clean/{train,valid,test}.{ratings,preferences} data-bin/
+}
+
+train_reward_model() {
+    train reward-model --task esrl_reward_model --criterion esrl_preference \
+        --subword-codes bpe/codes --seed "$SEED" \
+        --best-checkpoint-metric pair_accuracy --maximize-best-checkpoint-metric "$@"
+}
+
+evaluate() {
+    PYTHONPATH=$REPO python "$RECIPES/reward_model_en_de/evaluate.py" raw reward-model/checkpoint_best.pt
+}
+
+BPE_MERGES=4000
+REWARD_UPDATES=${REWARD_UPDATES:-1200}
+read -r -a REWARD_EXTRA <<<"${REWARD_ARGS:-}"
+TRAIN=(
+    --arch transformer --share-all-embeddings --dropout 0.2
+    --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4
+    --decoder-layers 1 --decoder-embed-dim 128 --decoder-ffn-embed-dim 128
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --weight-decay 0.01
+    --lr 5e-4 --lr-scheduler polynomial_decay --warmup-updates 200
+    --total-num-update "$REWARD_UPDATES" --max-update "$REWARD_UPDATES" --max-tokens 4000
+    --rating-weight 1 --preference-weight 1
+)
+
+step fetch "" fetch_data
+step prepare "" prepare
+step bpe "$BPE_MERGES" bpe "$BPE_MERGES"
+step binarize "" binarize_judged
+step reward-model "$SEED ${TRAIN[*]} ${REWARD_EXTRA[*]}" train_reward_model "${TRAIN[@]}" "${REWARD_EXTRA[@]}"
+step evaluate "" evaluate
+grep '^> ' logs/evaluate.log | sed 's/^> //'
