@@ -142,7 +142,7 @@ class RowScorer:
             if kept <= self.max_tokens or not torch.is_grad_enabled():
                 scores.append(self.score(piece, prev_output_tokens, encoder_out))
             else:
-                run = functools.partial(self.score_again, piece, prev_output_tokens)
+                run = functools.partial(self.score, piece, prev_output_tokens)
                 scores.append(recomputed(run, encoder_out, self.model.parameters()))
             order.append(piece)
         back = torch.cat(order).argsort()
@@ -158,13 +158,6 @@ class RowScorer:
             start += size
         # Large ones first: what they free then fits those that follow, and the heap stops growing.
         return sorted(pieces, key=lambda piece: -len(piece) * int(self.rows.lengths[piece[0]]))
-
-    def score_again(
-        self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
-    ) -> tuple[Tensor, ...]:
-        """:meth:`score` of a piece that backward computes again, as a whole."""
-        with without_checkpoints(self.model.decoder):
-            return self.score(piece, prev_output_tokens, encoder_out)
 
     def score(
         self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
@@ -225,23 +218,6 @@ def in_place_of_decoder(model: Any, stand_in: Callable[..., Any]) -> Iterator[No
         del model.decoder.forward
 
 
-@contextlib.contextmanager
-def without_checkpoints(model: nn.Module) -> Iterator[None]:
-    """Within, the layers of ``--checkpoint-activations`` keep theirs.
-
-    fairseq's checkpoints refuse the ``autograd.grad`` of :func:`recomputed`, below which they would
-    only compute a third time what it bounds already.
-    """
-    wrapped = {m: m.forward for m in model.modules() if hasattr(m, "precheckpoint_forward")}
-    for module in wrapped:
-        module.forward = module.precheckpoint_forward
-    try:
-        yield
-    finally:
-        for module, forward in wrapped.items():
-            module.forward = forward
-
-
 def unwrap(model: Any) -> Any:
     """The fairseq model inside its distributed wrappers, each of which holds it as ``module``."""
     while hasattr(model, "module") and isinstance(model.module, nn.Module):
@@ -254,17 +230,26 @@ def training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
     """Switch dropout; modes are restored at the end.
 
     A recurrent module stays in training mode with its dropout at 0: cuDNN refuses to
-    differentiate one in eval mode.
+    differentiate one in eval mode. Layers of ``--checkpoint-activations`` keep their activations
+    within: backward would compute them again in the restored mode, and fairseq's checkpoints refuse
+    the ``autograd.grad`` of :func:`recomputed`, which bounds what is kept already.
     """
     recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     rates = [m.dropout for m in recurrent]
+    checkpointed: dict[Any, Any] = {
+        m: m.forward for m in model.modules() if hasattr(m, "precheckpoint_forward")
+    }
     with kept_modes(model):
         model.train(dropout)
         for module in recurrent:
             module.train()
             module.dropout = module.dropout if dropout else 0.0
+        for layer in checkpointed:
+            layer.forward = layer.precheckpoint_forward
         try:
             yield
         finally:
             for module, rate in zip(recurrent, rates):
                 module.dropout = rate
+            for layer, forward in checkpointed.items():
+                layer.forward = forward

@@ -19,10 +19,6 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import Tensor, nn
 
-SPAN = 16
-"""Positions of self-attention's cache that are read at least, the rest of them masked: torch
-multiplies smaller matrices by a slow loop of its own."""
-
 
 def decoding_steps(
     model: Any, encoder_out: Any, input_index: Tensor, most_rows: int, room: int
@@ -222,32 +218,28 @@ class _SelfAttention:
         parts = (module.q_proj, module.k_proj, module.v_proj)
         self.weight = torch.cat([part.weight for part in parts])
         self.bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
-        size = 2, rows, self.heads, max(room, SPAN), self.width
-        self.cache = self.weight.new_empty(size)
-        self.cache[:, :, :, :SPAN] = 0  # read, though masked, before they are written
+        # Keys and values of a row's positions, as the projection gives them.
+        self.cache = self.weight.new_empty(rows, max(room, 1), 2, self.heads, self.width)
         self.steps = 0
 
     def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
         rows = query.size(1)
-        if self.steps == self.cache.size(3):
-            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=3)
+        if self.steps == self.cache.size(1):
+            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=1)
         projected = nn.functional.linear(query[0], self.weight, self.bias)
-        queries, *new = projected.view(rows, 3, self.heads, self.width).unbind(1)
-        for cache, x in zip(self.cache, new):
-            cache[:rows, :, self.steps] = x
+        projected = projected.view(rows, 3, self.heads, self.width)
+        self.cache[:rows, self.steps] = projected[:, 1:]
         self.steps += 1
-        keys, values = self.cache[:, :rows, :, : max(self.steps, SPAN)].flatten(1, 2)
-        queries = queries.reshape(rows * self.heads, 1, self.width)
-        weights = torch.bmm(queries * self.module.scaling, keys.transpose(1, 2))
-        weights[:, :, self.steps :] = -torch.inf
-        mixed = torch.bmm(_softmax(weights), values)
-        return self.module.out_proj(mixed.view(1, rows, -1)), None
+        keys, values = self.cache[:rows, : self.steps].permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(
+            projected[:, 0].unsqueeze(2), keys, values, scale=self.module.scaling
+        )
+        return self.module.out_proj(mixed.reshape(1, rows, -1)), None
 
     def keep(self, rows: Tensor) -> None:
         """Go on from these rows; those that stay in their place are not copied."""
         to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
-        for cache in self.cache:
-            cache[to, :, : self.steps] = cache[rows[to], :, : self.steps]
+        self.cache[to, : self.steps] = self.cache[rows[to], : self.steps]
 
 
 class _CrossAttention:

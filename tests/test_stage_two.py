@@ -103,7 +103,8 @@ def test_pieces_computed_twice_keep_their_dropout(arch, training, monkeypatch):
 
 
 def test_checkpointed_layers():
-    """``--checkpoint-activations`` changes no gradient, also of pieces that are computed again."""
+    """``--checkpoint-activations`` changes no gradient: neither dropout in what backward computes
+    again, nor a piece that is recomputed as a whole."""
     batch, rows = make_batch(), ragged_rows()
     found = []
     for options in ({}, {"checkpoint_activations": True}):
