@@ -1,6 +1,7 @@
 """benchmarks/study without training: the list of runs, the bootstrap and the tables."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -271,7 +272,7 @@ def results(tmp_path):
         )
     ]
     study = load(tmp_path)
-    return report.Results(study, {"runs": [*runs, cost], "comparisons": comparisons})
+    return results_file.Results(study, {"runs": [*runs, cost], "comparisons": comparisons})
 
 
 def test_summary(results):
@@ -355,11 +356,14 @@ def test_hand_written_words_stay():
 
 def test_plots(results, tmp_path):
     pytest.importorskip("matplotlib")
-    report.draw_all(results, tmp_path)
+    plots.draw_all(results, tmp_path)
     drawn = {file.name for file in tmp_path.glob("*.png")}
     assert drawn == {"study-main.png", "study-samples.png", "study-size.png"}
     main = report.block(results, results.study.experiments["main"], tmp_path)
     assert "![Methods](study-main.png)" in main
+
+
+NOTHING = {"runs": [], "comparisons": []}, {}
 
 
 def test_gather(tmp_path):
@@ -382,7 +386,7 @@ def test_gather(tmp_path):
         (folder / "result.json").write_text(json.dumps(entry))
         for search in ("beam5", "greedy"):
             np.save(folder / "out" / f"time.{search}.npy", counts(run.method, search))
-    found = report.gather(study, work)
+    found, kept = results_file.gather(study, work, *NOTHING)
     assert [row["run"] for row in found["runs"]] == [
         f"main/de-en/{method}/{seed}" for seed in (1, 2) for method in ("mle", "esrl")
     ]
@@ -395,7 +399,25 @@ def test_gather(tmp_path):
         assert compared["difference"] == pytest.approx(expected.difference, abs=1e-4)
         assert compared["p"] == pytest.approx(expected.p, abs=1e-4)
 
+    # Another session's work folder adds its runs to those that were written before.
+    results_file.write(tmp_path, found, kept)
+    other = tmp_path / "other"
+    for seed in (1, 2):
+        name = f"main/de-en/reinforce/{seed}"
+        shutil.copytree(folder, other / "runs" / name)
+        run = study.run("main", "de-en", "reinforce", seed)
+        entry["settings"] = {**run.settings(), "start": "s", "data": "d"}
+        (other / "runs" / name / "result.json").write_text(json.dumps(entry))
+    both, counted = results_file.gather(study, other, *results_file.read(tmp_path))
+    assert [row for row in both["runs"] if "/reinforce/" not in row["run"]] == found["runs"]
+    assert len(both["runs"]) == len(found["runs"]) + 2
+    assert len(counted) == 2 * len(both["runs"])
+    mle = [row for row in both["comparisons"] if row["method"] == "mle"]
+    assert mle == found["comparisons"] and len(both["comparisons"]) == 4
+    again, counted = results_file.gather(study, other, both, counted)
+    assert again == both and len(counted) == 2 * len(both["runs"])
+
     entry["settings"]["start"] = "other"
     (folder / "result.json").write_text(json.dumps(entry))
     with pytest.raises(plan.StudyError, match="do not all start from the same model"):
-        report.gather(study, work)
+        results_file.gather(study, work, *NOTHING)

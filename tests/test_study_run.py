@@ -268,7 +268,7 @@ def test_another_start_is_refused(tiny, tmp_path):
 
 
 def test_report_of_the_runs(tiny, tmp_path):
-    """From the work folder, then again from results.json alone."""
+    """From the work folder, then again from results.json alone, whose runs are not repeated."""
     (tmp_path / "study.md").write_text(PAGE)
     options = ["--study", tiny.study, "--results", tmp_path, "--docs", tmp_path]
     command = [sys.executable, str(FOLDER / "report.py"), *map(str, options)]
@@ -282,6 +282,10 @@ def test_report_of_the_runs(tiny, tmp_path):
         (method, budget) for method in ("mle", "esrl") for budget in ("time", "updates")
     }
     assert str(tiny.work).encode() not in written["results.json"]
+
+    elsewhere = ["--work", str(tmp_path / "work"), "--pair", f"de-en={tiny.pair}", "--list"]
+    assert "to do    main/de-en/mle/1" in tiny.run(*elsewhere)[1]
+    assert "done     main/de-en/mle/1" in tiny.run(*elsewhere, "--results", str(tmp_path))[1]
 
     assert subprocess.run(command, capture_output=True).returncode == 0
     again = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}

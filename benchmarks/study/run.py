@@ -83,10 +83,12 @@ class Runner:
     ``result.json`` (all of these together; written last).
     """
 
-    def __init__(self, work: Path, pairs: dict[str, PairFolder], jobs: int):
+    def __init__(self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path):
         self.work, self.pairs, self.jobs = work, pairs, jobs
         self.digests = {name: pair.digests() for name, pair in pairs.items() if pair.ready()}
         self.lock = -1  # see take_lock
+        recorded = read_json(results / "results.json") or {"runs": []}
+        self.recorded = {row["run"]: row["settings"] for row in recorded["runs"]}
 
     # Before the runs
 
@@ -139,10 +141,10 @@ class Runner:
         return {**run.settings(), **self.digests.get(run.pair, {})}
 
     def state(self, run: Run) -> str:
-        """``done``, ``changed`` (done, but with other settings) or ``to do``."""
+        """``done`` (here or in results.json), ``changed`` (with other settings) or ``to do``."""
         result = read_json(self.folder(run) / "result.json")
         if not result:
-            return "to do"
+            return "done" if self.recorded.get(run.name) == self.settings(run) else "to do"
         return "done" if result["settings"] == self.settings(run) else "changed"
 
     async def carry_out(self, run: Run) -> None:
@@ -349,6 +351,12 @@ def parse_options() -> argparse.Namespace:
         metavar="NAME=DIR",
         help="work folder of the pair's recipe (default: WORK/pairs/NAME); repeatable",
     )
+    add(
+        "--results",
+        type=Path,
+        default=HERE,
+        help="folder of results.json, whose runs are not repeated (default: this script's)",
+    )
     add("--redo", action="store_true", help="repeat runs whose settings have changed")
     add("--list", action="store_true", help="only say what is done and what is to do")
     return parser.parse_args()
@@ -373,7 +381,8 @@ async def run_study(options: argparse.Namespace) -> int:
     runs = study.select(options.only)
     options.work.mkdir(parents=True, exist_ok=True)
     work = options.work.resolve()
-    runner = Runner(work, pair_folders(study, work, options.pair), max(options.jobs, 1))
+    folders = pair_folders(study, work, options.pair)
+    runner = Runner(work, folders, max(options.jobs, 1), options.results)
     if options.list:
         for run in runs:
             print(f"{runner.state(run):8} {run.name}")
