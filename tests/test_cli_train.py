@@ -170,6 +170,27 @@ def test_standard_sampling(commands, corpus, mle, tmp_path):
     assert largest_difference(parameters(mle), runs[0]) > 0
 
 
+@pytest.mark.parametrize("more", ["", "--sampling standard", "--objective ppo --kl-weight 0.1"])
+def test_fp16(more, commands, corpus, mle, tmp_path):
+    """Half precision takes the road of full precision, up to its rounding; fairseq's other fp16 and
+    bf16 modes need a GPU."""
+    runs, rewards = [], []
+    for precision in ("", "--memory-efficient-fp16"):
+        save_dir = tmp_path / f"run{precision}"
+        options = [f"--max-update 4 {more} {precision} --kl-reference", mle]
+        result = short_run(commands, corpus, mle, save_dir, *options)
+        log = result.logged("train_inner")
+        assert ("loss_scale" in log[0]) == bool(precision)
+        rewards.append([line["reward"] for line in log])
+        runs.append(parameters(save_dir / "checkpoint_last.pt"))
+    assert np.allclose(*rewards, atol=0.05)
+    start = parameters(mle)
+    moved = [{k: v.float() - start[k] for k, v in run.items()} for run in runs]
+    for name, full in moved[0].items():
+        if full.norm() > 0.05 * start[name].norm():
+            assert torch.cosine_similarity(full.flatten(), moved[1][name].flatten(), 0) > 0.5
+
+
 def test_other_baselines_and_controls(commands, corpus, mle, tmp_path):
     """Leave-one-out, every reward baseline and every control train; their log lines say so."""
     runs, logs, words = {}, {}, {}
