@@ -18,7 +18,9 @@ sys.path.insert(0, str(FOLDER))
 
 import bootstrap  # noqa: E402
 import plan  # noqa: E402
+import plots  # noqa: E402
 import report  # noqa: E402
+import results as results_file  # noqa: E402
 
 STUDY = """
 [budget]
@@ -406,8 +408,8 @@ def test_gather(tmp_path):
         name = f"main/de-en/reinforce/{seed}"
         shutil.copytree(folder, other / "runs" / name)
         run = study.run("main", "de-en", "reinforce", seed)
-        entry["settings"] = {**run.settings(), "start": "s", "data": "d"}
-        (other / "runs" / name / "result.json").write_text(json.dumps(entry))
+        added = {**entry, "settings": {**run.settings(), "start": "s", "data": "d"}}
+        (other / "runs" / name / "result.json").write_text(json.dumps(added))
     both, counted = results_file.gather(study, other, *results_file.read(tmp_path))
     assert [row for row in both["runs"] if "/reinforce/" not in row["run"]] == found["runs"]
     assert len(both["runs"]) == len(found["runs"]) + 2
