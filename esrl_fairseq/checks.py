@@ -146,12 +146,19 @@ def number_or_nan(text: str) -> float:
         return math.nan
 
 
-def check_training_data(dataset: Any, split: str, references_for: str) -> None:
+WITH_TARGETS = "run fairseq-preprocess without --only-source"
+"""How data get references."""
+
+
+def check_training_data(
+    dataset: Any, split: str, references_for: str, mend: str = WITH_TARGETS
+) -> None:
     """Refuse data with an empty line; it holds nothing to learn from.
 
     Args:
         dataset: a fairseq ``LanguagePairDataset``.
         references_for: the option that needs target lines, too; empty if none does.
+        mend: see :func:`check_target_side`.
 
     Raises:
         EsrlError: naming the first such line (counted from 1) and their number.
@@ -159,7 +166,7 @@ def check_training_data(dataset: Any, split: str, references_for: str) -> None:
     refuse_empty_lines(dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}")
     if not references_for:
         return
-    check_target_side(dataset, split, references_for)
+    check_target_side(dataset, split, references_for, mend)
     refuse_empty_lines(
         dataset.tgt, dataset.tgt_sizes, dataset.tgt_dict, f"target side (the references) of {split}"
     )
@@ -174,12 +181,15 @@ WITHOUT_REFERENCES = {
 """What to do about an option that needs references."""
 
 
-def check_target_side(dataset: Any, split: str, references_for: str) -> None:
+def check_target_side(
+    dataset: Any, split: str, references_for: str, mend: str = WITH_TARGETS
+) -> None:
     """Refuse data without a target side where an option needs one.
 
     Args:
         dataset: a fairseq ``LanguagePairDataset``.
         references_for: the option with its value; empty if none needs references.
+        mend: how to bring references, for the message.
 
     Raises:
         EsrlError: naming the option and what to choose instead.
@@ -187,8 +197,7 @@ def check_target_side(dataset: Any, split: str, references_for: str) -> None:
     if references_for and dataset.tgt is None:
         raise EsrlError(
             f"{split!r} has no target side, but {references_for} needs references: "
-            f"{WITHOUT_REFERENCES[references_for.split()[0]]}, or run fairseq-preprocess without "
-            "--only-source"
+            f"{WITHOUT_REFERENCES[references_for.split()[0]]}, or {mend}"
         )
 
 
