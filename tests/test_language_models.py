@@ -458,6 +458,9 @@ class TestValidation:
         """That of plain steps for each prompt alone, however long the batch's others are."""
         run = Run({"sample_min_len": min_len, "sample_max_len_a": 0.5, "sample_max_len_b": 2})
         model, batch = run.model.eval(), pad_more(prompts())
+        project, likely = model.decoder.output_layer, torch.zeros(len(TARGET))
+        likely[EOS] = 3.0  # otherwise the length limit would end every output
+        model.decoder.output_layer = lambda states: project(states) + likely
         found = run.task.best_hypotheses(model, batch, 1)
         for i, tokens in enumerate(found):
             limit, expected = int(0.5 * batch["net_input"]["src_lengths"][i]) + 2, []
@@ -465,7 +468,8 @@ class TestValidation:
                 step = plain_step(model, prompt_of(batch, i), expected, min_len)
                 expected.append(int(step.argmax()))
             assert tokens == expected + [EOS] * (expected[-1] != EOS)
-        assert len(set(map(len, found))) > 1
+        lengths = set(map(len, found))
+        assert min(lengths) == min_len + 1 and len(lengths) > 1
 
     def test_loss_is_that_of_the_references(self):
         run, batch = Run(), prompts()
