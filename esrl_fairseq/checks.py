@@ -150,8 +150,16 @@ WITH_TARGETS = "run fairseq-preprocess without --only-source"
 """How data get references."""
 
 
+WITHOUT_EMPTY_LINES = "remove them from both sides and run fairseq-preprocess again"
+"""What to do about empty lines."""
+
+
 def check_training_data(
-    dataset: Any, split: str, references_for: str, mend: str = WITH_TARGETS
+    dataset: Any,
+    split: str,
+    references_for: str,
+    mend: str = WITH_TARGETS,
+    mend_empty: str = WITHOUT_EMPTY_LINES,
 ) -> None:
     """Refuse data with an empty line; it holds nothing to learn from.
 
@@ -159,16 +167,23 @@ def check_training_data(
         dataset: a fairseq ``LanguagePairDataset``.
         references_for: the option that needs target lines, too; empty if none does.
         mend: see :func:`check_target_side`.
+        mend_empty: see :func:`refuse_empty_lines`.
 
     Raises:
         EsrlError: naming the first such line (counted from 1) and their number.
     """
-    refuse_empty_lines(dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}")
+    refuse_empty_lines(
+        dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}", mend_empty
+    )
     if not references_for:
         return
     check_target_side(dataset, split, references_for, mend)
     refuse_empty_lines(
-        dataset.tgt, dataset.tgt_sizes, dataset.tgt_dict, f"target side (the references) of {split}"
+        dataset.tgt,
+        dataset.tgt_sizes,
+        dataset.tgt_dict,
+        f"target side (the references) of {split}",
+        mend_empty,
     )
 
 
@@ -201,8 +216,10 @@ def check_target_side(
         )
 
 
-def refuse_empty_lines(lines: Any, sizes: Any, dictionary: Any, name: str) -> None:
-    """Refuse one side of a data set if it has an empty line.
+def refuse_empty_lines(
+    lines: Any, sizes: Any, dictionary: Any, name: str, mend: str = WITHOUT_EMPTY_LINES
+) -> None:
+    """Refuse one side of a data set if it has an empty line; ``mend`` says what to do about it.
 
     Raises:
         EsrlError: naming the first such line (counted from 1) and their number.
@@ -212,8 +229,7 @@ def refuse_empty_lines(lines: Any, sizes: Any, dictionary: Any, name: str) -> No
     empty = [i for i in candidates.tolist() if set(lines[i].tolist()) <= special]
     if empty:
         raise EsrlError(
-            f"the {name} has {len(empty)} empty line(s), the first is line {empty[0] + 1}: "
-            "remove them from both sides and run fairseq-preprocess again"
+            f"the {name} has {len(empty)} empty line(s), the first is line {empty[0] + 1}: {mend}"
         )
 
 

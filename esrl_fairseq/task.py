@@ -17,6 +17,7 @@ from esrl_fairseq.batches import SameBatches
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import (
     WITH_TARGETS,
+    WITHOUT_EMPTY_LINES,
     check_target_side,
     check_training_data,
     check_vocabulary_on_load,
@@ -68,7 +69,8 @@ class SamplingTask(SameBatches):
     frozen: Optional[FrozenModel] = None
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
-    mend_references = WITH_TARGETS  # how the data get references, for messages
+    mend_references = WITH_TARGETS  # what to do about data without references, for messages
+    mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
 
     def start_sampling(self, options: SamplingConfig) -> None:
@@ -92,7 +94,11 @@ class SamplingTask(SameBatches):
         if split == self.cfg.train_subset:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
             check_training_data(
-                self.datasets[split], split, self.references_for, self.mend_references
+                self.datasets[split],
+                split,
+                self.references_for,
+                self.mend_references,
+                self.mend_empty_lines,
             )
         elif self.trained_by_reward:
             check_target_side(
