@@ -18,8 +18,9 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 from workload import Workload
 
+from esrl_fairseq.conditioning import decoder_prefix
 from esrl_fairseq.core.losses import mrt_loss
-from esrl_fairseq.core.sequences import Rows, shift_right
+from esrl_fairseq.core.sequences import Rows, decoder_inputs
 from esrl_fairseq.criterion import Clock, EsrlCriterion
 
 STAGES = ("stage_one", "reward", "stage_two", "backward", "step")
@@ -110,10 +111,11 @@ def fairseq_mrt(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Ten
         rewards = _rewards(bench, sample, rows)
     with clock("stage_two"):
         net_input, model = sample["net_input"], bench.work.model.eval()
+        prefix = decoder_prefix(model, net_input, bench.eos)[rows.input_index]
         output = model(
             src_tokens=net_input["src_tokens"][rows.input_index],
             src_lengths=net_input["src_lengths"][rows.input_index],
-            prev_output_tokens=shift_right(rows.tokens, rows.lengths, bench.eos, bench.pad),
+            prev_output_tokens=decoder_inputs(rows.tokens, rows.lengths, prefix, bench.pad),
         )
         words = model.get_normalized_probs(output, log_probs=True)
         chosen = words.gather(2, rows.tokens.unsqueeze(2)).squeeze(2)

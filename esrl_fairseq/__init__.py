@@ -1,6 +1,7 @@
 """ESRL for fairseq: ``fairseq-train --user-dir esrl_fairseq --criterion esrl``.
 
-Importing this package registers the criterion ``esrl`` and the task ``esrl_translation``, and for
+Importing this package registers the criterion ``esrl`` and the tasks ``esrl_translation`` and
+``esrl_language_modeling``, and for
 reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model``.
 """
 
@@ -8,6 +9,12 @@ from esrl_fairseq import compat
 
 compat.apply()
 
-from esrl_fairseq import criterion, preference, reward_task, task  # noqa: E402,F401  (registration)
+from esrl_fairseq import (  # noqa: E402,F401  (registration)
+    criterion,
+    language_task,
+    preference,
+    reward_task,
+    task,
+)
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import argparse
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks.translation import TranslationConfig
 
-from esrl_fairseq.options import EsrlCriterionConfig, SamplingConfig
+from esrl_fairseq.options import EsrlCriterionConfig, PromptConfig, SamplingConfig
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     groups = {
         "criterion esrl": EsrlCriterionConfig(),
         "task esrl_translation": SamplingConfig(),
+        "task esrl_language_modeling, further": PromptConfig(),
         "task esrl_translation, as fairseq's translation": TranslationConfig(),
     }
     for name, config in groups.items():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import collections
 import inspect
+import types
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
@@ -29,6 +31,17 @@ def allow_fairseq_checkpoints() -> None:
     torch.serialization.add_safe_globals([*configuration, *containers, *tensors])
 
 
+def give_numpy_long_back() -> None:
+    """Let fairseq's language modeling read one sentence a sample (``--sample-break-mode eos``).
+
+    Reason: fairseq's ``TokenBlockDataset`` asks for ``numpy.compat.long``, ``int`` on Python 3,
+    which numpy 2 no longer has.
+    Remove when: fairseq asks for ``int``.
+    """
+    if not hasattr(np, "compat"):
+        setattr(np, "compat", types.SimpleNamespace(long=int))  # noqa: B010 (numpy is typed)
+
+
 def saves_task_state() -> bool:
     """Whether this fairseq keeps a task's state in its checkpoints.
 
@@ -42,3 +55,4 @@ def saves_task_state() -> bool:
 def apply() -> None:
     """Apply every shim; harmless when repeated."""
     allow_fairseq_checkpoints()
+    give_numpy_long_back()

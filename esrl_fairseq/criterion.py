@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from esrl_fairseq import logs
 from esrl_fairseq.capability import RECORD
 from esrl_fairseq.checks import check_leave_one_out
+from esrl_fairseq.conditioning import is_decoder_only
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.kl import penalised_rewards
@@ -29,7 +29,13 @@ from esrl_fairseq.core.losses import (
 )
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.core.sequences import Rows, append_rows, collapse_duplicates, distinct_rows
+from esrl_fairseq.core.sequences import (
+    Rows,
+    append_rows,
+    collapse_duplicates,
+    distinct_rows,
+    given_rows,
+)
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.options import (
@@ -47,6 +53,9 @@ from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.standard import Draw, sample_with_graph
 from esrl_fairseq.state import KLState, Visit
 from esrl_fairseq.task import SamplingTask, attach_sampling
+
+VALID_SEED = 1
+"""Of validation's samples, always the same, so that validations differ by the model alone."""
 
 
 @register_criterion("esrl", dataclass=EsrlCriterionConfig)
@@ -117,6 +126,7 @@ class EsrlCriterion(FairseqCriterion):
             None if post_process == "none" else post_process,
             self.cfg.reward_detokenizer,
             first_reference,
+            whole_text=self.task.reward_text == "whole",
         )
 
     def forward(
@@ -394,15 +404,7 @@ class EsrlCriterion(FairseqCriterion):
     def validate(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
         """Reward of the best hypothesis, and likelihood loss of the references if there are any;
         changes no state."""
-        options = self.task.options
-        generator = SequenceGenerator(
-            [unwrap(model)],
-            self.task.target_dictionary,
-            beam_size=self.cfg.valid_beam,
-            max_len_a=options.sample_max_len_a,
-            max_len_b=options.sample_max_len_b,
-        )
-        best = [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
+        best = self.hypotheses(unwrap(model), sample)
         scored = self.scorer.score(sample, best, range(len(best)))
         reward = float(scored.rewards.sum())
         self.task.monitor.add_validation(reward, len(best))
@@ -420,8 +422,21 @@ class EsrlCriterion(FairseqCriterion):
             log["reference_tokens"] = size
         return loss, size, {**log, "loss": loss, "sample_size": size}
 
+    def hypotheses(self, model: Any, sample: dict[str, Any]) -> list[list[int]]:
+        """What validation scores of each input: by beam search, or one sample."""
+        if self.cfg.valid_beam:
+            return self.task.best_hypotheses(model, sample, self.cfg.valid_beam)
+        ones = np.ones(len(sample["id"]), dtype=np.float32)
+        sampler = self.task.build_sampler(model)
+        return sampler.sample_rows(sample, ones.astype(int), ones, VALID_SEED).tokens.tolist()
+
     def nll(self, model: Any, sample: dict[str, Any]) -> Tensor:
         """Negative log-likelihood of the references, summed, in nats."""
+        if is_decoder_only(unwrap(model)):
+            pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
+            rows = given_rows(self.references(sample), pad)
+            scores = rescore(model, sample["net_input"], rows, pad, eos)
+            return -scores.log_probs.sum()
         lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
         target, pad = sample["target"], self.task.target_dictionary.pad()
         return torch.nn.functional.nll_loss(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
+from esrl_fairseq.conditioning import decoder_prefix, encode
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
-from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.core.sequences import Rows, moved
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.steps import DecoderSteps, decoding_steps
 
@@ -76,6 +78,32 @@ def _branches(branch: Tensor, chosen: Tensor, size: int) -> tuple[Tensor | None,
     return torch.empty_like(parents).index_copy_(0, place, parents), place[child]
 
 
+@dataclass
+class Draws:
+    """What rows are drawn with, and where they are written.
+
+    Attributes:
+        input_index: int64 ``[rows]``, the input of each row.
+        limits: int64 ``[rows]``, most tokens (EOS not counted) of a row, without its prompt.
+        given: int64 ``[rows]``, tokens of its prompt, which are read and not drawn; 0 for models
+            with an encoder.
+        start: int64 ``[rows, 1]``, what the decoder reads first.
+        tokens: int64 ``[rows, steps]``, the prompts; what is drawn belongs behind them.
+        uniforms: float32 ``[rows, steps]``, the random numbers of each step.
+    """
+
+    input_index: Tensor
+    limits: Tensor
+    given: Tensor
+    start: Tensor
+    tokens: Tensor
+    uniforms: Tensor
+
+    def __getitem__(self, rows: slice) -> Draws:
+        """Those of some rows."""
+        return Draws(*(x[rows] for x in vars(self).values()))
+
+
 class RowSampler(SequenceGenerator):
     """SequenceGenerator that samples any number of rows an input, each at its own temperature.
 
@@ -95,10 +123,16 @@ class RowSampler(SequenceGenerator):
                 "models with --adaptive-softmax-cutoff are not supported: train one without it"
             )
 
-    def length_limits(self, src_lengths: Tensor) -> Tensor:
-        """Most tokens (EOS not counted) of a row, int64 ``[inputs]``."""
+    def length_limits(self, src_lengths: Tensor, prefix_lengths: Tensor | int = 1) -> Tensor:
+        """Most tokens (EOS not counted) of a row, int64 ``[inputs]``.
+
+        Args:
+            src_lengths: int64 ``[inputs]``.
+            prefix_lengths: places that the decoder needs for what it reads before the row.
+        """
         limits = (self.max_len_a * src_lengths + self.max_len_b).long()
-        return limits.clamp(min=max(self.min_len, 1), max=self.max_len - 1)
+        room = torch.zeros_like(limits) + int(self.max_len) - prefix_lengths
+        return torch.minimum(limits.clamp(min=max(self.min_len, 1)), room)
 
     @torch.no_grad()
     def sample_rows(self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int) -> Rows:
@@ -121,88 +155,100 @@ class RowSampler(SequenceGenerator):
         self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int
     ) -> Rows:
         model, net_input = self.model.single_model, sample["net_input"]
-        device = net_input["src_tokens"].device
-        input_index, limits, uniforms = self.draws(sample, counts, seed)
-        temperature = torch.as_tensor(temperature, device=device)
-        tokens = torch.full_like(uniforms, self.pad, dtype=torch.long)
-        encoder_out = model.encoder.forward_torchscript(net_input)
+        draws = self.draws(sample, counts, seed)
+        temperature = torch.as_tensor(temperature, device=draws.tokens.device)
+        encoder_out = encode(model, net_input)
         # Decoder caches are bounded, since inputs take turns.
-        for rows in _groups(np.asarray(counts).tolist(), ROWS_AT_ONCE[device.type != "cpu"]):
-            self._decode(
-                tokens[rows],
-                encoder_out,
-                input_index[rows],
-                temperature,
-                limits[rows],
-                uniforms[rows],
-            )
-        return self.as_rows(tokens, input_index, limits)
+        most = ROWS_AT_ONCE[draws.tokens.device.type != "cpu"]
+        for rows in _groups(np.asarray(counts).tolist(), most):
+            self._decode(draws[rows], encoder_out, temperature)
+        return self.as_rows(draws)
 
-    def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> tuple[Tensor, ...]:
-        """What rows are drawn with; for the arguments see :meth:`sample_rows`.
-
-        Returns:
-            of each row the input and the most tokens, int64 ``[rows]``, and its random numbers,
-            float32 ``[rows, steps]``.
-        """
-        limits = self.length_limits(sample["net_input"]["src_lengths"])
+    def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> Draws:
+        """What rows are drawn with; for the arguments see :meth:`sample_rows`."""
+        net_input = sample["net_input"]
+        prefix = decoder_prefix(self.model.single_model, net_input, self.eos)
+        limits = self.length_limits(net_input["src_lengths"], prefix.lengths)
         counts, device = np.asarray(counts).tolist(), limits.device
         uniforms = row_uniforms(seed, sample["id"].tolist(), counts, (limits + 1).tolist())
         input_index = torch.arange(len(counts), device=device)
         input_index = input_index.repeat_interleave(torch.tensor(counts, device=device))
-        return input_index, limits[input_index], uniforms.to(device)
+        prefix = prefix[input_index]
+        given = prefix.lengths - 1
+        steps = prefix.tokens.size(1) - 1 + uniforms.size(1)
+        return Draws(
+            input_index=input_index,
+            limits=limits[input_index],
+            given=given,
+            start=prefix.tokens[:, :1],
+            tokens=moved(prefix.tokens, torch.full_like(given, -1), steps, self.pad),
+            uniforms=moved(uniforms.to(device), given, steps, 0),
+        )
 
-    def forbid(self, scores: Tensor, step: int) -> None:
-        """Take the words that are never drawn out of ``scores``, ``[rows, words]``."""
+    def forbid(self, scores: Tensor, drawn: Tensor) -> None:
+        """Take the words that are never drawn out of ``scores``, ``[rows, words]``.
+
+        Args:
+            drawn: int64 ``[rows]``, how many tokens each row has so far.
+        """
         scores[:, self.pad] = -torch.inf
-        if step < self.min_len:
-            scores[:, self.eos] = -torch.inf
+        scores[:, self.eos].masked_fill_(drawn < self.min_len, -torch.inf)
 
-    def as_rows(self, tokens: Tensor, input_index: Tensor, limits: Tensor) -> Rows:
-        """:class:`Rows` of finished sequences ``[rows, steps]``, see :meth:`draws`."""
+    def as_rows(self, draws: Draws) -> Rows:
+        """:class:`Rows` of finished sequences, without their prompts."""
+        tokens = moved(draws.tokens, -draws.given, draws.tokens.size(1), self.pad)
         lengths = (tokens != self.pad).sum(1)
         return Rows(
             tokens=tokens[:, : int(lengths.max()) if len(lengths) else 0],
             lengths=lengths,
-            input_index=input_index,
-            truncated=lengths > limits,
+            input_index=draws.input_index,
+            truncated=lengths > draws.limits,
             multiplicity=torch.ones_like(lengths),
         )
 
-    def _decode(
-        self,
-        tokens: Tensor,
-        encoder_out: Any,
-        input_index: Tensor,
-        temperature: Tensor,
-        limits: Tensor,
-        uniforms: Tensor,
-    ) -> None:
-        """Write the samples of some rows into their ``tokens``."""
+    def _decode(self, draws: Draws, encoder_out: Any, temperature: Tensor) -> None:
+        """Write the samples of some rows into ``draws.tokens``.
+
+        Args:
+            temperature: ``[inputs]``.
+        """
         # Rows with the same prefix share one place in the decoder's batch, their branch: at first
         # all of an input, later each has its own.
-        inputs, branch = input_index.unique(return_inverse=True)
+        inputs, branch = draws.input_index.unique(return_inverse=True)
+        tokens, ends = draws.tokens, draws.given + draws.limits
         live = torch.arange(len(tokens), device=tokens.device)
-        previous = torch.full_like(inputs, self.eos).unsqueeze(1)
+        first = torch.empty_like(inputs).scatter_(0, branch, live)  # any row of each input
+        previous, given = draws.start[first], draws.given[first]
+        shortest = int(given.min())
         rows, length = tokens.shape
         # All of it at once on a CPU, where memory that no step reaches is never touched.
         room = length if tokens.device.type == "cpu" else 0
         steps = decoding_steps(self.model.single_model, encoder_out, inputs, rows, room)
         with steps.running():
             for step in range(length):
-                chosen = self._choose(
-                    steps, previous, branch, temperature[inputs], uniforms[live, step]
-                )
-                chosen = chosen.masked_fill(limits[live] <= step, self.eos)
-                tokens[live, step] = chosen
-                going = chosen != self.eos
-                live, branch, chosen = live[going], branch[going], chosen[going]
+                output, chosen = steps(previous), tokens[live, step]
+                drawn = step - given  # by each branch; below 0 while it reads its prompt
+                if step >= shortest:
+                    own = self._choose(
+                        steps,
+                        output,
+                        branch,
+                        temperature[inputs],
+                        draws.uniforms[live, step],
+                        drawn,
+                    )
+                    own = own.masked_fill(ends[live] <= step, self.eos)
+                    reading = (drawn < 0)[branch]
+                    chosen = torch.where(reading, chosen, own)
+                    tokens[live, step] = chosen
+                    going = reading | (chosen != self.eos)
+                    live, branch, chosen = live[going], branch[going], chosen[going]
                 if not len(live):
                     break
                 parents, branch = _branches(branch, chosen, len(previous))
                 if parents is not None:
                     steps.keep(parents)
-                    previous, inputs = previous[parents], inputs[parents]
+                    previous, inputs, given = previous[parents], inputs[parents], given[parents]
                 # A branch without live rows is fed EOS, never padding, which decoders would mask.
                 word = torch.full_like(inputs, self.eos).index_copy(0, branch, chosen)
                 previous = torch.cat([previous, word.unsqueeze(1)], dim=1)
@@ -210,22 +256,28 @@ class RowSampler(SequenceGenerator):
     def _choose(
         self,
         steps: DecoderSteps,
-        previous: Tensor,
+        output: Tensor,
         branch: Tensor,
         temperature: Tensor,
         uniforms: Tensor,
+        drawn: Tensor,
     ) -> Tensor:
-        """Next token of each live row, from the distribution of its branch."""
-        output = steps(previous)
+        """Next token of each live row, from the distribution of its branch.
+
+        Args:
+            output: of the decoder's step, ``[branches, …]``, as are temperature and ``drawn``.
+            branch, uniforms: ``[rows]``.
+        """
         chosen = torch.empty_like(branch)
         # On a CPU a few at a time, so that their scores stay in its cache.
         size = SCORED_AT_ONCE if output.device.type == "cpu" else len(output)
         for start in range(0, len(output), size):
             rows = ((branch >= start) & (branch < start + size)).nonzero().squeeze(1)
-            scores = steps.scores(output[start : start + size])
-            self.forbid(scores, previous.size(1) - 1)
+            part = slice(start, start + size)
+            scores = steps.scores(output[part])
+            self.forbid(scores, drawn[part])
             chosen[rows] = inverse_cdf_sample(
-                scores, temperature[start : start + size], uniforms[rows], branch[rows] - start
+                scores, temperature[part], uniforms[rows], branch[rows] - start
             )
         return chosen
 

@@ -25,6 +25,8 @@ AUTO = "auto"
 """``--elimination-ratio`` that leaves the choice to the rewards' spread."""
 LEVELS = ("sequence", "token")
 """What PPO compares the probabilities of."""
+TEXTS = ("continuation", "whole")
+"""What the reward sees of a prompt's sample."""
 
 
 @dataclass
@@ -212,7 +214,11 @@ class EsrlCriterionConfig(FairseqDataclass):
         },
     )
     valid_beam: int = field(
-        default=1, metadata={"help": "beam size of validation's reward; 1 is greedy"}
+        default=1,
+        metadata={
+            "help": "beam size of validation's reward; 1 is greedy; 0: of one sample an input, "
+            "always drawn with the same random numbers"
+        },
     )
     reward_control: ChoiceEnum(["none", "constant", "shuffled"]) = field(  # type: ignore[valid-type]
         default="none",
@@ -254,10 +260,10 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
         )
     check_baseline_options(cfg)
     check_ppo_options(cfg)
-    for name in ("valid_beam", "max_sampled_tokens"):
-        if getattr(cfg, name) < 1:
+    for name, least in (("valid_beam", 0), ("max_sampled_tokens", 1)):
+        if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")
-            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least 1")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least {least}")
     if not cfg.importance_clip > 0:
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:
@@ -322,6 +328,29 @@ class SamplingConfig(FairseqDataclass):
         metadata={"help": "folder of the capability store's files (default: --save-dir)"},
     )
     save_dir: Optional[str] = II("checkpoint.save_dir")
+
+
+@dataclass
+class PromptConfig(FairseqDataclass):
+    """Options of prompts and of what the reward sees of their continuations."""
+
+    prompt_tokens: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "the prompt is this many tokens at the beginning of each line, the rest of the "
+            "line is its reference (default: each line is a prompt as a whole, without reference)"
+        },
+    )
+    reward_text: ChoiceEnum(list(TEXTS)) = field(  # type: ignore[valid-type]
+        default="continuation",
+        metadata={
+            "help": "what the reward sees as hypothesis: the continuation alone, or the whole text "
+            "with its prompt; the source is the prompt, either way"
+        },
+    )
+    text_language: str = field(
+        default="en", metadata={"help": "language of the text, for --reward-detokenizer"}
+    )
 
 
 def elimination_ratio(cfg: SamplingConfig) -> Optional[float]:

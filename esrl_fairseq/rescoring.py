@@ -1,8 +1,9 @@
 """Stage two: one parallel, teacher-forced pass with gradient (docs/method.md 4).
 
-The model's ``forward`` is called once, as distributed wrappers demand, and its encoder runs once
-an input. Inside, the decoder's turn is taken by :class:`RowScorer`, which scores the rows in
-pieces of similar length and returns their log-probabilities, not a [rows, length, words] tensor.
+The model's ``forward`` is called once, as distributed wrappers demand, and its encoder, if it has
+one, runs once an input. Inside, the decoder's turn is taken by :class:`RowScorer`, which scores the
+rows in pieces of similar length and returns their log-probabilities, not a [rows, length, words]
+tensor.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esrl_fairseq.core.sequences import Rows, shift_right
+from esrl_fairseq.conditioning import decoder_prefix, forward_arguments, reorder_encoder_out
+from esrl_fairseq.core.sequences import Prefix, Rows, decoder_inputs
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.generation import kept_modes
 from esrl_fairseq.recompute import recomputed
-from esrl_fairseq.steps import reorder_encoder_out
 
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
@@ -74,8 +75,9 @@ def rescore(
     before ``min_len`` tokens. A forced EOS and padding do not count.
 
     Args:
-        model: encoder-decoder model, wrapped for distributed training or not.
-        net_input: ``src_tokens`` and ``src_lengths`` of the inputs.
+        model: wrapped for distributed training or not.
+        net_input: ``src_tokens`` and ``src_lengths`` of the inputs; for a model without an encoder
+            these are the prompts, see :func:`decoder_prefix`.
         rows: sequences to score.
         dropout: keep the model's dropout as in MLE training.
         max_tokens: positions whose activations are kept for the backward pass; those of further
@@ -83,15 +85,14 @@ def rescore(
         temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
         tokens: return each token's log-probability, too.
     """
+    inner = unwrap(model)
+    prefix = decoder_prefix(inner, net_input, eos)
     scorer = RowScorer(
-        unwrap(model), rows, pad, eos, min_len, max_tokens, dropout, temperature, tokens
+        inner, rows, prefix, pad, eos, min_len, max_tokens, dropout, temperature, tokens
     )
-    with training_mode(model, dropout), in_place_of_decoder(scorer.model, scorer):
-        log_probs, *others, entropy = model(
-            src_tokens=net_input["src_tokens"],
-            src_lengths=net_input["src_lengths"],
-            prev_output_tokens=shift_right(rows.tokens, rows.lengths, eos, pad),
-        )
+    with training_mode(model, dropout), in_place_of_decoder(inner, scorer):
+        arguments = forward_arguments(inner, net_input, scorer.decoder_inputs())
+        log_probs, *others, entropy = model(**arguments)
     return Scores(
         log_probs,
         entropy,
@@ -108,6 +109,7 @@ class RowScorer:
         self,
         model: Any,
         rows: Rows,
+        prefix: Prefix,
         pad: int,
         eos: int,
         min_len: int,
@@ -118,6 +120,10 @@ class RowScorer:
     ):
         self.model = model
         self.rows = rows
+        self.prefix = prefix[rows.input_index]
+        # The decoder's output at this place predicts a row's first token.
+        self.begin = self.prefix.lengths - 1
+        self.lengths = self.begin + rows.lengths
         self.pad, self.eos, self.min_len = pad, eos, min_len
         self.max_tokens = max_tokens
         self.dropout = dropout
@@ -130,6 +136,10 @@ class RowScorer:
             self.decode
         ).parameters and hasattr(model.decoder, "output_layer")
 
+    def decoder_inputs(self) -> Tensor:
+        """What the decoder reads, int64 ``[rows, length]``."""
+        return decoder_inputs(self.rows.tokens, self.rows.lengths, self.prefix, self.pad)
+
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
     ) -> tuple[Tensor, ...]:
@@ -138,7 +148,7 @@ class RowScorer:
         order, kept = [], 0
         scores: list[tuple[Tensor, ...]] = []
         for piece in self.pieces():
-            kept += len(piece) * int(self.rows.lengths[piece].max())
+            kept += len(piece) * int(self.lengths[piece].max())
             if kept <= self.max_tokens or not torch.is_grad_enabled():
                 scores.append(self.score(piece, prev_output_tokens, encoder_out))
             else:
@@ -150,34 +160,34 @@ class RowScorer:
 
     def pieces(self) -> list[Tensor]:
         """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
-        lengths, order = self.rows.lengths.sort(descending=True, stable=True)
+        lengths, order = self.lengths.sort(descending=True, stable=True)
         pieces, start, all_lengths = [], 0, lengths.tolist()
         while start < len(order):
             size = max(PIECE_TOKENS // all_lengths[start], 1)
             pieces.append(order[start : start + size])
             start += size
         # Large ones first: what they free then fits those that follow, and the heap stops growing.
-        return sorted(pieces, key=lambda piece: -len(piece) * int(self.rows.lengths[piece[0]]))
+        return sorted(pieces, key=lambda piece: -len(piece) * int(self.lengths[piece[0]]))
 
     def score(
         self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
     ) -> tuple[Tensor, ...]:
         """The same of the rows ``piece``."""
-        longest = int(self.rows.lengths[piece].max())
-        own = reorder_encoder_out(self.model.encoder, encoder_out, self.rows.input_index[piece])
+        longest = int(self.lengths[piece].max())
+        own = reorder_encoder_out(self.model, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
         # The mode is set here, too, because backward computes pieces again outside of rescore().
         with training_mode(self.model.decoder, self.dropout):
             decoder_out = self.decode(
                 prev_output_tokens[piece, :longest], encoder_out=own, **keywords
             )
-        chosen = self.rows.scored()[piece, :longest]
-        row, step = chosen.nonzero(as_tuple=True)
+        row, step = self.rows.scored()[piece].nonzero(as_tuple=True)
+        states = decoder_out[0][row, self.begin[piece[row]] + step]
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
         no_eos = (step < self.min_len) & (targets != self.eos)
         temperature = None if self.temperature is None else self.temperature[piece[row]]
-        arguments = (decoder_out[0][chosen], targets, no_eos, temperature)
+        arguments = (states, targets, no_eos, temperature)
         values = self.head(*arguments) if self.features_only else self.token_scores(*arguments)
         zeros = values[0].new_zeros(len(piece))
         sums = [zeros.index_add(0, row, value) for value in values]

@@ -51,6 +51,8 @@ class Scorer:
         detokenizer: a fairseq tokenizer (``moses``, ``space``, …) that undoes tokenisation, or
             ``None`` for the tokenised text.
         first_reference: compare with the first reference only, the target side.
+        whole_text: hypotheses and references are continuations of their sources, and are scored
+            with these before them.
     """
 
     def __init__(
@@ -60,17 +62,20 @@ class Scorer:
         post_process: str | None,
         detokenizer: str | None,
         first_reference: bool = False,
+        whole_text: bool = False,
     ):
         self.reward = reward
         self.first_reference = first_reference
+        self.whole_text = whole_text
         self.src_dict = task.source_dictionary
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
         self.strip_ids = {self.tgt_dict.eos()}
         self.source_decode = self.target_decode = None
         if detokenizer is not None:
-            self.source_decode = build_detokenizer(detokenizer, task.cfg.source_lang)
-            self.target_decode = build_detokenizer(detokenizer, task.cfg.target_lang)
+            source, target = task.languages
+            self.source_decode = build_detokenizer(detokenizer, source)
+            self.target_decode = build_detokenizer(detokenizer, target)
 
     def hypotheses(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of token ids, padding allowed."""
@@ -93,7 +98,8 @@ class Scorer:
         """
         if sample.get("target") is None:
             return None
-        found = [[self.reference(row)] for row in sample["target"].tolist()]
+        targets = self.with_prompts(sample, sample["target"].tolist(), range(len(sample["id"])))
+        found = [[self.reference(row)] for row in targets]
         if not self.first_reference:
             for references, lines in zip(found, sample.get(FURTHER, [])):
                 references += [self.reference(encode(line, self.tgt_dict)) for line in lines]
@@ -109,6 +115,15 @@ class Scorer:
             self.target_decode,
             UNK_IN_REFERENCE,
         )
+
+    def with_prompts(
+        self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
+    ) -> Sequence[Sequence[int]]:
+        """The ids of rows, behind those of their sources where the whole text is scored."""
+        if not self.whole_text:
+            return tokens
+        prompts = sample["net_input"]["src_tokens"].tolist()
+        return [[*prompts[i], *row] for i, row in zip(row_input, tokens)]
 
     def sources(self, sample: dict[str, Any]) -> list[str]:
         """Texts of a batch's inputs."""
@@ -130,7 +145,7 @@ class Scorer:
         Raises:
             EsrlError: for a missing reference or a bad reward, naming the sample.
         """
-        hypotheses = self.hypotheses(tokens)
+        hypotheses = self.hypotheses(self.with_prompts(sample, tokens, row_input))
         references = self.references(sample)
         rewards = score_rows(
             self.reward,

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esrl_fairseq.conditioning import decoder_prefix, forward_arguments, reorder_encoder_out
 from esrl_fairseq.core.sampling import inverse_cdf_sample
-from esrl_fairseq.core.sequences import Rows, given_rows, shift_right
+from esrl_fairseq.core.sequences import Rows, given_rows
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.generation import RowSampler
+from esrl_fairseq.generation import Draws, RowSampler
 from esrl_fairseq.rescoring import RowScorer, Scores, in_place_of_decoder, training_mode, unwrap
-from esrl_fairseq.steps import reorder_encoder_out
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Draws a word for each row, from logits ``[rows, words]``, which it may overwrite, temperature and
@@ -43,10 +43,10 @@ def sample_with_graph(
 ) -> tuple[Rows, Scores, Tensor | None]:
     """Draw rows and score them in one pass with gradient.
 
-    The wrapped model's ``forward`` is called once, and its encoder runs once an input.
+    The wrapped model's ``forward`` is called once, and its encoder, if any, runs once an input.
 
     Args:
-        model: encoder-decoder model, wrapped for distributed training or not.
+        model: wrapped for distributed training or not.
         sample, counts, temperature, seed: see :meth:`RowSampler.sample_rows`.
         sampler: stage one of that model, for its limits.
         cached: use the decoder's cache; otherwise each step decodes the whole prefix again.
@@ -64,34 +64,31 @@ def sample_with_graph(
         EsrlError: the decoder's cache has no graph.
     """
     inner, pad, eos = unwrap(model), sampler.pad, sampler.eos
+    net_input = sample["net_input"]
     if cached:
         check_cache_has_graph(inner.decoder)
-    scorer, shifted = None, None
+    scorer, given_inputs = None, None
     if references is not None:
         given = given_rows(references, pad)
-        shifted = shift_right(given.tokens, given.lengths, eos, pad)
-        scorer = RowScorer(inner, given, pad, eos, sampler.min_len, max_tokens, dropout)
-    input_index, limits, uniforms = sampler.draws(sample, counts, seed)
+        prefix = decoder_prefix(inner, net_input, eos)
+        scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, max_tokens, dropout)
+        given_inputs = scorer.decoder_inputs()
+    draws = sampler.draws(sample, counts, seed)
     sampling = _SamplingPass(
-        encoder=inner.encoder,
+        model=inner,
         decode=inner.decoder.forward,
         sampler=sampler,
-        input_index=input_index,
-        limits=limits,
-        uniforms=uniforms,
-        temperature=torch.as_tensor(temperature, device=limits.device)[input_index],
+        draws=draws,
+        temperature=torch.as_tensor(temperature, device=draws.tokens.device)[draws.input_index],
         cached=cached,
         tempered=tempered,
         draw=draw,
         references=scorer,
     )
     with training_mode(model, dropout), in_place_of_decoder(inner, sampling):
-        tokens, reference_log_probs, log_probs, *own, entropy = model(
-            src_tokens=sample["net_input"]["src_tokens"],
-            src_lengths=sample["net_input"]["src_lengths"],
-            prev_output_tokens=shifted,
-        )
-    rows = sampler.as_rows(tokens, input_index, limits)
+        arguments = forward_arguments(inner, net_input, given_inputs)
+        reference_log_probs, log_probs, *own, entropy = model(**arguments)
+    rows = sampler.as_rows(draws)
     return rows, Scores(log_probs, entropy, rows.scored().sum(1), *own), reference_log_probs
 
 
@@ -100,18 +97,17 @@ class _SamplingPass:
     """Takes the decoder's place in one ``forward``, draws rows and scores them.
 
     Attributes:
-        decode: the decoder's own ``forward``.
-        input_index, limits, uniforms: see :meth:`RowSampler.draws`.
+        model: not wrapped.
+        decode: its decoder's own ``forward``.
+        draws: the rows are written into its tokens.
         temperature: ``[rows]``.
         references: scores these in the same turn.
     """
 
-    encoder: Any
+    model: Any
     decode: Callable[..., Any]
     sampler: RowSampler
-    input_index: Tensor
-    limits: Tensor
-    uniforms: Tensor
+    draws: Draws
     temperature: Tensor
     cached: bool
     tempered: bool
@@ -121,45 +117,46 @@ class _SamplingPass:
     def __call__(
         self, prev_output_tokens: Any, encoder_out: Any = None, **_: Any
     ) -> tuple[Tensor | None, ...]:
-        """Tokens ``[rows, steps]``, the references' log-probabilities, and the rows' scores."""
+        """The references' log-probabilities, and the rows' scores."""
         references = None
         if self.references is not None:
             references = self.references(prev_output_tokens, encoder_out)[0]
-        tokens, *scores = self.sample(encoder_out)
-        return tokens, references, *scores
+        return references, *self.sample(encoder_out)
 
     def sample(self, encoder_out: Any) -> tuple[Tensor, ...]:
-        """Tokens ``[rows, steps]``; log-probability, tempered one if asked for, and entropy."""
-        encoder_out = reorder_encoder_out(self.encoder, encoder_out, self.input_index)
+        """Draw the rows; log-probability, tempered one if asked for, and entropy."""
+        draws, eos, pad = self.draws, self.sampler.eos, self.sampler.pad
+        encoder_out = reorder_encoder_out(self.model, encoder_out, draws.input_index)
         state: dict[str, Any] | None = {} if self.cached else None
-        tokens = torch.full_like(self.uniforms, self.sampler.pad, dtype=torch.long)
-        previous = torch.full_like(self.limits, self.sampler.eos).unsqueeze(1)
-        going = torch.ones_like(self.limits, dtype=torch.bool)
-        sums = [torch.zeros_like(self.uniforms[:, 0]) for _ in range(2 + self.tempered)]
+        previous = draws.start
+        going = torch.ones_like(draws.limits, dtype=torch.bool)
+        sums = [torch.zeros_like(draws.uniforms[:, 0]) for _ in range(2 + self.tempered)]
         # Rows stay in the batch until all have ended, fed EOS and not scored.
-        for step in range(tokens.size(1)):
+        for step in range(draws.tokens.size(1)):
             if not going.any():
                 break
             words = self.decode(previous, encoder_out=encoder_out, incremental_state=state)[0]
-            words = words[:, -1]
-            free = going & (step < self.limits)  # the limit has not forced EOS
-            chosen = self.choose(words, step).masked_fill(~free, self.sampler.eos)
-            sums = [x + y * free for x, y in zip(sums, self.score(words, chosen, step))]
-            tokens[:, step] = chosen.masked_fill(~going, self.sampler.pad)
-            going = going & (chosen != self.sampler.eos)
+            words, drawn = words[:, -1], step - draws.given
+            reading = drawn < 0  # its prompt
+            free = going & ~reading & (drawn < draws.limits)  # the limit has not forced EOS
+            chosen = self.choose(words, step).masked_fill(~free, eos)
+            sums = [x + y * free for x, y in zip(sums, self.score(words, chosen, drawn))]
+            chosen = torch.where(reading, draws.tokens[:, step], chosen)
+            draws.tokens[:, step] = chosen.masked_fill(~going, pad)
+            going = going & (reading | (chosen != eos))
             previous = torch.cat([previous, chosen.unsqueeze(1)], dim=1)
-        return tokens, *sums
+        return tuple(sums)
 
     def choose(self, words: Tensor, step: int) -> Tensor:
         """The next token of each row, int64 ``[rows]``."""
         words = words.detach().clone()
-        self.sampler.forbid(words, step)
-        return self.draw(words, self.temperature, self.uniforms[:, step])
+        self.sampler.forbid(words, step - self.draws.given)
+        return self.draw(words, self.temperature, self.draws.uniforms[:, step])
 
-    def score(self, words: Tensor, chosen: Tensor, step: int) -> tuple[Tensor, ...]:
+    def score(self, words: Tensor, chosen: Tensor, drawn: Tensor) -> tuple[Tensor, ...]:
         """See :func:`tempered_scores`."""
         pad, eos = self.sampler.pad, self.sampler.eos
-        no_eos = torch.full_like(chosen, step < self.sampler.min_len, dtype=torch.bool)
+        no_eos = drawn < self.sampler.min_len
         temperature = self.temperature if self.tempered else None
         # A copy, since the scores are overwritten.
         return tempered_scores(words.clone(), chosen, pad, eos, no_eos, temperature)

@@ -19,6 +19,8 @@ from fairseq.modules.transformer_layer import (
 )
 from torch import Tensor, nn
 
+from esrl_fairseq.conditioning import reorder_encoder_out
+
 
 def decoding_steps(
     model: Any, encoder_out: Any, input_index: Tensor, most_rows: int, room: int
@@ -28,21 +30,12 @@ def decoding_steps(
     return kind(model, encoder_out, input_index, most_rows, room)
 
 
-def reorder_encoder_out(encoder: Any, encoder_out: Any, index: Tensor) -> Any:
-    """``encoder.reorder_encoder_out`` without its changes to ``encoder_out`` itself."""
-    if isinstance(encoder_out, dict):
-        encoder_out = {k: list(v) if isinstance(v, list) else v for k, v in encoder_out.items()}
-        if "encoder_states" in encoder_out:
-            encoder_out["encoder_states"] = []  # of every layer; no decoder reads them
-    return encoder.reorder_encoder_out(encoder_out, index)
-
-
 class DecoderSteps:
     """Any ``FairseqIncrementalDecoder``, its cache and encoder output per row.
 
     Args:
-        model: encoder-decoder model, not wrapped.
-        encoder_out: of the inputs.
+        model: not wrapped.
+        encoder_out: of the inputs; None for decoder-only models.
         input_index: int64 ``[rows]``, the input of each row.
         most_rows: that there will ever be.
         room: steps that caches have room for at first; they grow.
@@ -57,7 +50,7 @@ class DecoderSteps:
         room: int,
     ):
         self.model = model
-        self.encoder_out = reorder_encoder_out(model.encoder, encoder_out, input_index)
+        self.encoder_out = reorder_encoder_out(model, encoder_out, input_index)
         self.state: dict[str, Any] = {}
         self.rows = len(input_index)
 
@@ -88,14 +81,14 @@ class DecoderSteps:
         else:
             reorder(self.state, rows)
         self.rows = len(rows)
-        self.encoder_out = reorder_encoder_out(self.model.encoder, self.encoder_out, rows)
+        self.encoder_out = reorder_encoder_out(self.model, self.encoder_out, rows)
 
 
 class TransformerSteps(DecoderSteps):
     """fairseq's own Transformer decoder.
 
     Self-attention writes into a cache of full length instead of concatenating a longer one at
-    each step. Cross-attention has keys and values once an input, not once a row.
+    each step. Cross-attention, if there is any, has keys and values once an input, not once a row.
     """
 
     def __init__(
@@ -107,17 +100,19 @@ class TransformerSteps(DecoderSteps):
         room: int,
     ):
         super().__init__(model, encoder_out, input_index, most_rows, room)
-        (states,), padding = (
-            self.encoder_out["encoder_out"],
-            self.encoder_out["encoder_padding_mask"],
-        )
-        self.grid = _Grid(torch.arange(len(input_index), device=input_index.device))
         layers = model.decoder.layers
         self.own = [_SelfAttention(x.self_attn, most_rows, room) for x in layers]
-        self.cross = [
-            _CrossAttention(x.encoder_attn, states, padding[0] if padding else None, self.grid)
-            for x in layers
-        ]
+        self.cross: list[_CrossAttention] = []
+        if self.encoder_out is not None:
+            (states,) = self.encoder_out["encoder_out"]
+            padding = self.encoder_out["encoder_padding_mask"]
+            mask = padding[0] if padding else None
+            self.grid = _Grid(torch.arange(len(input_index), device=input_index.device))
+            self.cross = [
+                _CrossAttention(x.encoder_attn, states, mask, self.grid)
+                for x in layers
+                if x.encoder_attn is not None
+            ]
 
     @staticmethod
     def fits(decoder: Any) -> bool:
@@ -127,9 +122,8 @@ class TransformerSteps(DecoderSteps):
         kinds = (TransformerDecoderLayer, TransformerDecoderLayerBase)
         return not decoder.cross_self_attention and all(
             type(layer) in kinds
-            and layer.encoder_attn is not None
             and _fits(layer.self_attn)
-            and _fits(layer.encoder_attn)
+            and (layer.encoder_attn is None or _fits(layer.encoder_attn))
             for layer in decoder.layers
         )
 
@@ -156,10 +150,12 @@ class TransformerSteps(DecoderSteps):
         return self.model.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
-        self.grid, inputs = self.grid.keep(rows)
-        for own, cross in zip(self.own, self.cross):
+        for own in self.own:
             own.keep(rows)
-            cross.keep(self.grid, inputs)
+        if self.cross:
+            self.grid, inputs = self.grid.keep(rows)
+            for cross in self.cross:
+                cross.keep(self.grid, inputs)
 
 
 def _fits(attention: Any) -> bool:

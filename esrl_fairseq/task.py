@@ -7,13 +7,17 @@ from typing import Any, Optional
 
 import numpy as np
 from fairseq import utils
+from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq import compat
 from esrl_fairseq.batches import SameBatches
 from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import (
+    WITH_TARGETS,
+    WITHOUT_EMPTY_LINES,
     check_target_side,
     check_training_data,
     check_vocabulary_on_load,
@@ -65,6 +69,9 @@ class SamplingTask(SameBatches):
     frozen: Optional[FrozenModel] = None
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
+    mend_references = WITH_TARGETS  # what to do about data without references, for messages
+    mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
+    reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
 
     def start_sampling(self, options: SamplingConfig) -> None:
         """Give the task its options and an empty RL state."""
@@ -86,9 +93,17 @@ class SamplingTask(SameBatches):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if split == self.cfg.train_subset:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
-            check_training_data(self.datasets[split], split, self.references_for)
+            check_training_data(
+                self.datasets[split],
+                split,
+                self.references_for,
+                self.mend_references,
+                self.mend_empty_lines,
+            )
         elif self.trained_by_reward:
-            check_target_side(self.datasets[split], split, self.valid_references_for())
+            check_target_side(
+                self.datasets[split], split, self.valid_references_for(), self.mend_references
+            )
 
     def valid_references_for(self) -> str:
         """The option that needs references in validation; empty if none does."""
@@ -159,6 +174,22 @@ class SamplingTask(SameBatches):
             )
         return self.sampler
 
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Of sources and outputs, for the detokenizer."""
+        return self.cfg.source_lang, self.cfg.target_lang
+
+    def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
+        """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
+        generator = SequenceGenerator(
+            [model],
+            self.target_dictionary,
+            beam_size=beam,
+            max_len_a=self.options.sample_max_len_a,
+            max_len_b=self.options.sample_max_len_b,
+        )
+        return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
+
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)
         if self.trained_by_reward:
@@ -210,7 +241,16 @@ class SamplingTask(SameBatches):
 
 
 def attach_sampling(task: FairseqTask) -> None:
-    """Make a stock task able to sample, with default options; its class gains the mixin."""
+    """Make a stock task able to sample, with default options; its class gains the mixin.
+
+    Raises:
+        EsrlError: the task has no inputs to sample for.
+    """
+    if isinstance(task, LanguageModelingTask):
+        raise EsrlError(
+            "--criterion esrl needs prompts, which --task language_modeling has not: choose --task "
+            "esrl_language_modeling"
+        )
     task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
     options = SamplingConfig()
     options.save_dir = None

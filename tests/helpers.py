@@ -10,16 +10,19 @@ from argparse import Namespace
 import numpy as np
 import torch
 from fairseq.data import Dictionary, LanguagePairDataset
-from fairseq.models import lightconv, lstm
+from fairseq.models import lightconv, lstm, lstm_lm, transformer_lm
 from fairseq.models.transformer import TransformerModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.criterion import EsrlCriterion
+from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.options import EsrlCriterionConfig
+from esrl_fairseq.prompts import prompt_dataset
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 ARCHS = ("transformer", "lstm", "lightconv")
+LANGUAGE_MODELS = ("transformer_lm", "lstm_lm")
 SEED = 7  # of the sampler
 
 
@@ -142,6 +145,49 @@ def make_task(dataset=None, store_dir=None, stock=False, **options):
     return task
 
 
+def make_language_model(arch="transformer_lm", seed=1, scale=0.5, **options):
+    """A decoder-only model of about 1,000 parameters, as make_model."""
+    args = dict(
+        decoder_embed_dim=8, decoder_ffn_embed_dim=8, decoder_attention_heads=2, decoder_layers=2,
+        decoder_out_embed_dim=8, decoder_hidden_size=8, dropout=0.3, attention_dropout=0.3,
+        tokens_per_sample=32, share_decoder_input_output_embed=True, criterion="esrl",
+    )  # fmt: skip
+    args = Namespace(**{**args, **options})
+    module = {"transformer_lm": transformer_lm, "lstm_lm": lstm_lm}[arch]
+    kind = {"transformer_lm": "TransformerLanguageModel", "lstm_lm": "LSTMLanguageModel"}[arch]
+    getattr(module, "base_lm_architecture", getattr(module, "base_architecture", None))(args)
+    task = Namespace(source_dictionary=TARGET, target_dictionary=TARGET, dictionary=TARGET)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = getattr(module, kind).build_model(args, task)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, scale)
+        model.decoder.embed_tokens.weight[PAD] = 0
+    return model
+
+
+LINES = [[A, B, B], [B, B, A, UNK, A], [A], [B, A, A, B], [UNK, B], [A, A]]
+
+
+def make_prompts(lines=LINES, prompt_tokens=3, start=EOS):
+    """Prompts of 1 to 3 words; of two lines something is left for the reference."""
+    lines = _Lines([torch.tensor([*line, EOS]) for line in lines])
+    return prompt_dataset(lines, TARGET, prompt_tokens, start, shuffle=False)
+
+
+def make_language_task(dataset=None, **options):
+    """The language modeling task with its training data in memory; samples have up to 3 words."""
+    cfg = EsrlLanguageModelingConfig()
+    cfg.train_subset, cfg.save_dir, cfg.sample_max_len_b = "train", None, 3
+    for name, value in options.items():
+        assert hasattr(cfg, name), name
+        setattr(cfg, name, value)
+    task = EsrlLanguageModelingTask(cfg, TARGET)
+    task.datasets["train"] = make_prompts() if dataset is None else dataset
+    return task
+
+
 def make_criterion(task, **options):
     """The criterion for `task`, in training mode; its α is large enough to see rounding."""
     options.setdefault("risk_alpha", 0.5)
@@ -205,11 +251,14 @@ def plain_token_scores(model, batch, rows, min_len=0):
 
 def plain_step(model, source, prefix, min_len=0, temperature=1.0):
     """The policy's log-probabilities [words] after `prefix`, for one source [1, length]."""
-    decoder_out = model(
-        src_tokens=source,
-        src_lengths=torch.tensor([source.size(1)]),
-        prev_output_tokens=torch.tensor([[EOS, *prefix]]),
-    )
+    if hasattr(model, "encoder"):
+        decoder_out = model(
+            src_tokens=source,
+            src_lengths=torch.tensor([source.size(1)]),
+            prev_output_tokens=torch.tensor([[EOS, *prefix]]),
+        )
+    else:  # the source is a prompt
+        decoder_out = model(src_tokens=torch.tensor([[*source[0].tolist(), *prefix]]))
     scores = decoder_out[0][0, -1]
     never = torch.zeros(len(TARGET), dtype=torch.bool)
     never[PAD] = True

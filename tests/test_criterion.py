@@ -598,7 +598,7 @@ def test_capability_noise(noise, caplog):
         ({"risk_alpha": math.nan}, "--risk-alpha"),
         ({"risk_alpha": None, "length_normalization": True}, "--length-normalization"),
         ({"baseline_queue_size": 0}, "--baseline-queue-size"),
-        ({"valid_beam": 0}, "--valid-beam"),
+        ({"valid_beam": -1}, "--valid-beam"),
         ({"mle_weight": -0.1}, "--mle-weight"),
         ({"ppo_passes": 0}, "--ppo-passes is 0"),
         ({"ppo_clip": 0.0}, "--ppo-clip is 0"),

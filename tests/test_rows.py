@@ -3,7 +3,13 @@
 import torch
 from helpers import EOS, PAD, A, B, make_rows
 
-from esrl_fairseq.core.sequences import append_rows, collapse_duplicates, shift_right
+from esrl_fairseq.core.sequences import (
+    Prefix,
+    append_rows,
+    collapse_duplicates,
+    decoder_inputs,
+    moved,
+)
 
 
 def test_scored_tokens():
@@ -12,11 +18,27 @@ def test_scored_tokens():
     assert rows.scored().tolist() == [[True] * 3, [True, False, False], [True, True, False]]
 
 
-def test_shift_right():
-    """BOS first, the last token dropped, padding kept as padding."""
+def test_moved():
+    """Each row by its own number of columns; what comes from outside is filled."""
+    values = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    by = torch.tensor([0, 2, -1])
+    assert moved(values, by, 4, 0).tolist() == [[1, 2, 3, 0], [0, 0, 4, 5], [8, 9, 0, 0]]
+    assert moved(values, by, 2, 0).tolist() == [[1, 2], [0, 0], [8, 9]]
+
+
+def test_decoder_inputs():
+    """The prefix first, the last token dropped, padding behind; with and without prompts."""
     rows = make_rows([[A, B, EOS], [EOS], [B, EOS]], [0, 0, 0])
-    shifted = shift_right(rows.tokens, rows.lengths, EOS, PAD)
-    assert shifted.tolist() == [[EOS, A, B], [EOS, PAD, PAD], [EOS, B, PAD]]
+    start = Prefix(torch.full((3, 1), EOS), torch.ones(3, dtype=torch.long))
+    found = decoder_inputs(rows.tokens, rows.lengths, start, PAD)
+    assert found.tolist() == [[EOS, A, B], [EOS, PAD, PAD], [EOS, B, PAD]]
+    prompts = Prefix(
+        torch.tensor([[EOS, PAD, PAD], [EOS, B, A], [EOS, A, PAD]]), torch.tensor([1, 3, 2])
+    )
+    found = decoder_inputs(rows.tokens, rows.lengths, prompts, PAD)
+    assert found.tolist() == [
+        [EOS, A, B, PAD, PAD], [EOS, B, A, PAD, PAD], [EOS, A, B, PAD, PAD],
+    ]  # fmt: skip
 
 
 def test_duplicates_collapse_within_an_input():

@@ -48,6 +48,7 @@ VARIANTS = {
     "layer drop": dict(decoder_layerdrop=0.5),
     "checkpointed": dict(checkpoint_activations=True),
     "quantisation noise": dict(quant_noise_pq=0.5, quant_noise_pq_block_size=2),
+    "no cross-attention": dict(no_cross_attention=True, seed=2),
 }
 
 
@@ -340,7 +341,6 @@ OTHER = {
     "lightconv": dict(arch="lightconv"),
     "cross+self-attention": dict(cross_self_attention=True),
     "cross+self-attention only": dict(cross_self_attention=True, no_cross_attention=True),
-    "no cross-attention": dict(no_cross_attention=True),
 }
 
 

@@ -42,18 +42,57 @@ class Rows:
         return steps < (self.lengths - self.truncated.long()).unsqueeze(1)
 
 
-def shift_right(tokens: Tensor, lengths: Tensor, bos: int, pad: int) -> Tensor:
-    """Teacher-forcing inputs: ``bos`` before the tokens, the last token (EOS) dropped.
+@dataclass
+class Prefix:
+    """What the decoder reads before the first token of a row.
+
+    Attributes:
+        tokens: int64 ``[inputs or rows, longest]``, right-padded: the start symbol, and behind it
+            the prompt, if there is one.
+        lengths: int64 ``[inputs or rows]``, at least 1.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+
+    def __getitem__(self, index: Tensor) -> Prefix:
+        """Those at some places, such as each row's own at ``input_index``."""
+        return Prefix(self.tokens[index], self.lengths[index])
+
+
+def moved(values: Tensor, by: Tensor, width: int, fill: float) -> Tensor:
+    """Each row moved to the right by its own number of columns (below 0: to the left).
+
+        out[r, t] = values[r, t − by[r]], or ``fill`` where there is no such column
+
+    Args:
+        values: ``[rows, columns]``.
+        by: int64 ``[rows]``.
+        width: columns of the result, ``[rows, width]``.
+    """
+    source = torch.arange(width, device=values.device) - by.unsqueeze(1)
+    outside = (source < 0) | (source >= values.size(1))
+    return values.gather(1, source.masked_fill(outside, 0)).masked_fill(outside, fill)
+
+
+def decoder_inputs(tokens: Tensor, lengths: Tensor, prefix: Prefix, pad: int) -> Tensor:
+    """Teacher-forcing inputs: each row's prefix, then its tokens without the last one (EOS).
+
+    The decoder's output at place ``prefix.lengths − 1 + t`` predicts token t.
 
     Args:
         tokens: int64 ``[rows, length]``, right-padded.
         lengths: int64 ``[rows]``.
+        prefix: of the rows.
+
+    Returns:
+        int64 ``[rows, longest prefix + length − 1]``, right-padded.
     """
-    shifted = torch.full_like(tokens, pad)
-    shifted[:, 0] = bos
-    shifted[:, 1:] = tokens[:, :-1]
-    steps = torch.arange(tokens.size(1), device=tokens.device)
-    return shifted.masked_fill(steps >= lengths.unsqueeze(1), pad)
+    width = prefix.tokens.size(1) + tokens.size(1) - 1
+    places, begin = torch.arange(width, device=tokens.device), prefix.lengths.unsqueeze(1)
+    given = moved(prefix.tokens, torch.zeros_like(lengths), width, pad)
+    inputs = torch.where(places < begin, given, moved(tokens, prefix.lengths, width, pad))
+    return inputs.masked_fill(places >= begin + lengths.unsqueeze(1) - 1, pad)
 
 
 def collapse_duplicates(rows: Rows) -> Rows:

@@ -1,0 +1,126 @@
+"""The task ``esrl_language_modeling``: decoder-only policies, which continue prompts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.dataclass import ChoiceEnum
+from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig
+from omegaconf import II
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.options import PromptConfig, SamplingConfig
+from esrl_fairseq.prompts import PromptTask, check_room
+from esrl_fairseq.task import SamplingTask
+
+WITHOUT_EFFECT = {
+    "sample_break_mode": ("none", "eos"),
+    "shorten_method": ("none",),
+    "output_dictionary_size": (-1,),
+    "self_target": (False,),
+    "past_target": (False,),
+    "pad_to_fixed_length": (False,),
+    "pad_to_fixed_bsz": (False,),
+    "reward_references": (None,),
+}
+"""Options of language modeling and sampling, and the values that prompts allow."""
+
+
+@dataclass
+class EsrlLanguageModelingConfig(PromptConfig, SamplingConfig, LanguageModelingConfig):
+    """The language modeling task's options, and ours."""
+
+    # Some of SamplingConfig's have defaults for translation.
+    capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
+        default="reward",
+        metadata={
+            "help": "what tells how well the model handles a prompt, from the prompt's last visit: "
+            "mean reward of its samples (which must lie in [0, 1]), their confidence (entropy), "
+            "their mean sentence BLEU, or none: always K samples"
+        },
+    )
+    sample_max_len_a: float = field(
+        default=0.0,
+        metadata={
+            "help": "samples end after at most a*x + b tokens, x the prompt's length with its "
+            "start symbol"
+        },
+    )
+    sample_max_len_b: int = field(default=50, metadata={"help": "see --sample-max-len-a"})
+    train_subset: str = II("dataset.train_subset")
+
+
+def check_language_options(cfg: EsrlLanguageModelingConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if cfg.prompt_tokens is not None and cfg.prompt_tokens < 1:
+        raise EsrlError(f"--prompt-tokens is {cfg.prompt_tokens}, but must be at least 1")
+    for name, allowed in WITHOUT_EFFECT.items():
+        if getattr(cfg, name) not in allowed:
+            raise EsrlError(
+                f"--{name.replace('_', '-')} does not go with --task esrl_language_modeling, where "
+                "each line of the data is a prompt: leave it out"
+            )
+
+
+@register_task("esrl_language_modeling", dataclass=EsrlLanguageModelingConfig)
+class EsrlLanguageModelingTask(SamplingTask, PromptTask):
+    """Prompts with stage-one sampling of continuations, a capability store and RL state."""
+
+    cfg: EsrlLanguageModelingConfig
+    mend_references = "give --prompt-tokens, so that the rest of each line is its reference"
+    mend_empty_lines = "leave out these lines, or give fewer --prompt-tokens"
+
+    def __init__(self, cfg: EsrlLanguageModelingConfig, *dictionaries: Any, **keywords: Any):
+        super().__init__(cfg, *dictionaries, **keywords)
+        self.cfg = cfg  # fairseq's task knows it as args
+        check_language_options(cfg)
+        self.start_sampling(cfg)
+        self.reward_text = cfg.reward_text
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        return self.cfg.text_language, self.cfg.text_language
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        if self.trained_by_reward:
+            least = max(self.cfg.sample_min_len, 1)
+            check_room(self.datasets[split], split, self.places, least)
+
+    def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
+        """Tokens that beam search finds for each prompt, which is not among them.
+
+        fairseq's generator takes one limit for all rows, so that prompts of one length take turns.
+        """
+        sampler, lengths = self.build_sampler(model), sample["net_input"]["src_lengths"]
+        best: list[list[int]] = [[] for _ in lengths]
+        for length in lengths.unique().tolist():
+            places = (lengths == length).nonzero().squeeze(1)
+            limit = int(sampler.length_limits(lengths[places], lengths[places])[0])
+            given = length - 1
+            generator = SequenceGenerator(
+                [model],
+                self.target_dictionary,
+                beam_size=beam,
+                max_len_a=0,
+                max_len_b=given + limit,
+                min_len=given + self.options.sample_min_len,
+            )
+            part = {
+                "id": sample["id"][places],
+                "net_input": {
+                    "src_tokens": sample["net_input"]["src_tokens"][places, :length],
+                    "src_lengths": lengths[places],
+                },
+            }
+            found = self.inference_step(generator, [model], part)
+            for place, hypotheses in zip(places.tolist(), found):
+                best[place] = hypotheses[0]["tokens"][given:].tolist()
+        return best
