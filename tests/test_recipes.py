@@ -116,6 +116,35 @@ def test_scitldr_sums_are_those_of_the_data(tmp_path):
     assert "" not in lines_of(tmp_path / "test.tldr1")
 
 
+def test_rlhf_sentiment_data(tmp_path):
+    """Of a local copy, if there is one: sizes, prompts, and halves that share no sentence."""
+    folder, name = DATA / "sentence_polarity", "sentence_polarity.zip"
+    if not (folder / name).exists():
+        pytest.skip(f"{folder} is not here")
+    (line,) = lines_of(RECIPES / "rlhf_sentiment" / "SHA256SUMS")
+    assert line == f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}"
+    result = run("rlhf_sentiment/prepare.py", folder, tmp_path)
+    assert result.returncode == 0, result.stderr
+    splits = {split: lines_of(tmp_path / f"{split}.text") for split in ("train", "valid", "test")}
+    sentences = sum(splits.values(), [])
+    assert len(sentences) == len(set(sentences)) > 9000
+    assert [len(splits[split]) for split in ("valid", "test")] == [500, 1000]
+    for split, texts in splits.items():
+        prompts = lines_of(tmp_path / f"{split}.prompts")
+        assert prompts == [" ".join(text.split()[:4]) for text in texts[:2048]]
+    halves = {}
+    for model in ("reward", "judge"):
+        parts = [
+            lines_of(tmp_path / model / f"train.{part}") for part in ("prompt", "continuation")
+        ]
+        halves[model] = [" ".join(pair) for pair in zip(*parts)]
+        ratings = lines_of(tmp_path / model / "train.ratings")
+        assert (
+            len(ratings) == len(halves[model]) and 0.45 < ratings.count("1") / len(ratings) < 0.55
+        )
+    assert sorted(halves["reward"] + halves["judge"]) == sorted(splits["train"])
+
+
 def test_cnn_dm_texts():
     extract = script("cnn_dm/extract.py")
     assert extract.first_words(" a  b\nc d ", 3) == "a b c"

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# RLHF in small: a language model of film reviews learns to write what a reward model of sentiment likes,
+# with the KL to the start model bounded; ESRL, REINFORCE and PPO for the same time.
+#
+# Tested:  end to end with MLE_EPOCHS=3 REWARD_EPOCHS=3 RL_MINUTES=2; its results are not run yet
+# Needs:   make env; the internet (nltk_data, 0.5 MB), or a folder with sentence_polarity.zip in
+#          ESRL_DATA_DIR. The data are under CC BY 4.0: Pang and Lee 2005.
+# Launch:  recipes/rlhf_sentiment/run.sh
+# Options: environment variables, see recipes/README.md; here also REWARD_EPOCHS,
+#          RL_MINUTES (of each method) and KL_WEIGHT
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+recipe rlhf_sentiment prompt continuation
+
+URL=https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora
+RL_MINUTES=${RL_MINUTES:-5}
+KL_WEIGHT=${KL_WEIGHT:-0.03}
+LENGTH=30 # most tokens of a continuation
+
+fetch_data() {
+    fetch_urls "$URL" sentence_polarity.zip
+    python "$RECIPES/rlhf_sentiment/prepare.py" raw clean
+}
+
+# One set of sub-words for policy and reward models, so that the latter need no text of their own.
+subwords() {
+    local file
+    mkdir -p bpe/reward bpe/judge
+    subword-nmt learn-bpe -s "$1" <clean/train.text >bpe/codes
+    for file in clean/*.{text,prompts} clean/{reward,judge}/*.{prompt,continuation}; do
+        subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file#clean/}"
+    done
+}
+
+binarize_all() {
+    local split name
+    for name in text prompts; do
+        mkdir -p "bpe/$name"
+        for split in train valid test; do cp "bpe/$split.$name" "bpe/$name/$split"; done
+    done
+    rm -rf data-text data-prompts data-reward data-judge
+    fairseq-preprocess --only-source --destdir data-text \
+        --trainpref bpe/text/train --validpref bpe/text/valid --testpref bpe/text/test
+    fairseq-preprocess --only-source --destdir data-prompts --srcdict data-text/dict.txt \
+        --trainpref bpe/prompts/train --validpref bpe/prompts/valid --testpref bpe/prompts/test
+    for name in reward judge; do
+        fairseq-preprocess --source-lang prompt --target-lang continuation --destdir "data-$name" \
+            --srcdict data-text/dict.txt --tgtdict data-text/dict.txt \
+            --trainpref "bpe/$name/train" --validpref "bpe/$name/valid" --testpref "bpe/$name/test"
+        cp "clean/$name"/*.ratings "data-$name"
+    done
+    echo "> $(wc -l <data-text/dict.txt) dictionary entries"
+}
+
+# run DATA DIR OPTION...: fairseq-train; an interrupted run goes on.
+run() {
+    local data=$1 dir=$2
+    shift 2
+    fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$dir" --no-epoch-checkpoints "${WHOLE[@]}" \
+        --log-format simple --log-interval 50 "$@"
+}
+
+language_model() {
+    run data-text lm --task language_modeling --sample-break-mode eos --criterion cross_entropy \
+        --seed "$MLE_SEED" "$@"
+}
+
+# reward_model NAME SEED OPTION...
+reward_model() {
+    local name=$1 seed=$2
+    shift 2
+    run "data-$name" "$name" --source-lang prompt --target-lang continuation \
+        --task esrl_reward_model --criterion esrl_preference --subword-codes bpe/codes --seed "$seed" \
+        --best-checkpoint-metric correlation --maximize-best-checkpoint-metric "$@"
+}
+
+# policy DIR OPTION...: for RL_MINUTES beyond the time that fairseq remembers of the language model.
+policy() {
+    local dir=$1 hours
+    shift
+    hours=$(python "$RECIPES/training_hours.py" lm/checkpoint_best.pt)
+    hours=$(awk "BEGIN { print $hours + $RL_MINUTES / 60 }")
+    run data-prompts "$dir" --task esrl_language_modeling --criterion esrl --seed "$SEED" \
+        --finetune-from-model lm/checkpoint_best.pt --stop-time-hours "$hours" \
+        --reward model --reward-model reward/checkpoint_best.pt \
+        --kl-weight "$KL_WEIGHT" --sample-max-len-b "$LENGTH" "$@"
+}
+
+evaluate() {
+    PYTHONPATH=$REPO python "$RECIPES/rlhf_sentiment/evaluate.py" data-prompts "$@" --length "$LENGTH" \
+        --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt
+}
+
+BPE_MERGES=3000
+MODEL=(
+    --arch transformer_lm --share-decoder-input-output-embed --tokens-per-sample 128
+    --decoder-layers 2 --decoder-embed-dim 128 --decoder-input-dim 128 --decoder-output-dim 128
+    --decoder-ffn-embed-dim 512 --decoder-attention-heads 4
+)
+MLE=(
+    --dropout 0.3 --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --weight-decay 0.01
+    --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200
+    --max-tokens 4096 --max-epoch "${MLE_EPOCHS:-15}"
+)
+REWARD=(
+    --arch transformer --share-all-embeddings --dropout 0.3
+    --encoder-layers 1 --encoder-embed-dim 64 --encoder-ffn-embed-dim 128 --encoder-attention-heads 2
+    --decoder-layers 1 --decoder-embed-dim 64 --decoder-ffn-embed-dim 64 --decoder-attention-heads 2
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 --weight-decay 0.01
+    --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 100 --max-tokens 4096
+    --max-epoch "${REWARD_EPOCHS:-12}"
+)
+RL=(
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
+    --lr 3e-4 --lr-scheduler inverse_sqrt --warmup-updates 10 --dropout 0
+    --num-samples 4 --batch-size 64
+    --best-checkpoint-metric reward --maximize-best-checkpoint-metric
+    --valid-beam 0 --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
+)
+ESRL=(--objective fused --capability reward --elimination-ratio 0.3 --min-samples 0)
+REINFORCE=(--objective reinforce --capability none)
+PPO=(--objective ppo --capability none)
+
+step fetch "" fetch_data
+step subwords "$BPE_MERGES" subwords "$BPE_MERGES"
+step binarize "" binarize_all
+step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODEL[@]}" "${MLE[@]}" "${MLE_EXTRA[@]}"
+step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
+step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
+runs=(start=lm/checkpoint_best.pt)
+settings="$SEED $RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]}"
+for method in esrl reinforce ppo; do
+    declare -n own=${method^^}
+    name=$method-s$SEED
+    step "$name" "$settings ${own[*]} ${ESRL_EXTRA[*]}" \
+        policy "$name" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
+    runs+=("$method=$name/checkpoint_last.pt")
+done
+step "evaluate-s$SEED" "${runs[*]}" evaluate "${runs[@]}"
+grep '^> ' "logs/evaluate-s$SEED.log" | sed 's/^> //'
