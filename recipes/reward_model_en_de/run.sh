@@ -39,13 +39,16 @@ fetch_data() {
     check_sums raw
 }
 
+# → clean/, judgements/: only texts go through sub-words
 prepare() {
     python "$RECIPES/reward_model_en_de/prepare.py" raw clean
+    mkdir -p judgements
+    mv clean/*.ratings clean/*.preferences judgements/
 }
 
 binarize_judged() {
     binarize
-    cp clean/{train,valid,test}.{ratings,preferences} data-bin/
+    cp judgements/* data-bin/
 }
 
 train_reward_model() {
