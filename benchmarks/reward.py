@@ -26,7 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 NOISE = 0.4
 """Share of a reference's words that are replaced or dropped in a hypothesis."""
-NEURAL = ("bertscore", "comet", "hf-reward", "sentence-embedding")
+NEURAL = ("bertscore", "comet", "hf-reward", "model", "sentence-embedding")
 Pairwise = Callable[[str, str], float]
 Pairs = tuple[list[str], list[str], list[int]]  # references, hypotheses, input of each
 

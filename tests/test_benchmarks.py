@@ -81,7 +81,7 @@ def test_reward(tmp_path):
     """Every reward; the values equal the library's; the share of an update is known."""
     *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
     assert [row["reward"] for row in rows] == reward_names()
-    neural = ("bertscore", "comet", "hf-reward", "sentence-embedding")
+    neural = ("bertscore", "comet", "hf-reward", "model", "sentence-embedding")
     for row in rows:
         if row["reward"] in neural:
             assert "needs a" in row["reason"]  # library or model

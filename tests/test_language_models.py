@@ -40,7 +40,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.prompts import check_room
 from esrl_fairseq.rescoring import rescore
-from esrl_fairseq.rewards import register_reward
+from esrl_fairseq.rewards import base
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.standard import sample_with_graph
 from esrl_fairseq.steps import DecoderSteps, TransformerSteps
@@ -51,10 +51,10 @@ PIECES = [(2048, 4096), (6, 4096), (1, 4096), (2048, 1), (6, 9)]
 """Positions that stage two takes at once, and those whose activations it keeps."""
 
 
-@register_reward("share-of-a")
 class ShareOfA(Reward):
     """Share of the word a among the words of the hypothesis; remembers what it saw."""
 
+    name = "share-of-a"
     range = (0.0, 1.0)
     needs_references = False
     seen: list = []
@@ -65,6 +65,12 @@ class ShareOfA(Reward):
     def score(self, sources, references, hypotheses, row_input):
         ShareOfA.seen.append((list(sources), references, list(hypotheses)))
         return [text.split().count("a") / max(len(text.split()), 1) for text in hypotheses]
+
+
+@pytest.fixture(autouse=True)
+def share_of_a(monkeypatch):
+    """Known by its name in these tests only."""
+    monkeypatch.setitem(base._REWARDS, ShareOfA.name, ShareOfA)
 
 
 def make_sampler(model, max_len_a=0.5, max_len_b=2, min_len=1):
