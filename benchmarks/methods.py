@@ -21,7 +21,8 @@ from workload import Workload
 from esrl_fairseq.conditioning import decoder_prefix
 from esrl_fairseq.core.losses import mrt_loss
 from esrl_fairseq.core.sequences import Rows, decoder_inputs
-from esrl_fairseq.criterion import Clock, EsrlCriterion
+from esrl_fairseq.criterion import EsrlCriterion
+from esrl_fairseq.logs import Clock
 
 STAGES = ("stage_one", "reward", "stage_two", "backward", "step")
 

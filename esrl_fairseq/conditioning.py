@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from fairseq import utils
 from torch import Tensor
 
 from esrl_fairseq.core.sequences import Prefix
@@ -62,3 +63,8 @@ def forward_arguments(
         "src_lengths": net_input["src_lengths"],
         "prev_output_tokens": decoder_inputs,
     }
+
+
+def reference_tokens(sample: dict[str, Any], pad: int) -> Tensor:
+    """Tokens of a batch's references, int64 ``[inputs, length]``, right-padded."""
+    return utils.convert_padding_direction(sample["target"], pad, left_to_right=True)

@@ -1,22 +1,18 @@
 """The criterion ``esrl``: reads as the algorithm."""
 
-import math
-import time
 from dataclasses import replace
 from typing import Any, Optional
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
 from esrl_fairseq import logs
-from esrl_fairseq.capability import RECORD
 from esrl_fairseq.checks import check_leave_one_out
-from esrl_fairseq.conditioning import is_decoder_only
+from esrl_fairseq.conditioning import reference_tokens
 from esrl_fairseq.core.baselines import build_baseline
-from esrl_fairseq.core.controls import control_rewards, perturb_capability
+from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
 from esrl_fairseq.core.losses import (
     fused_loss,
@@ -24,8 +20,6 @@ from esrl_fairseq.core.losses import (
     mrt_loss,
     reinforce_loss,
     rloo_loss,
-    segment_mean,
-    segment_sum,
 )
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
@@ -34,7 +28,6 @@ from esrl_fairseq.core.sequences import (
     append_rows,
     collapse_duplicates,
     distinct_rows,
-    given_rows,
 )
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
@@ -51,11 +44,10 @@ from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward, command_line_options
 from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.standard import Draw, sample_with_graph
-from esrl_fairseq.state import KLState, Visit
+from esrl_fairseq.state import KLState
 from esrl_fairseq.task import SamplingTask, attach_sampling
-
-VALID_SEED = 1
-"""Of validation's samples, always the same, so that validations differ by the model alone."""
+from esrl_fairseq.validation import validate
+from esrl_fairseq.visits import Observer, of_draws
 
 
 @register_criterion("esrl", dataclass=EsrlCriterionConfig)
@@ -66,6 +58,7 @@ class EsrlCriterion(FairseqCriterion):
         super().__init__(task)
         check_criterion_options(cfg)
         self.cfg = cfg
+        self.pad = task.target_dictionary.pad()
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
@@ -82,10 +75,11 @@ class EsrlCriterion(FairseqCriterion):
         if cfg.objective == "ppo":
             task.rl.replay = Replay(cfg.ppo_passes, self.ppo.kind)
         self.scorer = self._build_scorer(cfg.reward)
-        self.capability_scorer = self.scorer
+        capability_scorer = None  # the reward's
         if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
             # BLEU grows with the number of references, which inputs can have different ones of.
-            self.capability_scorer = self._build_scorer("bleu", first_reference=True)
+            capability_scorer = self._build_scorer("bleu", first_reference=True)
+        self.observer = Observer(task, capability_scorer, cfg.capability_noise)
         task.trained_by_reward = True
         task.references_for = self._references_for()
         if not self.scorer.reward.higher_is_better:
@@ -134,9 +128,9 @@ class EsrlCriterion(FairseqCriterion):
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Loss summed over the batch's inputs, their number, and what to log."""
         if not self.training:
-            return self.validate(model, sample)
+            return validate(model, sample, self.task, self.scorer, self.cfg.valid_beam)
         self.task.monitor.end_validation()
-        clock = Clock()
+        clock = logs.Clock()
 
         samples = self.task.rl.replay.next(sample["id"].device)
         first_pass, known = samples is None, None
@@ -189,7 +183,7 @@ class EsrlCriterion(FairseqCriterion):
         return super().train(mode)
 
     def draw(
-        self, model: Any, sample: dict[str, Any], clock: "Clock"
+        self, model: Any, sample: dict[str, Any], clock: logs.Clock
     ) -> tuple[Samples, Optional[tuple[Scores, Optional[Tensor]]]]:
         """Stage one and the rewards; with standard sampling also what stage two would give."""
         plan = self.task.plan(sample)
@@ -213,16 +207,15 @@ class EsrlCriterion(FairseqCriterion):
 
     def remember(self, samples: Samples, scores: Scores) -> None:
         """Keep what was drawn for later passes, and what it showed; no dummy shows anything."""
-        rows, scored = samples.rows, samples.scored
+        rows = samples.rows
         if self.cfg.objective == "ppo":
             old_log_probs = self.ppo.log_probs(scores, rows)
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
         if samples.dummy:
             return
-        draws = of_draws(samples.rewards, rows)
-        self.task.rl.add(self.visit(samples.batch, rows, scored, scores, draws, samples.kl))
-        total = float(of_draws(scored.rewards, rows).sum())
-        self.task.monitor.add_batch(total, len(draws), int(rows.truncated.sum()))
+        self.task.rl.add(self.observer.visit(samples, scores))
+        rewards = of_draws(samples.scored.rewards, rows)
+        self.task.monitor.add_batch(float(rewards.sum()), len(rewards), int(rows.truncated.sum()))
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""
@@ -245,7 +238,7 @@ class EsrlCriterion(FairseqCriterion):
             cached=self.cfg.sampling_mode == "standard",
             dropout=self.cfg.rescoring_dropout,
             tempered=self.cfg.temperature_correction != "none",
-            references=self.references(sample) if self.cfg.mle_weight else None,
+            references=reference_tokens(sample, self.pad) if self.cfg.mle_weight else None,
             max_tokens=self.cfg.max_sampled_tokens,
             draw=self.draw_word,
         )
@@ -284,17 +277,12 @@ class EsrlCriterion(FairseqCriterion):
         """
         given = rows
         if self.cfg.mle_weight:
-            given = append_rows(rows, self.references(sample), self.task.target_dictionary.pad())
+            given = append_rows(rows, reference_tokens(sample, self.pad), self.pad)
         scores = self.score(model, sample, given, plan, self.cfg.rescoring_dropout)
         if given is rows:
             return scores, None
         n = len(rows)
         return scores[:n], scores.log_probs[n:]
-
-    def references(self, sample: dict[str, Any]) -> Tensor:
-        """Tokens of the references, int64 [inputs, length], right-padded."""
-        pad = self.task.target_dictionary.pad()
-        return utils.convert_padding_direction(sample["target"], pad, left_to_right=True)
 
     def score(
         self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, dropout: bool
@@ -308,7 +296,7 @@ class EsrlCriterion(FairseqCriterion):
             model,
             sample["net_input"],
             rows,
-            self.task.target_dictionary.pad(),
+            self.pad,
             self.task.target_dictionary.eos(),
             min_len=self.task.options.sample_min_len,
             dropout=dropout,
@@ -348,101 +336,6 @@ class EsrlCriterion(FairseqCriterion):
         loss = fused_loss if self.cfg.objective == "fused" else reinforce_loss
         return loss(*common, baseline, rows.multiplicity, weights)
 
-    def visit(
-        self,
-        sample: dict[str, Any],
-        rows: Rows,
-        scored: Scored,
-        scores: Scores,
-        draws: np.ndarray,
-        kl: float,
-    ) -> Visit:
-        """What the batch showed of its inputs, for reward baseline, λ and capability store.
-
-        Args:
-            draws: rewards that the baseline gets, of every draw, duplicates included.
-            kl: sum of the draws' log-ratios.
-        """
-        ids = sample["id"].cpu().numpy()
-        index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
-
-        def mean(values: Any) -> np.ndarray:
-            values = torch.as_tensor(values, dtype=torch.float64).cpu()
-            return segment_mean(values, weights, index, len(ids)).numpy()
-
-        rewards = scored.rewards.astype(np.float64)
-        records = np.zeros(len(ids), dtype=RECORD)
-        records["samples"] = segment_sum(weights.double(), index, len(ids)).numpy()
-        records["reward_mean"] = mean(rewards)
-        spread = mean(rewards**2) - mean(rewards) ** 2
-        records["reward_std"] = np.sqrt(np.maximum(spread, 0))
-        # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
-        tokens = np.maximum(mean(scores.lengths), 1e-9)
-        records["entropy"] = mean(scores.entropy) / tokens
-        records["capability"] = self.capability(sample, rows, records, mean)
-        seen = records["samples"] > 0
-        ids, records = ids[seen], records[seen]
-        if self.cfg.capability_noise is not None:
-            records["capability"] = perturb_capability(
-                records["capability"], self.cfg.capability_noise, torch.initial_seed(), ids
-            )
-        return Visit(ids, records, draws, kl)
-
-    def capability(self, sample: dict[str, Any], rows: Rows, records: Any, mean: Any) -> np.ndarray:
-        """c_i in [0, 1] of the visited inputs, by the estimator of ``--capability``."""
-        kind = self.task.options.capability
-        if kind == "entropy":
-            words = math.log(len(self.task.target_dictionary))
-            return np.clip(1 - records["entropy"] / words, 0, 1)
-        if kind == "bleu" and self.capability_scorer is not self.scorer:
-            scorer = self.capability_scorer
-            bleu = scorer.score(sample, rows.tokens.tolist(), rows.input_index.tolist())
-            return mean(bleu.rewards)
-        return records["reward_mean"]
-
-    @torch.no_grad()
-    def validate(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, int, dict[str, Any]]:
-        """Reward of the best hypothesis, and likelihood loss of the references if there are any;
-        changes no state."""
-        best = self.hypotheses(unwrap(model), sample)
-        scored = self.scorer.score(sample, best, range(len(best)))
-        reward = float(scored.rewards.sum())
-        self.task.monitor.add_validation(reward, len(best))
-        log = {
-            "nsentences": len(best),
-            "ntokens": sample["ntokens"],
-            "valid_reward": reward,
-            "valid_words": scored.words,
-            "valid_reference_words": scored.reference_words,
-        }
-        if sample["target"] is None:
-            loss, size = torch.tensor(-reward), len(best)
-        else:
-            loss, size = self.nll(model, sample), sample["ntokens"]
-            log["reference_tokens"] = size
-        return loss, size, {**log, "loss": loss, "sample_size": size}
-
-    def hypotheses(self, model: Any, sample: dict[str, Any]) -> list[list[int]]:
-        """What validation scores of each input: by beam search, or one sample."""
-        if self.cfg.valid_beam:
-            return self.task.best_hypotheses(model, sample, self.cfg.valid_beam)
-        ones = np.ones(len(sample["id"]), dtype=np.float32)
-        sampler = self.task.build_sampler(model)
-        return sampler.sample_rows(sample, ones.astype(int), ones, VALID_SEED).tokens.tolist()
-
-    def nll(self, model: Any, sample: dict[str, Any]) -> Tensor:
-        """Negative log-likelihood of the references, summed, in nats."""
-        if is_decoder_only(unwrap(model)):
-            pad, eos = self.task.target_dictionary.pad(), self.task.target_dictionary.eos()
-            rows = given_rows(self.references(sample), pad)
-            scores = rescore(model, sample["net_input"], rows, pad, eos)
-            return -scores.log_probs.sum()
-        lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
-        target, pad = sample["target"], self.task.target_dictionary.pad()
-        return torch.nn.functional.nll_loss(
-            lprobs.float().flatten(0, 1), target.flatten(), ignore_index=pad, reduction="sum"
-        )
-
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         logs.reduce(logging_outputs)
@@ -450,32 +343,3 @@ class EsrlCriterion(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
-
-
-def of_draws(values: np.ndarray, rows: Rows) -> np.ndarray:
-    """Values [rows] of every draw, equal ones included."""
-    return np.repeat(values, rows.multiplicity.cpu().numpy())
-
-
-class Clock:
-    """Seconds by stage; waits for the device, so that a stage pays for its own work."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("stage_one", "reward", "stage_two"), 0.0)
-        self._stage = ""
-
-    def __call__(self, stage: str) -> "Clock":
-        self._stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *_: Any) -> None:
-        self.seconds[self._stage] = self._now() - self._start
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()

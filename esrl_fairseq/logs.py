@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,30 @@ HISTOGRAM_BINS = 4
 """Samples per input are counted in quarters of K (and skipped inputs apart)."""
 BRANCHES = ("mrt", "reinforce", "rloo", "ppo")
 """Losses that an input can get; ``fused`` chooses between the first two."""
+
+
+class Clock:
+    """Seconds by stage; waits for the device, so that a stage pays for its own work."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("stage_one", "reward", "stage_two"), 0.0)
+        self._stage = ""
+
+    def __call__(self, stage: str) -> Clock:
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._start = self._now()
+
+    def __exit__(self, *_: Any) -> None:
+        self.seconds[self._stage] = self._now() - self._start
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def peak_memory_gb() -> float:
