@@ -14,7 +14,7 @@ from methods import STAGES, Bench, make_bench, run_update
 from workload import Workload, workloads
 
 from esrl_fairseq.capability import Records
-from esrl_fairseq.options import AUTO
+from esrl_fairseq.sampling_options import AUTO
 
 COLUMNS = (
     "params", "k", "method", "beta", "seconds", "spread", "to_beta_0", "samples", "eliminated",

@@ -10,7 +10,8 @@ import argparse
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks.translation import TranslationConfig
 
-from esrl_fairseq.options import EsrlCriterionConfig, PromptConfig, SamplingConfig
+from esrl_fairseq.options import EsrlCriterionConfig
+from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 
 
 def make_parser() -> argparse.ArgumentParser:

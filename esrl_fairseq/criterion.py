@@ -35,13 +35,13 @@ from esrl_fairseq.options import (
     DEFAULT_RISK_ALPHA,
     EsrlCriterionConfig,
     check_criterion_options,
-    fewest_samples,
     kl_reference_file,
 )
 from esrl_fairseq.ppo import Ppo
 from esrl_fairseq.replay import Replay, Samples
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward, command_line_options
+from esrl_fairseq.sampling_options import fewest_samples
 from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.standard import Draw, sample_with_graph
 from esrl_fairseq.state import KLState

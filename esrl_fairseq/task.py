@@ -27,8 +27,8 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.options import SamplingConfig, check_sampling_options, elimination_ratio
 from esrl_fairseq.references import reference_files, with_references
+from esrl_fairseq.sampling_options import SamplingConfig, check_sampling_options, elimination_ratio
 from esrl_fairseq.state import RLState
 
 logger = logging.getLogger(__name__)

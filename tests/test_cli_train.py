@@ -13,7 +13,7 @@ from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options, free_por
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from esrl_fairseq.capability import HEADER, RECORD
-from esrl_fairseq.options import elimination_ratio
+from esrl_fairseq.sampling_options import elimination_ratio
 
 LOGGED = (
     "reward reward_std baseline loss loss_mrt loss_reinforce share_mrt samples samples_hist "

@@ -33,8 +33,8 @@ from esrl_fairseq.core.losses import fused_loss, mrt_loss, ppo_loss, reinforce_l
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.logs import BRANCHES
 from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.options import check_sampling_options, elimination_ratio
 from esrl_fairseq.rescoring import Scores
+from esrl_fairseq.sampling_options import check_sampling_options, elimination_ratio
 from esrl_fairseq.task import EsrlTranslationConfig, SamplingTask
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo", "ppo")

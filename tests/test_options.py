@@ -7,7 +7,8 @@ import runpy
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 
-from esrl_fairseq.options import EsrlCriterionConfig, PromptConfig, SamplingConfig
+from esrl_fairseq.options import EsrlCriterionConfig
+from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 from esrl_fairseq.task import EsrlTranslationConfig
 
 

@@ -1,0 +1,165 @@
+"""Options of stage one and of prompts, and the checks that refuse values which cannot work."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II
+
+from esrl_fairseq.checks import number_or_nan
+from esrl_fairseq.core.schedules import neyman_counts, shrunk_variance
+from esrl_fairseq.errors import EsrlError
+
+AUTO = "auto"
+"""``--elimination-ratio`` that leaves the choice to the rewards' spread."""
+TEXTS = ("continuation", "whole")
+"""What the reward sees of a prompt's sample."""
+
+
+@dataclass
+class SamplingConfig(FairseqDataclass):
+    """Options of stage one, and of what inputs are compared with."""
+
+    num_samples: int = field(
+        default=8, metadata={"help": "K, the most samples of an input (at least 1)"}
+    )
+    min_samples: int = field(
+        default=1,
+        metadata={"help": "k_min, the fewest samples of an input; 0 skips the most capable ones"},
+    )
+    capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
+        default="bleu",
+        metadata={
+            "help": "what tells how well the model handles an input, from the input's last visit: "
+            "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
+            "(which must lie in [0, 1]), or none: always K samples"
+        },
+    )
+    elimination_ratio: str = field(
+        default="0.3",
+        metadata={
+            "help": "beta in [0, 1]: share of the samples above k_min that is never drawn; auto: "
+            "samples in proportion to the spread of an input's rewards, at most K"
+        },
+    )
+    sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
+    )
+    min_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the most capable input"}
+    )
+    max_sample_temperature: float = field(
+        default=1.0, metadata={"help": "temperature of the least capable input"}
+    )
+    sample_max_len_a: float = field(
+        default=1.2,
+        metadata={"help": "samples end after at most a*x + b tokens, x the source's length"},
+    )
+    sample_max_len_b: int = field(default=10, metadata={"help": "see --sample-max-len-a"})
+    sample_min_len: int = field(
+        default=1, metadata={"help": "fewest tokens of a sample, EOS not counted"}
+    )
+    reward_references: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "splits whose inputs can have further references, such as train,valid: text "
+            "files DATA/SPLIT.SRC-TGT.TGT1, …TGT2, …, prepared as the target side, one line an "
+            "input, empty where it has none; see docs/rewards.md"
+        },
+    )
+    capability_store: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder of the capability store's files (default: --save-dir)"},
+    )
+    save_dir: Optional[str] = II("checkpoint.save_dir")
+
+
+@dataclass
+class PromptConfig(FairseqDataclass):
+    """Options of prompts and of what the reward sees of their continuations."""
+
+    prompt_tokens: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "the prompt is this many tokens at the beginning of each line, the rest of the "
+            "line is its reference (default: each line is a prompt as a whole, without reference)"
+        },
+    )
+    reward_text: ChoiceEnum(list(TEXTS)) = field(  # type: ignore[valid-type]
+        default="continuation",
+        metadata={
+            "help": "what the reward sees as hypothesis: the continuation alone, or the whole text "
+            "with its prompt; the source is the prompt, either way"
+        },
+    )
+    text_language: str = field(
+        default="en", metadata={"help": "language of the text, for --reward-detokenizer"}
+    )
+
+
+def elimination_ratio(cfg: SamplingConfig) -> Optional[float]:
+    """β of ``--elimination-ratio``; ``None`` where it is ``auto``.
+
+    Raises:
+        EsrlError: it is neither.
+    """
+    value = cfg.elimination_ratio  # a number where a program has set it
+    if value == AUTO:
+        return None
+    beta = number_or_nan(value)
+    if not 0 <= beta <= 1:
+        raise EsrlError(
+            f"--elimination-ratio is {value}, but must be {AUTO} or a number from 0 to 1"
+        )
+    return beta
+
+
+def fewest_samples(cfg: SamplingConfig) -> int:
+    """The fewest samples that an input can get."""
+    beta = elimination_ratio(cfg)
+    if cfg.capability == "none" or beta == 0:
+        return cfg.num_samples
+    if beta is not None:
+        return cfg.min_samples
+    least = shrunk_variance([0.0], [cfg.num_samples], 1.0)  # K equal rewards
+    return int(neyman_counts(least, 1.0, cfg.num_samples, cfg.min_samples)[0])
+
+
+def check_sampling_options(cfg: SamplingConfig) -> None:
+    """Refuse options that cannot work.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    temperature = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
+    limits: dict[str, tuple[float, float]] = {
+        "num_samples": (1, math.inf),
+        "min_samples": (0, cfg.num_samples),
+        "sample_max_len_a": (0, math.inf),
+        "sample_max_len_b": (0, math.inf),
+        "sample_min_len": (0, math.inf),
+    }
+    for name, (low, high) in limits.items():
+        value = getattr(cfg, name)
+        if not low <= value <= high:
+            upto = f"to {high:g}" if high < math.inf else "upwards"
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
+    if elimination_ratio(cfg) is None:
+        if cfg.capability == "none":
+            raise EsrlError(
+                f"--elimination-ratio {AUTO} has no effect with --capability none, which always "
+                "draws K samples: choose another capability, or leave out --elimination-ratio"
+            )
+        if cfg.min_samples == 0:
+            raise EsrlError(
+                f"--elimination-ratio {AUTO} never skips an input, but --min-samples is 0: it must "
+                "be at least 1"
+            )
+    for name in temperature:
+        if not 0 < getattr(cfg, name) < math.inf:
+            option = "--" + name.replace("_", "-")
+            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be a positive number")
+    if cfg.min_sample_temperature > cfg.max_sample_temperature:
+        raise EsrlError("--min-sample-temperature is above --max-sample-temperature: swap them")
