@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_lines import JOINED, MODEL, environment
+from fairseq.data import data_utils
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -53,6 +54,16 @@ mle = {{ group = "mle" }}
 esrl = ""
 broken = "--elimination-ratio 7"
 
+[experiments.few]
+title = "Few inputs"
+pairs = ["de-en"]
+seeds = [1]
+train_inputs = 40
+budget = {{ seconds = 0, updates = 3, checkpoints = 0 }}
+cost_only = true
+[experiments.few.methods]
+esrl = ""
+
 [experiments.size]
 title = "Sizes"
 pairs = ["de-en"]
@@ -65,7 +76,7 @@ esrl = ""
 
 
 PAGE = "Words.\n<!-- begin main -->\nold\n<!-- end main -->\nMore words.\n" + (
-    "<!-- begin size -->\n<!-- end size -->\nLast words.\n"
+    "<!-- begin size -->\n<!-- end size -->\n<!-- begin few -->\n<!-- end few -->\nLast words.\n"
 )
 
 
@@ -170,7 +181,7 @@ def test_a_crash_is_reported_and_the_others_go_on(story):
     assert status == 1
     assert "main/de-en/broken/1 FAILED: exit status 1; the last lines of" in printed
     assert "--elimination-ratio is 7, but must be auto or a number from 0 to 1" in printed
-    assert "1 of 4 failed" in printed
+    assert "1 of 5 failed" in printed
     for name in ("main/de-en/mle/1", "main/de-en/esrl/1", "size/de-en/esrl/1"):
         assert f"{name} is done" in printed
 
@@ -235,6 +246,21 @@ def test_cost_only(tiny):
     result = tiny.result("size/de-en/esrl/1")
     assert result["training"]["updates"] == 2 and "evaluation" not in result
     assert "--finetune-from-model" not in result["command"]
+
+
+def test_few_inputs(tiny, corpus):
+    """Training sees the first 40 alone; the rest of the data is as it was."""
+    assert tiny.result("few/de-en/esrl/1")["training"]["updates"] == 3
+    few = tiny.work / "data" / "de-en" / "40"
+    for language in ("de", "en"):
+        mine, all_of_it = (
+            data_utils.load_indexed_dataset(f"{data}/train.de-en.{language}", None)
+            for data in (few, corpus.data)
+        )
+        assert len(mine) == 40 < len(all_of_it)
+        assert all(torch.equal(mine[i].long(), all_of_it[i].long()) for i in range(40))
+    names = {path.name for path in Path(corpus.data).iterdir()}
+    assert names == {path.name for path in few.iterdir()}
 
 
 def test_finished_runs_are_skipped(tiny):

@@ -63,6 +63,7 @@ class Run:
     options: tuple[str, ...]
     budget: Budget
     cost_only: bool = False
+    train_inputs: int = 0
 
     @property
     def name(self) -> str:
@@ -71,13 +72,14 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on, except the pair's data and start."""
-        return {
+        settings = {
             "pair": self.pair,
             "seed": self.seed,
             "options": shlex.join(self.options),
             "budget": asdict(self.budget),
             "cost_only": self.cost_only,
         }
+        return settings | ({"train_inputs": self.train_inputs} if self.train_inputs else {})
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that one table compares."""
+    """Runs that one table compares; ``train_inputs``: on the first so many of training's alone."""
 
     name: str
     title: str
@@ -107,6 +109,7 @@ class Experiment:
     budget: Budget
     against: str | None
     cost_only: bool
+    train_inputs: int = 0
     methods: dict[str, Method] = field(default_factory=dict)
 
 
@@ -124,7 +127,16 @@ class Study:
         if found.same_as:
             other, method = found.same_as
             return self.run(other, pair, method, seed)
-        return Run(experiment, pair, method, seed, found.options, chosen.budget, chosen.cost_only)
+        return Run(
+            experiment,
+            pair,
+            method,
+            seed,
+            found.options,
+            chosen.budget,
+            chosen.cost_only,
+            chosen.train_inputs,
+        )
 
     def runs(self) -> list[Run]:
         """All runs, each once. The first seed of all methods comes first, then the second, …"""
@@ -247,5 +259,6 @@ def _check_same(study: Study, experiment: Experiment, method: Method) -> None:
     for mine, theirs in ((experiment.pairs, other.pairs), (experiment.seeds, other.seeds)):
         if not set(mine) <= set(theirs):
             raise StudyError(f"{about}, which does not have all its pairs and seeds")
-    if other.budget != experiment.budget:
-        raise StudyError(f"{about}, which has another budget")
+    for what in ("budget", "train_inputs"):
+        if getattr(other, what) != getattr(experiment, what):
+            raise StudyError(f"{about}, which has another {what}")

@@ -130,6 +130,13 @@ class Runner:
         result = {"settings": settings, "about": conditions(self.jobs), "evaluation": evaluation}
         write_json(folder / "result.json", result)
 
+    def prepare_subset(self, run: Run) -> None:
+        """Make the data of a run that does not train on all inputs."""
+        if run.train_inputs and not self.data(run).exists():
+            from subset import first_inputs  # imports fairseq, which few studies need here
+
+            first_inputs(self.pairs[run.pair].folder / "data-bin", run.train_inputs, self.data(run))
+
     # One run
 
     def folder(self, run: Run) -> Path:
@@ -177,13 +184,19 @@ class Runner:
         """Cost-only runs start from random weights."""
         pair, folder = self.pairs[run.pair], self.folder(run)
         command = [sys.executable, HERE / "train.py", *budget_options(run.budget)]
-        command += ["--report", folder / "train.json", pair.folder / "data-bin"]
+        command += ["--report", folder / "train.json", self.data(run)]
         command += ["--user-dir", ROOT / "esrl_fairseq", "--save-dir", folder / "train"]
         command += ["--source-lang", pair.pair.source, "--target-lang", pair.pair.target]
         if not run.cost_only:
             command += ["--finetune-from-model", pair.start]
         command += ["--seed", run.seed, *TRAIN_OPTIONS, *run.options]
         return [str(word) for word in command]
+
+    def data(self, run: Run) -> Path:
+        """Where the run's training data is, or is to be."""
+        if not run.train_inputs:
+            return self.pairs[run.pair].folder / "data-bin"
+        return self.work / "data" / run.pair / str(run.train_inputs)
 
     def evaluate_command(self, folder: Path, pair: PairFolder) -> list[str]:
         """Of a run's folder."""
@@ -390,6 +403,8 @@ async def run_study(options: argparse.Namespace) -> int:
     runner.lock = take_lock(work)
     for pair in dict.fromkeys(run.pair for run in runs):
         await runner.prepare(pair, options.redo)
+    for run in runs:
+        runner.prepare_subset(run)
 
     states = {run.name: runner.state(run) for run in runs}
     changed = [name for name, state in states.items() if state == "changed"]
