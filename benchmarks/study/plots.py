@@ -11,6 +11,9 @@ from typing import Any
 from plan import Experiment
 from results import BUDGETS, Results, mean_sd, score
 
+COLOURS = 10  # of matplotlib, after which they come again
+LINES = ("-", "--", ":", "-.")
+
 
 def picture(experiment: Experiment) -> str:
     """The file's name."""
@@ -38,7 +41,7 @@ def draw(results: Results, experiment: Experiment, pairs: Sequence[str], file: P
     scored = not experiment.cost_only
     columns = 3 if scored else 1
     figure, grid = pyplot.subplots(
-        len(pairs), columns, figsize=(5 * columns, 4 * len(pairs)), squeeze=False
+        len(pairs), columns, figsize=(5.5 * columns, 4 * len(pairs)), squeeze=False
     )
     for pair, panels in zip(pairs, grid, strict=True):
         if scored:
@@ -53,7 +56,7 @@ def draw(results: Results, experiment: Experiment, pairs: Sequence[str], file: P
 def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
     """Greedy BLEU on valid of each method, the mean over its seeds."""
     start = results.start(pair)
-    for method in experiment.methods:
+    for place, method in enumerate(experiment.methods):
         runs = results.of(experiment, pair, method)
         points = list(zip(*(run["evaluation"]["valid"] for run in runs), strict=False))
         seconds = [statistics.mean(state["seconds"] for state in states) for states in points]
@@ -62,9 +65,9 @@ def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any)
             seconds.insert(0, 0)
             bleu.insert(0, start["evaluation"]["results"]["time"]["valid_bleu"])
         if points:
-            panel.plot(seconds, bleu, label=method)
+            panel.plot(seconds, bleu, LINES[place // COLOURS], label=method)
     panel.set(title=pair, xlabel="CPU seconds of training", ylabel="BLEU on valid, greedy")
-    panel.legend(fontsize="x-small")
+    panel.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_scores(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:

@@ -150,12 +150,14 @@ def block(results: Results, experiment: Experiment, docs: Path) -> str:
 
 def score_rows(results: Results, experiment: Experiment, pair: str, budget: str) -> list[list[str]]:
     """Header and one row a method, the start first."""
-    own = ["updates", "s/update", "peak MB", "best after"] if budget == "time" else ["CPU s"]
+    timed = ["updates", "s/update", "peak MB", "best after", "valid"]
+    own = timed if budget == "time" else ["CPU s"]
     against = f"− {experiment.against}"
     scores = ["beam 5 BLEU", against, "p", "greedy BLEU", against, "p", "chrF2", "ratio"]
     rows = [["", "n", *own, *scores]]
     if start := results.start(pair):
-        rows.append(["start", "", *[""] * len(own), *score_cells([start], "time", {})])
+        cells = ["", "", "", "", valid([start])] if budget == "time" else [""]
+        rows.append(["start", "", *cells, *score_cells([start], "time", {})])
     for method, entry in experiment.methods.items():
         runs = results.shown(experiment, pair, method, budget)
         if budget == "updates" and entry.updates_of:
@@ -172,10 +174,16 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
         chosen = [run["evaluation"]["results"][budget] for run in runs]
         seconds = mean_of(chosen, "seconds", ",.0f")
         cells = [mean_of(training, "updates", ",.0f"), *cost_cells(training), f"{seconds} s"]
+        cells.append(valid(runs))
         name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
         own = cells if budget == "time" else [seconds]
         rows.append([name, str(len(runs)), *own, *score_cells(runs, budget, compared)])
     return rows
+
+
+def valid(runs: Sequence[Row]) -> str:
+    """Greedy BLEU on valid, by which the models under equal time were chosen."""
+    return with_sd([run["evaluation"]["results"]["time"]["valid_bleu"] for run in runs])
 
 
 def score_cells(runs: Sequence[Row], budget: str, compared: Row) -> list[str]:
