@@ -64,7 +64,7 @@ class EsrlCriterion(FairseqCriterion):
 
     def __init__(self, cfg: EsrlCriterionConfig, task: Any):
         super().__init__(task)
-        check_criterion_options(cfg)
+        check_criterion_options(cfg, getattr(task, "pretrained", ""))
         self.cfg = cfg
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another

@@ -100,7 +100,7 @@ def check_room(dataset: LanguagePairDataset, split: str, places: int, least: int
             raise EsrlError(
                 f"the {what} in line {line + 1} of {split} has {words} tokens, but the model reads "
                 f"at most {places}, with the start symbol and what it writes: shorten or leave out "
-                "such lines, or train a model with more --tokens-per-sample"
+                "such lines, or choose a model that reads more (fairseq's: --tokens-per-sample)"
             )
 
 
@@ -136,6 +136,8 @@ class PromptTask(LanguageModelingTask):
                 "--task esrl_translation"
             )
         self.places = int(model.max_positions())
+        self.pretrained = getattr(model, "pretrained", "")
+        self.word_decoder = getattr(model, "word_decoder", None)
         return model
 
     def load_dataset(
