@@ -1,9 +1,9 @@
 """Run fairseq's console scripts in test, without importing torch anew for every command.
 
 A server process imports what fairseq imports, and transformers if it is there (not this package),
-and computes nothing. Each command
-is a fork of it that executes the installed console script at the top level of the interpreter, so
-exit codes, tracebacks and signals are those of a process of its own, 5 s sooner.
+and computes nothing. Each command is a fork of it that executes the installed console script at the
+top level of the interpreter, so exit codes, tracebacks and signals are those of a process of its
+own, 5 s sooner.
 ``Commands(..., fresh=True)`` starts an ordinary process instead.
 """
 

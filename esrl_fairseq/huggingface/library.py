@@ -73,7 +73,10 @@ def load_model(where: str, attention: str | None = None) -> Any:
     """
     library = transformers()
     name, file = locate(where)
-    chosen = {} if attention is None else {"attn_implementation": attention}
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if file and hasattr(library, "GgufConfig"):
+        # Without it, versions that know it may leave weights packed, which cannot be trained.
+        chosen["quantization_config"] = library.GgufConfig(dequantize=True)
     with _loading("model", where):
         model, about = library.AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **file, **chosen
@@ -95,9 +98,6 @@ def load_model(where: str, attention: str | None = None) -> Any:
             f"the model of {where} has no end-of-text token, so that no sample would end: set "
             "eos_token_id in its config.json"
         )
-    if file:
-        # The weights were unpacked; what is saved must not ask for the file again.
-        vars(model.config).pop("quantization_config", None)
     return model
 
 

@@ -77,6 +77,7 @@ class HfDecoder(FairseqIncrementalDecoder):
         self.model = model
         self.first = dictionary.nspecial
         self.ends = library.end_tokens(model)
+        self.never = [self.first + end for end in self.ends]
         special = torch.empty(self.first, dtype=torch.long)
         special[dictionary.bos()] = library.start_token(model)
         special[dictionary.eos()] = self.ends[0]
@@ -127,11 +128,11 @@ class HfDecoder(FairseqIncrementalDecoder):
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Scores ``[…, words]`` of states ``[…, width]``."""
         logits = self.model.get_output_embeddings()(features)
-        never = max(FORBIDDEN, torch.finfo(logits.dtype).min)
-        special = logits.new_full((*logits.shape[:-1], self.first), never)
+        forbidden = max(FORBIDDEN, torch.finfo(logits.dtype).min)
+        special = logits.new_full((*logits.shape[:-1], self.first), forbidden)
         special[..., self.dictionary.eos()] = logits[..., self.ends].logsumexp(-1)
         scores = torch.cat([special, logits], dim=-1)
-        scores[..., [self.first + end for end in self.ends]] = never
+        scores[..., self.never] = forbidden
         return scores
 
     def reorder_incremental_state(
@@ -201,6 +202,11 @@ class HfCausalLM(FairseqLanguageModel):
                     f"{library.start_token(inner)}): add --add-bos-token"
                 )
         return model
+
+    @property
+    def never(self) -> list[int]:
+        """Words of the dictionary without probability, since fairseq's EOS has theirs."""
+        return self.decoder.never
 
     @property
     def pretrained(self) -> str:
