@@ -457,7 +457,7 @@ class TestWords:
             words.chat("a")
 
     def test_data(self, folders, tmp_path):
-        (tmp_path / "train").write_text("a b\n\nd\u2028c\r\n<s> b", encoding="utf-8")
+        (tmp_path / "train").write_text("a b\n\nd\rc\r\n<s> b", encoding="utf-8")
         out = tmp_path / "out"
         write_data(folders["llama"], [tmp_path / "train"], out, chat=False)
         assert (out / "train").read_text() == "3 4\n\n7 5\n4\n"
@@ -472,6 +472,15 @@ class TestWords:
         ]:
             with pytest.raises(EsrlError, match=message):
                 write_data(folders["llama"], files, out, chat=False)
+
+    def test_more_words_than_the_tokenizer_uses(self, tmp_path):
+        """As in models whose vocabulary was rounded up: the model scores them all."""
+        folder = save(tmp_path / "model", vocab_size=11)
+        (tmp_path / "train").write_text("a\n")
+        write_data(folder, [tmp_path / "train"], tmp_path / "out", chat=False)
+        dictionary = type(DICTIONARY).load(str(tmp_path / "out" / "dict.txt"))
+        HfCausalLM(HfCausalLMConfig(hf_model=folder), dictionary)
+        assert len(dictionary) == 4 + 11
 
     def test_export(self, folders, tmp_path):
         """The weights of a checkpoint, which transformers then loads with the tokenizer."""

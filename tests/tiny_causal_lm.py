@@ -20,12 +20,12 @@ POSITIONS = 32
 
 def save(folder, kind="llama", seed=1, tokenizer=True, **options):
     """A model and its tokenizer in `folder`, whose path is returned as text."""
-    config = transformers.AutoConfig.for_model(
-        kind, vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+    defaults = dict(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4, intermediate_size=16, initializer_range=0.5,
         max_position_embeddings=POSITIONS, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=None,
-        **options,
     )  # fmt: skip
+    config = transformers.AutoConfig.for_model(kind, **{**defaults, **options})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
