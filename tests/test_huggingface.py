@@ -548,6 +548,12 @@ class TestRefusals:
         with pytest.raises(EsrlError, match=r"the model of .*x\.gguf cannot be loaded"):
             build(str(tmp_path / "x.gguf"))
 
+    def test_attention(self, folders):
+        model = build(folders["llama"], hf_attention="eager").decoder.model
+        assert model.config._attn_implementation == "eager"
+        with pytest.raises(EsrlError, match="the model of .* cannot be loaded .*gone"):
+            build(folders["llama"], hf_attention="gone")
+
     def test_no_library(self, folders, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         with pytest.raises(EsrlError, match=r"pip install esrl_fairseq\[hf\]"):
