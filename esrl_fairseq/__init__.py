@@ -1,8 +1,9 @@
 """ESRL for fairseq: ``fairseq-train --user-dir esrl_fairseq --criterion esrl``.
 
 Importing this package registers the criterion ``esrl`` and the tasks ``esrl_translation`` and
-``esrl_language_modeling``, and for
-reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model``.
+``esrl_language_modeling``, for
+reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model``, and for models
+of Hugging Face ``--arch hf_causal_lm`` and ``--bpe hf_tokenizer``.
 """
 
 from esrl_fairseq import compat
@@ -11,6 +12,7 @@ compat.apply()
 
 from esrl_fairseq import (  # noqa: E402,F401  (registration)
     criterion,
+    huggingface,
     language_task,
     preference,
     reward_task,

@@ -10,6 +10,7 @@ import argparse
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks.translation import TranslationConfig
 
+from esrl_fairseq.huggingface.model import HfCausalLMConfig
 from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 
@@ -26,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         "criterion esrl": EsrlCriterionConfig(),
         "task esrl_translation": SamplingConfig(),
         "task esrl_language_modeling, further": PromptConfig(),
+        "model hf_causal_lm (--arch), a causal LM of Hugging Face": HfCausalLMConfig(),
         "task esrl_translation, as fairseq's translation": TranslationConfig(),
     }
     for name, config in groups.items():

@@ -55,7 +55,7 @@ def check_kl_options(weight: float, target: float | None, reference: str) -> Non
     """Refuse settings of the KL penalty that cannot work.
 
     Args:
-        reference: file of the frozen model, empty if none is known.
+        reference: where the frozen model is, empty if none is known.
 
     Raises:
         EsrlError: naming the option, its value and what is allowed.

@@ -56,7 +56,7 @@ class EsrlCriterion(FairseqCriterion):
 
     def __init__(self, cfg: EsrlCriterionConfig, task: Any):
         super().__init__(task)
-        check_criterion_options(cfg)
+        check_criterion_options(cfg, getattr(task, "pretrained", ""))
         self.cfg = cfg
         self.pad = task.target_dictionary.pad()
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha

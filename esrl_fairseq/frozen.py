@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenModel:
-    """A checkpoint's model in eval mode, loaded when it is first asked for; used without gradients.
+    """The model of a checkpoint, or the one that the run's model was before any training, in eval
+    mode; loaded when it is first asked for, used without gradients.
 
     It is neither a module nor a part of one: fairseq gives it neither to the optimizer nor to
     distributed wrappers nor to checkpoints. A resumed run reads the file again; the fingerprint
@@ -27,7 +28,8 @@ class FrozenModel:
     would be a KL above 0 between equal models.
 
     Args:
-        path: of a fairseq checkpoint whose model has the dictionaries of ``task``.
+        path: of a fairseq checkpoint whose model has the dictionaries of ``task``; empty for what
+            the run's model was before any training, which that has to know (``as_pretrained``).
         task: builds the model.
     """
 
@@ -44,12 +46,13 @@ class FrozenModel:
             EsrlError: the file cannot be loaded, or does not fit the data.
         """
         if self.model is None:
-            frozen = load_model(self.path, self.task)
+            frozen = load_model(self.path, self.task) if self.path else model.as_pretrained()
             self.fingerprint = fingerprint(frozen)
             parameter = next(model.parameters())
             frozen.to(device=parameter.device, dtype=parameter.dtype)
             self.model = frozen.eval()
-            logger.info("the KL penalty is measured from the model in %s", self.path)
+            where = self.path or model.pretrained
+            logger.info("the KL penalty is measured from the model in %s", where)
         return self.model
 
 

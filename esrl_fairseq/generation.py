@@ -226,7 +226,9 @@ class RowSampler(SequenceGenerator):
         steps = decoding_steps(self.model.single_model, encoder_out, inputs, rows, room)
         with steps.running():
             for step in range(length):
-                output, chosen = steps(previous), tokens[live, step]
+                if step >= shortest or not steps.reads_ahead:
+                    output = steps(previous)
+                chosen = tokens[live, step]
                 drawn = step - given  # by each branch; below 0 while it reads its prompt
                 if step >= shortest:
                     own = self._choose(

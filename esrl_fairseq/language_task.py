@@ -10,7 +10,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig
 from omegaconf import II
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.prompts import PromptTask, check_room
+from esrl_fairseq.prompts import PromptTask, check_references, check_room
 from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 from esrl_fairseq.task import SamplingTask
 
@@ -93,6 +93,7 @@ class EsrlLanguageModelingTask(SamplingTask, PromptTask):
         if self.trained_by_reward:
             least = max(self.cfg.sample_min_len, 1)
             check_room(self.datasets[split], split, self.places, least)
+            check_references(self.datasets[split], split, self.never)
 
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search finds for each prompt, which is not among them.

@@ -187,7 +187,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "checkpoint of the frozen model (default: that of --finetune-from-model, or of "
-            "--restore-file where it is given)"
+            "--restore-file where it is given, otherwise --hf-model)"
         },
     )
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
@@ -239,8 +239,11 @@ def kl_reference_file(cfg: EsrlCriterionConfig) -> str:
     return cfg.kl_reference or cfg.finetune_from_model or restored
 
 
-def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
+def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> None:
     """Refuse options that cannot work.
+
+    Args:
+        pretrained: what the model was before any training, if it can be had again.
 
     Raises:
         EsrlError: naming the option, its value and what is allowed.
@@ -262,5 +265,5 @@ def check_criterion_options(cfg: EsrlCriterionConfig) -> None:
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:
         raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
-    check_kl_options(cfg.kl_weight, cfg.kl_target, kl_reference_file(cfg))
+    check_kl_options(cfg.kl_weight, cfg.kl_target, kl_reference_file(cfg) or pretrained)
     check_controls(cfg)

@@ -100,7 +100,27 @@ def check_room(dataset: LanguagePairDataset, split: str, places: int, least: int
             raise EsrlError(
                 f"the {what} in line {line + 1} of {split} has {words} tokens, but the model reads "
                 f"at most {places}, with the start symbol and what it writes: shorten or leave out "
-                "such lines, or train a model with more --tokens-per-sample"
+                "such lines, or choose a model that reads more (fairseq's: --tokens-per-sample)"
+            )
+
+
+def check_references(dataset: LanguagePairDataset, split: str, never: set[int]) -> None:
+    """Refuse references with words that the model gives no probability.
+
+    Args:
+        dataset: see :func:`prompt_dataset`.
+        never: ids of these words.
+
+    Raises:
+        EsrlError: naming the first such line (counted from 1).
+    """
+    if dataset.tgt is None or not never:
+        return
+    for line in range(len(dataset.tgt)):
+        if not never.isdisjoint(dataset.tgt[line].tolist()):
+            raise EsrlError(
+                f"the reference in line {line + 1} of {split} has a token that ends texts of this "
+                "model, before its end: leave out such lines, or --prompt-tokens"
             )
 
 
@@ -136,6 +156,9 @@ class PromptTask(LanguageModelingTask):
                 "--task esrl_translation"
             )
         self.places = int(model.max_positions())
+        self.never = set(getattr(model, "never", ()))
+        self.pretrained = getattr(model, "pretrained", "")
+        self.word_decoder = getattr(model, "word_decoder", None)
         return model
 
     def load_dataset(

@@ -46,7 +46,8 @@ class Scorer:
 
     Args:
         reward: what to score with.
-        task: a fairseq task with source and target dictionary.
+        task: a fairseq task with source and target dictionary; where its ``word_decoder`` is not
+            None, words are turned into text by that first.
         post_process: as ``--post-process`` of ``fairseq-generate``; ``None`` leaves BPE joints in.
         detokenizer: a fairseq tokenizer (``moses``, ``space``, …) that undoes tokenisation, or
             ``None`` for the tokenised text.
@@ -71,11 +72,12 @@ class Scorer:
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
         self.strip_ids = {self.tgt_dict.eos()}
-        self.source_decode = self.target_decode = None
+        to_text = getattr(task, "word_decoder", None)
+        self.source_decode = self.target_decode = None if to_text is None else to_text()
         if detokenizer is not None:
             source, target = task.languages
-            self.source_decode = build_detokenizer(detokenizer, source)
-            self.target_decode = build_detokenizer(detokenizer, target)
+            self.source_decode = _chain(self.source_decode, build_detokenizer(detokenizer, source))
+            self.target_decode = _chain(self.target_decode, build_detokenizer(detokenizer, target))
 
     def hypotheses(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """Texts of rows of token ids, padding allowed."""
@@ -162,6 +164,10 @@ class Scorer:
             words=sum(len(text.split()) for text in hypotheses),
             reference_words=sum(lengths[i] for i in row_input) if lengths else 0,
         )
+
+
+def _chain(first: Decode | None, then: Decode) -> Decode:
+    return then if first is None else lambda words: then(first(words))
 
 
 def build_detokenizer(name: str, lang: str) -> Decode:

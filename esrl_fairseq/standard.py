@@ -163,8 +163,12 @@ class _SamplingPass:
 
 
 def check_cache_has_graph(decoder: nn.Module) -> None:
-    """Refuse layers that fairseq computes again in backward: what they cache has no gradient."""
-    if any(hasattr(module, "precheckpoint_forward") for module in decoder.modules()):
+    """Refuse layers that are computed again in backward: what they cache has no gradient."""
+    checkpointed = (
+        hasattr(module, "precheckpoint_forward") or getattr(module, "gradient_checkpointing", False)
+        for module in decoder.modules()
+    )
+    if any(checkpointed):
         raise EsrlError(
             "--sampling standard needs the gradient of the decoder's cached states, which "
             "--checkpoint-activations (or --offload-activations) takes away: leave that out, or "

@@ -25,8 +25,12 @@ from esrl_fairseq.conditioning import reorder_encoder_out
 def decoding_steps(
     model: Any, encoder_out: Any, input_index: Tensor, most_rows: int, room: int
 ) -> DecoderSteps:
-    """The cheapest steps that ``model.decoder`` allows; for the arguments see DecoderSteps."""
-    kind = TransformerSteps if TransformerSteps.fits(model.decoder) else DecoderSteps
+    """The cheapest steps that ``model.decoder`` allows; for the arguments see DecoderSteps.
+
+    A decoder can have ``steps`` of its own.
+    """
+    general = TransformerSteps if TransformerSteps.fits(model.decoder) else DecoderSteps
+    kind: type[DecoderSteps] = getattr(model.decoder, "steps", general)
     return kind(model, encoder_out, input_index, most_rows, room)
 
 
@@ -40,6 +44,9 @@ class DecoderSteps:
         most_rows: that there will ever be.
         room: steps that caches have room for at first; they grow.
     """
+
+    reads_ahead = False
+    """Whether a step also takes those before it that were left out."""
 
     def __init__(
         self,

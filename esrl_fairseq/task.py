@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from fairseq import utils
@@ -30,6 +30,7 @@ from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.references import reference_files, with_references
 from esrl_fairseq.sampling_options import SamplingConfig, check_sampling_options, elimination_ratio
 from esrl_fairseq.state import RLState
+from esrl_fairseq.text import Decode
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ class SamplingTask(SameBatches):
     """Splits whose inputs can have further references."""
     mend_references = WITH_TARGETS  # what to do about data without references, for messages
     mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
+    pretrained = ""  # what the model was before any training here, if it can be had again
+    word_decoder: Optional[Callable[[], Decode]] = None
+    """Loads what turns the data's words into text, where the model has it."""
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
 
     def start_sampling(self, options: SamplingConfig) -> None:

@@ -1,8 +1,9 @@
 """Run fairseq's console scripts in test, without importing torch anew for every command.
 
-A server process imports what fairseq imports (not this package) and computes nothing. Each command
-is a fork of it that executes the installed console script at the top level of the interpreter, so
-exit codes, tracebacks and signals are those of a process of its own, 5 s sooner.
+A server process imports what fairseq imports, and transformers if it is there (not this package),
+and computes nothing. Each command is a fork of it that executes the installed console script at the
+top level of the interpreter, so exit codes, tracebacks and signals are those of a process of its
+own, 5 s sooner.
 ``Commands(..., fresh=True)`` starts an ordinary process instead.
 """
 
@@ -21,6 +22,10 @@ TIMEOUT = 180
 SERVER = """
 import json, logging, os, sys, time
 import fairseq, fairseq.trainer, fairseq.sequence_generator, sacrebleu, sacremoses, torch._dynamo
+try:
+    from transformers import AutoTokenizer, LlamaForCausalLM
+except ImportError:
+    pass  # the extra hf is not installed
 logging.root.handlers.clear()  # every script sets up its own
 for line in sys.stdin:
     job = json.loads(line)

@@ -252,6 +252,23 @@ def test_rouge_table(tmp_path):
     assert "RLsum" in result.stdout and "by R1" not in result.stdout
 
 
+def test_rlhf_llama_data(tmp_path):
+    rows = [{"instruction": f"Do {i} .", "input": "" if i % 2 else "a\nb"} for i in range(1300)]
+    rows += [rows[0], {"instruction": "long " * 201, "input": ""}]
+    (tmp_path / "alpaca_data.json").write_text(json.dumps(rows))
+    result = run("rlhf_llama/prepare.py", tmp_path, tmp_path / "clean")
+    assert result.returncode == 0, result.stderr
+    found = [lines_of(tmp_path / "clean" / split) for split in ("train", "valid", "test")]
+    assert list(map(len, found)) == [100, 200, 1000]
+    assert "Do 0 . a b" in sum(found, []) and len(set(sum(found, []))) == 1300
+
+
+def test_bash_reads_every_recipe():
+    for path in [RECIPES / "lib.sh", *RECIPES.glob("*/run.sh")]:
+        result = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not here")
 def test_shellcheck():
     files = [str(path) for path in RECIPES.glob("*/run.sh")]

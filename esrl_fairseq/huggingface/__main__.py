@@ -1,0 +1,115 @@
+"""``python -m esrl_fairseq.huggingface``: text to data for ``--arch hf_causal_lm``, and models
+back to Hugging Face folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.huggingface import library
+from esrl_fairseq.huggingface.words import Words, make_dictionary
+
+WEIGHTS = "decoder.model."
+"""What fairseq's checkpoints put before the names of the model's own weights."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m esrl_fairseq.huggingface")
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser(
+        "data", help="text files to files of tokens and their dict.txt, for fairseq-preprocess"
+    )
+    data.add_argument("--hf-model", required=True, help="a folder, a GGUF file or a hub name")
+    data.add_argument("--out", type=Path, required=True, help="folder of the results")
+    data.add_argument(
+        "--chat", action="store_true", help="each line is what a user says, and asks for an answer"
+    )
+    data.add_argument("files", type=Path, nargs="+", help="texts, a prompt a line")
+    export = commands.add_parser("export", help="a trained model as a Hugging Face folder")
+    export.add_argument("--checkpoint", help="of fairseq; without one, the model as it was")
+    export.add_argument("--hf-model", help="default: that of the checkpoint's training")
+    export.add_argument("--out", type=Path, required=True, help="folder of the result")
+    return parser
+
+
+def write_data(where: str, files: list[Path], out: Path, chat: bool) -> None:
+    """Write ``dict.txt`` and for each file one of the same name, its lines as words.
+
+    Raises:
+        EsrlError: a file is missing, or two have one name.
+    """
+    names = [file.name for file in files]
+    for file in files:
+        if not file.is_file():
+            raise EsrlError(f"there is no file {file}")
+        if names.count(file.name) > 1 or file.name == "dict.txt":
+            raise EsrlError(f"{file} cannot be written to {out / file.name}: rename it")
+        if (out / file.name).resolve() == file.resolve():
+            raise EsrlError(f"{file} would be written over itself: choose another --out")
+    words = Words(where)
+    out.mkdir(parents=True, exist_ok=True)
+    make_dictionary(library.vocabulary_size(where)).save(str(out / "dict.txt"))
+    for file in files:
+        convert = words.chat if chat else words.encode
+        with open(file, encoding="utf-8", newline="\n") as text:
+            lines = [convert(line.rstrip("\r\n")) + "\n" for line in text]
+        (out / file.name).write_text("".join(lines), encoding="utf-8")
+
+
+def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
+    """Write the model at ``where``, with the weights of ``checkpoint``, and its tokenizer.
+
+    Raises:
+        EsrlError: the checkpoint is none of ``--arch hf_causal_lm``, or ``out`` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EsrlError(f"{out} is not an empty folder: choose another --out")
+    state: dict[str, Any] = {}
+    if checkpoint is not None:
+        state, trained_from = read_checkpoint(checkpoint)
+        where = where or trained_from
+    if not where:
+        raise EsrlError("give --checkpoint, --hf-model or both")
+    model = library.load_model(where)
+    if state:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise EsrlError(
+                f"{checkpoint} was trained from another model than {where}: give its --hf-model"
+            ) from error
+    model.save_pretrained(out)
+    library.load_tokenizer(where).save_pretrained(out)
+
+
+def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
+    """The model's own weights by their names, and the model that training started from.
+
+    Raises:
+        EsrlError: it is no checkpoint of ``--arch hf_causal_lm``.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        where = str(found["cfg"]["model"]["hf_model"])
+    except Exception as error:  # whatever a file that is no checkpoint leads to
+        raise EsrlError(
+            f"{path} cannot be read as a checkpoint of --arch hf_causal_lm "
+            f"({type(error).__name__}): give one of fairseq-train"
+        ) from error
+    return {name[len(WEIGHTS) :]: x for name, x in found["model"].items()}, where
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    if arguments.command == "data":
+        write_data(arguments.hf_model, arguments.files, arguments.out, arguments.chat)
+    else:
+        export_model(arguments.checkpoint, arguments.hf_model, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What is loaded by transformers, with one sentence where that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from esrl_fairseq.errors import EsrlError
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose logits are a projection of the last layer's states, and nothing beside."""
+
+
+def transformers() -> Any:
+    """The library.
+
+    Raises:
+        EsrlError: it cannot be imported, for whatever reason: libraries that do not fit together
+            raise all kinds of errors.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except Exception as error:
+        raise EsrlError(
+            f"models of Hugging Face need transformers, which cannot be imported ({error}): "
+            "pip install esrl_fairseq[hf]"
+        ) from error
+
+
+def locate(where: str) -> tuple[str, dict[str, str]]:
+    """Folder or name, and further arguments of ``from_pretrained``: where a GGUF file is named,
+    its folder and the file."""
+    if where.endswith(".gguf"):
+        folder, file = os.path.split(where)
+        return folder or ".", {"gguf_file": file}
+    return where, {}
+
+
+@contextlib.contextmanager
+def _loading(what: str, where: str) -> Iterator[None]:
+    """Around the code that loads; draws no random numbers."""
+    if where.endswith(".gguf") and os.path.isdir(os.path.dirname(where) or "."):
+        if not os.path.isfile(where):
+            raise EsrlError(f"there is no file {where}: give the path of a GGUF file")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except Exception as error:  # whatever libraries and files lead to
+        why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
+        raise EsrlError(
+            f"the {what} of {where} cannot be loaded by transformers ({type(error).__name__}: "
+            f"{why}): give the folder, GGUF file or hub name of a causal LM; without network, "
+            "download it before"
+        ) from error
+
+
+def load_model(where: str, attention: str | None = None) -> Any:
+    """The causal LM at ``where``, in float32 on the CPU; draws no random numbers.
+
+    Args:
+        where: a folder, a GGUF file or a hub name.
+        attention: transformers' ``attn_implementation``; None leaves it the choice.
+
+    Raises:
+        EsrlError: it cannot be loaded, or is of another kind.
+    """
+    library = transformers()
+    name, file = locate(where)
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if file and hasattr(library, "GgufConfig"):
+        # Without it, versions that know it may leave weights packed, which cannot be trained.
+        chosen["quantization_config"] = library.GgufConfig(dequantize=True)
+    with _loading("model", where):
+        model, about = library.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **file, **chosen
+        )
+    kind = model.config.model_type
+    if kind not in KINDS:
+        raise EsrlError(
+            f"the model of {where} is of the kind {kind}, but --arch hf_causal_lm takes "
+            f"{', '.join(KINDS)} only"
+        )
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise EsrlError(
+            f"the model of {where} has no weights {textwrap.shorten(', '.join(missing), 200)}: "
+            "choose a complete one"
+        )
+    if not end_tokens(model):
+        raise EsrlError(
+            f"the model of {where} has no end-of-text token, so that no sample would end: set "
+            "eos_token_id in its config.json"
+        )
+    return model
+
+
+def checkpoint_layers(model: Any) -> None:
+    """In training mode, have the layers of ``model`` computed again in the backward pass."""
+    # transformers 5 has both names, and 6 the first alone.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def end_tokens(model: Any) -> list[int]:
+    """Ids that end a text; empty if there are none."""
+    for config in (model.generation_config, model.config):
+        found = config.eos_token_id
+        if found is not None:
+            return [found] if isinstance(found, int) else list(found)
+    return []
+
+
+def start_token(model: Any) -> int:
+    """Id that begins a text: that of models without one is what ends the text before."""
+    found = model.config.bos_token_id
+    return end_tokens(model)[0] if found is None else int(found)
+
+
+@functools.cache
+def load_tokenizer(where: str) -> Any:
+    """The tokenizer beside the model at ``where``, loaded once.
+
+    Raises:
+        EsrlError: it cannot be loaded.
+    """
+    name, file = locate(where)
+    library = transformers()
+    with _loading("tokenizer", where):
+        return library.AutoTokenizer.from_pretrained(name, **file)
+
+
+def vocabulary_size(where: str) -> int:
+    """Words that the model at ``where`` scores, of which its tokenizer may use fewer.
+
+    Raises:
+        EsrlError: its configuration cannot be loaded.
+    """
+    name, file = locate(where)
+    library = transformers()
+    with _loading("configuration", where):
+        return int(library.AutoConfig.from_pretrained(name, **file).vocab_size)

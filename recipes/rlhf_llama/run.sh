@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# RLHF of a LLaMA with 7 billion parameters, the paper's largest experiment: instructions of Alpaca,
+# one sample a prompt, a reward model of Hugging Face.
+#
+# Tested:  NOT RUN. Model, data and commands are tested with tiny models, and with one of 135 million
+#          parameters (tests/test_cli_huggingface.py); memory, time and these settings are not
+# Needs:   make env; pip install 'transformers>=4.57'; a GPU: weights, gradients and Adam's state of 7
+#          billion parameters and the frozen model are about 100 GB; the internet, or a folder with
+#          alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
+# Launch:  LLAMA=FOLDER_OR_NAME recipes/rlhf_llama/run.sh
+#          LLAMA is a chat model that was trained on instructions; the paper trains LLaMA-7B on
+#          Alpaca's answers first
+# Options: environment variables, see recipes/README.md; here also REWARD_MODEL, KL_WEIGHT
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+recipe rlhf_llama prompt answer
+need transformers 'transformers>=4.57'
+[[ -n ${LLAMA:-} ]] || die "set LLAMA to the folder or hub name of a chat model of the LLaMA kind"
+
+URL=https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main
+REWARD_MODEL=${REWARD_MODEL:-OpenAssistant/reward-model-deberta-v3-large-v2}
+KL_WEIGHT=${KL_WEIGHT:-0.01}
+
+fetch_data() {
+    fetch_urls "$URL" alpaca_data.json
+    python "$RECIPES/rlhf_llama/prepare.py" raw clean
+}
+
+binarize_ids() {
+    rm -rf ids data-bin
+    PYTHONPATH=$REPO python -m esrl_fairseq.huggingface data --hf-model "$LLAMA" --out ids --chat \
+        clean/{train,valid,test}
+    fairseq-preprocess --only-source --srcdict ids/dict.txt --destdir data-bin \
+        --trainpref ids/train --validpref ids/valid --testpref ids/test
+}
+
+policy() {
+    fairseq-train data-bin --user-dir "$USER_DIR" --save-dir "$ESRL_RUN" --seed "$SEED" \
+        --task esrl_language_modeling --criterion esrl --add-bos-token \
+        --no-epoch-checkpoints "${WHOLE[@]}" --log-format simple --log-interval 10 "$@"
+}
+
+export_policy() {
+    PYTHONPATH=$REPO python -m esrl_fairseq.huggingface export \
+        --checkpoint "$ESRL_RUN/checkpoint_last.pt" --out "$ESRL_RUN-hf"
+}
+
+MODEL=(--arch hf_causal_lm --hf-model "$LLAMA")
+# K = 1, so that the loss is REINFORCE; half of the visits, those to capable prompts, draw nothing.
+ESRL=(
+    --num-samples 1 --min-samples 0 --elimination-ratio 0.5 --capability reward
+    --reward hf-reward --reward-model "$REWARD_MODEL" --kl-weight "$KL_WEIGHT"
+    --sample-max-len-b 256 --max-sampled-tokens 4096
+    --memory-efficient-bf16 --optimizer adam --adam-betas "(0.9, 0.95)" --clip-norm 1.0
+    --lr 1e-6 --lr-scheduler inverse_sqrt --warmup-updates 20
+    --batch-size 32 --update-freq 2 --max-epoch 2
+    --valid-beam 0 --best-checkpoint-metric reward --maximize-best-checkpoint-metric
+    --save-interval-updates 200 --keep-interval-updates 1
+)
+
+step fetch "" fetch_data
+step binarize "$LLAMA" binarize_ids
+step "$ESRL_RUN" "$SEED ${MODEL[*]} ${ESRL[*]} ${ESRL_EXTRA[*]}" \
+    policy "${MODEL[@]}" "${ESRL[@]}" "${ESRL_EXTRA[@]}"
+step "export-$ESRL_RUN" "" export_policy
+printf '[%5d s] done; the policy is %s\n' "$SECONDS" "$WORK/$ESRL_RUN-hf"
