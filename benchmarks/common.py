@@ -117,7 +117,10 @@ def seconds_now(device: str) -> float:
 
 
 def interleave(
-    cases: dict[Any, Callable[[], Row]], rounds: int, warmups: int = 1
+    cases: dict[Any, Callable[[], Row]],
+    rounds: int,
+    warmups: int = 1,
+    after_round: Callable[[dict[Any, list[Row]]], None] | None = None,
 ) -> dict[Any, list[Row]]:
     """Run every case once a round, so that what slows the machine for a while meets all alike.
 
@@ -125,6 +128,7 @@ def interleave(
         cases: what to measure; each call returns numbers by name.
         rounds: results to keep of each case.
         warmups: rounds before them.
+        after_round: gets the results so far.
 
     Returns:
         The results by case, in order of the rounds. A case that raises is not run again; its only
@@ -142,7 +146,9 @@ def interleave(
             elif number >= warmups:
                 results[name].append(result)
             gc.collect()
-    results.update({name: [{"reason": reason}] for name, reason in reasons.items()})
+        results.update({name: [{"reason": reason}] for name, reason in reasons.items()})
+        if after_round and number >= warmups:
+            after_round(results)
     return results
 
 
@@ -261,8 +267,13 @@ def _reset_high_water_mark() -> bool:
 
 
 def finish(rows: list[Row], head: Row, columns: Sequence[str], json_file: str | None) -> None:
-    """Print the table and write the rows, each with the header's entries."""
+    """Print the table and write the rows."""
     print_table(rows, columns)
+    save(rows, head, json_file)
+
+
+def save(rows: list[Row], head: Row, json_file: str | None) -> None:
+    """Write the rows so far, each with the header's entries: what is measured is not lost."""
     if json_file:
         lines = ",\n".join(json.dumps({**row, **head}) for row in rows)
         Path(json_file).write_text(f"[\n{lines}\n]\n")

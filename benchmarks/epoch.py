@@ -43,6 +43,7 @@ def main() -> None:
     for work in workloads(options, options.batches):
         for k in options.k:
             rows += measure(work, k, options)
+            common.save(rows, head, options.json)
     common.finish(rows, head, COLUMNS, options.json)
 
 

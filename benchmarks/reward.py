@@ -51,6 +51,7 @@ def main() -> None:
             for name in options.rewards:
                 for setting in settings(name, options):
                     rows.append(on_pairs(name, setting, k, pairs, options.rounds))
+                    common.save(rows, head, options.json)
             rows.append(in_update(work, k, options))
     common.finish(rows, head, COLUMNS, options.json)
 

@@ -53,6 +53,7 @@ def main() -> None:
     for params in ["checkpoint"] if options.checkpoint else options.params:
         for k in options.k:
             rows += measure(params, k, options)
+            common.save(rows, head, options.json)
     common.finish(rows, head, COLUMNS, options.json)
 
 

@@ -39,7 +39,12 @@ def main() -> None:
         case: lambda case=case: common.child(case, options)
         for case in itertools.product(sizes, options.lengths, options.k, options.methods)
     }
-    results = common.interleave(cases, options.rounds, warmups=0)
+    results = common.interleave(
+        cases,
+        options.rounds,
+        warmups=0,
+        after_round=lambda results: common.save(table(results), head, options.json),
+    )
     common.finish(table(results), head, COLUMNS, options.json)
 
 

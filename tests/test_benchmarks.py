@@ -48,6 +48,16 @@ def test_stage_one(tmp_path):
             assert row["tokens"] == 3 * row["k"] * 5  # inputs, samples, words and EOS
 
 
+def test_what_is_measured_is_kept_after_every_round():
+    code = (
+        "import common, json; cases = {'good': lambda: {'x': 1}, 'bad': lambda: 1 / 0}; kept = []; "
+        "keep = lambda found: kept.append({name: len(rows) for name, rows in found.items()}); "
+        "common.interleave(cases, 2, after_round=keep); print(json.dumps(kept))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True)
+    assert json.loads(done.stdout) == [{"good": 1, "bad": 1}, {"good": 2, "bad": 1}], done.stderr
+
+
 def test_update(tmp_path):
     """Each method draws as much; the peak is that of a process of its own."""
     rows = rows_of(tmp_path, "update.py", "--k", "2", "--methods", "two_stage", "fairseq_mrt")
