@@ -271,8 +271,9 @@ def test_criterion_passes_its_options_to_bleu(name):
     signature = criterion.scorer.reward.signature()
     assert "tok:none|smooth:floor" in signature
     # Capability is sentence BLEU whatever the reward is.
-    assert criterion.capability_scorer.reward.name == "bleu"
-    assert "tok:none|smooth:floor" in criterion.capability_scorer.reward.signature()
+    capability = criterion.observer.scorer or criterion.scorer
+    assert capability.reward.name == "bleu"
+    assert "tok:none|smooth:floor" in capability.reward.signature()
 
 
 def test_capability_reward_needs_the_unit_interval():

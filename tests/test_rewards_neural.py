@@ -317,7 +317,7 @@ def test_criterion_passes_options_on(calls):
     (bleu, _), (embedding, _) = criterion.scorer.reward.parts
     assert "tok:char|smooth:exp" in bleu.signature()
     assert (embedding.batch_size, embedding.device) == (3, torch.device("cpu"))
-    assert "tok:char" in criterion.capability_scorer.reward.signature()
+    assert "tok:char" in criterion.observer.scorer.reward.signature()
     batch = make_batch()
     scored = criterion.scorer.score(batch, batch["target"].tolist(), range(len(batch["id"])))
     np.testing.assert_allclose(scored.rewards, 1, atol=1e-6)

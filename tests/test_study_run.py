@@ -131,6 +131,8 @@ def interrupt(tiny, *more):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
+        # A test run in a shell's background inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + TIMEOUT
     while not log.exists() and time.monotonic() < deadline:
