@@ -176,6 +176,25 @@ class Commands:
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result
 
+    def two_ranks(self, command_of_rank):
+        """Run a training on two gloo ranks, which has to work: the results of both.
+
+        Args:
+            command_of_rank: the command of rank 0 or 1 without what joins them.
+        """
+        joined = (
+            f"--distributed-init-method tcp://127.0.0.1:{free_port()} --distributed-world-size 2 "
+            "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
+        )
+        running = [
+            self.start(*command_of_rank(rank), f"{joined} --distributed-rank {rank}")
+            for rank in range(2)
+        ]
+        results = [command.wait() for command in running]
+        for result in results:
+            assert result.returncode == 0, result.stderr[-4000:]
+        return results
+
 
 @dataclass
 class Running:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_lines import COMMON, USER_DIR, free_port
+from command_lines import COMMON, USER_DIR
 from test_cli_resume import comparable, load, same_model
 from test_cli_train import largest_difference, parameters
 
@@ -142,20 +142,10 @@ def test_resumed_equals_uninterrupted(more, commands, lines, tmp_path):
 def test_two_ranks(commands, lines, tmp_path):
     """Two gloo ranks, each with half of a batch: KL, queue and store are of both."""
     (tmp_path / "rank1").mkdir()
-    port = free_port()
     more = "--prompt-tokens 2 --max-epoch 2 --kl-weight 0.05 --lr 1e-12"
-    running = [
-        commands.start(
-            *options(lines, tmp_path / f"rank{rank}", more, "--batch-size 10"),
-            f"--distributed-init-method tcp://127.0.0.1:{port}",
-            f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn",
-            "--distributed-backend gloo --ddp-backend legacy_ddp",
-        )
-        for rank in range(2)
-    ]
-    results = [command.wait() for command in running]
-    for result in results:
-        assert result.returncode == 0, result.stderr[-4000:]
+    results = commands.two_ranks(
+        lambda rank: options(lines, tmp_path / f"rank{rank}", more, "--batch-size 10")
+    )
     state = load(tmp_path / "rank0" / "checkpoint_last.pt")
     rl = state["extra_state"]["EsrlLanguageModelingTask"]["rl"]
     assert len(rl["baseline"]["state"]["rewards"]) == 1000 and len(rl["stores"]) == 1

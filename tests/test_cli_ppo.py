@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from command_lines import JOINED, MODEL, esrl_options, free_port
+from command_lines import JOINED, MODEL, esrl_options
 from test_cli_resume import comparable, load
 
 
@@ -66,22 +66,14 @@ def test_two_ranks_resume_with_a_dummy_batch(commands, corpus, mle, tmp_path):
     """The second rank has 12 of 25 batches: a dummy ends its epochs, in pass 3 and in pass 1."""
 
     def run(folder):
-        port = free_port()
-        running = [
-            commands.start(
+        more = "--ppo-passes 4 --update-freq 2,1 --max-epoch 2 --save-interval-updates 6"
+        return commands.two_ranks(
+            lambda rank: [
                 "fairseq-train",
-                *options(corpus, mle, folder, "--ppo-passes 4 --update-freq 2,1 --max-epoch 2"),
-                f"--save-interval-updates 6 --capability-store {folder}/store{rank}",
-                f"--distributed-init-method tcp://127.0.0.1:{port}",
-                f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn",
-                "--distributed-backend gloo --ddp-backend legacy_ddp",
-            )
-            for rank in range(2)
-        ]
-        results = [command.wait() for command in running]
-        for result in results:
-            assert result.returncode == 0, result.stderr[-4000:]
-        return results[0]
+                *options(corpus, mle, folder, more),
+                f"--capability-store {folder}/store{rank}",
+            ]
+        )[0]
 
     whole = run(tmp_path / "whole")
     assert passes(whole) == [1, 2, 3, 4, 1, 2, 3] + [1, 2, 3, 4] * 3 + [1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cli_fixtures import preprocess
-from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options, free_port
+from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from esrl_fairseq.capability import HEADER, RECORD
@@ -393,20 +393,13 @@ def test_two_ranks(commands, corpus, mle, tmp_path):
     user_dir.mkdir()
     (user_dir / "__init__.py").write_text(EVERY_RANK_SAVES.format(parent=str(USER_DIR.parent)))
     (tmp_path / "rank1").mkdir()
-    port = free_port()
-    running = [
-        commands.start(
+    commands.two_ranks(
+        lambda rank: [
             *["fairseq-train", *esrl_options(corpus.data, tmp_path / f"rank{rank}"), MODEL, JOINED],
             *[FRESH, "--user-dir", user_dir, "--restore-file", mle, "--max-epoch 2"],
             *["--batch-size 10 --capability-store", tmp_path / f"store{rank}"],
-            f"--distributed-init-method tcp://127.0.0.1:{port}",
-            f"--distributed-world-size 2 --distributed-rank {rank} --distributed-no-spawn",
-            "--distributed-backend gloo --ddp-backend legacy_ddp",
-        )
-        for rank in range(2)
-    ]
-    for result in [command.wait() for command in running]:
-        assert result.returncode == 0, result.stderr[-4000:]
+        ]
+    )
     one, other = (load(tmp_path / f"rank{rank}" / "checkpoint_last.pt") for rank in range(2))
     assert one["optimizer_history"][-1]["num_updates"] == 20
     assert largest_difference(one["model"], other["model"]) == 0
