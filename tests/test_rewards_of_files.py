@@ -1,0 +1,93 @@
+"""``python -m esrl_fairseq.rewards``: rewards of files, as a user types it."""
+
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards import build_reward
+
+TEXTS = {
+    "source": ["ein hund", "zwei katzen", "ein haus"],
+    "reference": ["a dog runs", "two cats", "a house"],
+    "second": ["a dog is running", "", "one house stands there"],
+    "first": ["a dog", "two cats", ""],
+    "other": ["a dog runs", "cats", "one house"],
+}
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """Call the command in a folder with TEXTS; the lines that it prints, as words."""
+    monkeypatch.chdir(tmp_path)
+    for name, lines in TEXTS.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["rewards", *words])
+        runpy.run_module("esrl_fairseq.rewards", run_name="__main__")
+        return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+def test_means_and_differences(ask):
+    title, first, other = ask(
+        "--reward", "chrf", "--references", "reference", "--", "first", "other"
+    )
+    reward = build_reward("chrf")
+    lists = [[text] for text in TEXTS["reference"]]
+    scores = {name: reward(TEXTS["source"], TEXTS[name], lists) for name in ("first", "other")}
+    assert " ".join(title) == f"{reward.signature()}, 3 lines"
+    assert first == ["first", f"{scores['first'].mean():.4f}"]
+    change = scores["other"].astype(float) - scores["first"]
+    half = 1.96 * np.sqrt(np.sum((change - change.mean()) ** 2) / 2 / 3)
+    words = [f"{scores['other'].mean():.4f}", f"{change.mean():+.4f}", "±", f"{half:.4f}"]
+    assert other == ["other", *words]
+
+
+def test_several_references_and_weights(ask):
+    words = (
+        "--reward",
+        "chrf:0.5+length:0.5",
+        "--references",
+        "reference",
+        "second",
+        "--",
+        "other",
+    )
+    _, other = ask(*words)
+    lists = [[text for text in row if text] for row in zip(TEXTS["reference"], TEXTS["second"])]
+    values = build_reward("chrf:0.5+length:0.5")(TEXTS["source"], TEXTS["other"], lists)
+    assert other == ["other", f"{values.mean():.4f}"]
+
+
+def test_sources_reach_the_reward(ask, tmp_path, monkeypatch):
+    (tmp_path / "seen.py").write_text(
+        "def share(sources, hypotheses, references):\n"
+        "    return [s == 'ein haus' and h == 'one house' for s, h in zip(sources, hypotheses)]\n"
+        "share.needs_references = False\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    _, other = ask("--reward", "python:seen.share", "--sources", "source", "other")
+    assert other == ["other", "0.3333"]
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--reward", "bleu", "other"], "needs references: give --references"),
+        (["--reward", "repetition", "gone"], "gone cannot be read"),
+        (["--reward", "repetition", "first", "short"], "short has 1 lines, but the first .* has 3"),
+        (["--reward", "repetition", "empty"], "empty has no lines"),
+        (["--reward", "bleu", "--references", "short", "--", "other"], "short has 1 lines"),
+        (["--reward", "blue", "other"], "unknown reward 'blue'"),
+    ],
+)
+def test_errors_are_sentences(ask, tmp_path, words, sentence):
+    (tmp_path / "short").write_text("a\n")
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(EsrlError, match=sentence):
+        ask(*words)
