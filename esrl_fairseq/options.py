@@ -123,7 +123,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=10, metadata={"help": "updates that --reward-baseline window reaches back"}
     )
     ppo_passes: int = field(
-        default=4,
+        default=2,
         metadata={
             "help": "updates that --objective ppo makes from each batch of samples; an epoch then "
             "samples only one in so many of its batches"
@@ -137,8 +137,8 @@ class EsrlCriterionConfig(FairseqDataclass):
         },
     )
     ppo_level: ChoiceEnum(list(LEVELS)) = field(  # type: ignore[valid-type]
-        default="sequence",
-        metadata={"help": "--objective ppo clips the probability of each sequence or each token"},
+        default="token",
+        metadata={"help": "--objective ppo clips the probability of each token or each sequence"},
     )
     sampling_mode: ChoiceEnum(["two-stage", "standard", "standard-nocache"]) = field(  # type: ignore[valid-type]
         default="two-stage",

@@ -122,7 +122,7 @@ class Trainer:
 
     def __init__(self, store_dir=None, **options):
         task_options = dict(num_samples=5, elimination_ratio=0.5)
-        options = {"objective": "ppo", "ppo_passes": 2, **options}
+        options = {"objective": "ppo", "ppo_passes": 2, "ppo_level": "sequence", **options}
         self.task = make_task(store_dir=store_dir, **task_options)
         self.criterion = make_criterion(self.task, **options)
         self.model = make_model().train()
