@@ -1,4 +1,4 @@
-"""``python -m esrl_fairseq``: the options of criterion and task, with help.
+"""``python -m esrl_fairseq``: the options of criteria, tasks and models, with help.
 
 ``fairseq-train --help`` ends before fairseq adds them.
 """
@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks.translation import TranslationConfig
 
 from esrl_fairseq.huggingface.model import HfCausalLMConfig
+from esrl_fairseq.huggingface.words import HfTokenizerConfig
+from esrl_fairseq.language_task import EsrlLanguageModelingConfig
 from esrl_fairseq.options import EsrlCriterionConfig
+from esrl_fairseq.preference import PreferenceConfig
+from esrl_fairseq.reward_task import SubwordConfig
 from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 
 
@@ -26,13 +31,28 @@ def make_parser() -> argparse.ArgumentParser:
     groups = {
         "criterion esrl": EsrlCriterionConfig(),
         "task esrl_translation": SamplingConfig(),
-        "task esrl_language_modeling, further": PromptConfig(),
+        f"task esrl_language_modeling, as esrl_translation, with {other_defaults()}; and": (
+            PromptConfig()
+        ),
+        "task esrl_reward_model": SubwordConfig(),
+        "criterion esrl_preference, which trains a reward model": PreferenceConfig(),
         "model hf_causal_lm (--arch), a causal LM of Hugging Face": HfCausalLMConfig(),
+        "--bpe hf_tokenizer, its text": HfTokenizerConfig(),
         "task esrl_translation, as fairseq's translation": TranslationConfig(),
     }
     for name, config in groups.items():
         gen_parser_from_dataclass(parser.add_argument_group(name), config)
     return parser
+
+
+def other_defaults() -> str:
+    """What differs between the tasks in the options that they share."""
+    ours: Any = EsrlLanguageModelingConfig()
+    return ", ".join(
+        f"--{name.replace('_', '-')} {getattr(ours, name)}"
+        for name, value in vars(SamplingConfig()).items()
+        if getattr(ours, name) != value
+    )
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

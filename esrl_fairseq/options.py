@@ -179,7 +179,7 @@ class EsrlCriterionConfig(FairseqDataclass):
     kl_target: Optional[float] = field(
         default=None,
         metadata={
-            "help": "adapt --kl-weight, which then is where it starts, by up to 2% an update so "
+            "help": "adapt --kl-weight, which then is where it starts, by up to 2%% an update so "
             "that the KL becomes this many nats a sequence"
         },
     )

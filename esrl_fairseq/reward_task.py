@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -36,8 +37,8 @@ COMPARED_LINES = 100  # of the training data, to see whether BPE codes are their
 
 
 @dataclass
-class RewardModelConfig(TranslationConfig):
-    """The translation task's options, for data whose target side holds the judged outputs."""
+class SubwordConfig(FairseqDataclass):
+    """Options of a reward model's text."""
 
     subword_codes: Optional[str] = field(
         default=None,
@@ -46,6 +47,11 @@ class RewardModelConfig(TranslationConfig):
             "checkpoint, because the reward `model` gets text. None: words are not split"
         },
     )
+
+
+@dataclass
+class RewardModelConfig(SubwordConfig, TranslationConfig):
+    """With the translation task's, for data whose target side holds the judged outputs."""
 
 
 class SubwordText:

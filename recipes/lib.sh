@@ -27,6 +27,10 @@ recipe() {
     command -v fairseq-train >/dev/null ||
         die "fairseq-train was not found. Run 'make env', or activate the environment that has it."
 
+    local name
+    for name in ESRL_DATA_DIR MLE_CHECKPOINT; do # as seen from where the recipe was called
+        [[ -z ${!name:-} || ${!name} == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+    done
     WORK=${ESRL_WORK_DIR:-$REPO/runs/$RECIPE}
     mkdir -p "$WORK/steps" "$WORK/logs"
     WORK=$(cd "$WORK" && pwd)

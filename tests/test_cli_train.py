@@ -351,11 +351,9 @@ optimizer: adam
 lr_scheduler: fixed
 checkpoint:
   save_dir: {save_dir}
-  restore_file: {mle}
-  reset_optimizer: true
-  reset_lr_scheduler: true
-  reset_dataloader: true
-  reset_meters: true
+  finetune_from_model: {mle}
+  best_checkpoint_metric: reward
+  maximize_best_checkpoint_metric: true
 hydra: {{run: {{dir: {folder}}}}}
 """
 

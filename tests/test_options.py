@@ -7,7 +7,10 @@ import runpy
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 
+from esrl_fairseq.huggingface.words import HfTokenizerConfig
 from esrl_fairseq.options import EsrlCriterionConfig
+from esrl_fairseq.preference import PreferenceConfig
+from esrl_fairseq.reward_task import RewardModelConfig
 from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
 from esrl_fairseq.task import EsrlTranslationConfig
 
@@ -23,17 +26,26 @@ def shown(capsys, monkeypatch):
     """What ``python -m esrl_fairseq`` prints of each option."""
     monkeypatch.setenv("COLUMNS", "10000")  # wide enough not to break lines within words
     runpy.run_module("esrl_fairseq", run_name="__main__")
-    entries = re.split(r"\n  (?=\S)", capsys.readouterr().out)
+    text = capsys.readouterr().out
+    assert "option_strings" not in text, "an unescaped % in a help text"
+    assert "--capability reward, --sample-max-len-a 0.0, --sample-max-len-b 50; and" in text
+    entries = re.split(r"\n  (?=\S)", text)
     return {entry.split()[0]: " ".join(entry.split()) for entry in entries}
 
 
-@pytest.mark.parametrize("config", [EsrlCriterionConfig, EsrlTranslationConfig, PromptConfig])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *[EsrlCriterionConfig, EsrlTranslationConfig, PromptConfig],
+        *[RewardModelConfig, PreferenceConfig, HfTokenizerConfig],
+    ],
+)
 def test_every_option_is_listed_with_its_help(config, shown):
     """Those of fairseq's translation task, too; defaults are told where there is one."""
-    assert len(options(config)) > 2
+    assert options(config)
     for field in options(config):
         option = "data" if field.name == "data" else "--" + field.name.replace("_", "-")
-        assert " ".join(field.metadata["help"].split()) in shown[option]
+        assert " ".join(field.metadata["help"].split()).replace("%%", "%") in shown[option]
         if field.default in (None, dataclasses.MISSING):
             assert "(default: None)" not in shown[option]
         else:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,27 @@ def test_clean_refuses_further_references_of_other_length(raw):
     write(raw, {"valid.t2": ["", "", "x"]})
     result = clean(raw)
     assert result.returncode == 1 and "valid.t2: 3 lines for 2 pairs" in result.stderr
+
+
+def test_relative_folders_are_those_of_the_caller(tmp_path):
+    """A recipe works in another folder than the one where it was called."""
+    write(tmp_path / "here" / "data", {"one.txt": ["text"]})
+    calls = 'recipe name a b none; fetch_urls nowhere one.txt; echo "$MLE_CHECKPOINT"'
+    result = subprocess.run(
+        ["bash", "-c", f"source {RECIPES / 'lib.sh'}; {calls}"],
+        cwd=tmp_path / "here",
+        env={
+            **os.environ,
+            "ESRL_WORK_DIR": str(tmp_path / "work"),
+            "ESRL_DATA_DIR": "data",
+            "MLE_CHECKPOINT": "data/mle.pt",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert lines_of(tmp_path / "work" / "raw" / "one.txt") == ["text"]
+    assert result.stdout.endswith(f"{tmp_path}/here/data/mle.pt\n")
 
 
 def test_scitldr_columns():

@@ -15,7 +15,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe rlhf_llama prompt answer
 need transformers 'transformers>=4.57'
-[[ -n ${LLAMA:-} ]] || die "set LLAMA to the folder or hub name of a chat model of the LLaMA kind"
+[[ -n ${LLAMA:-} ]] || die "set LLAMA to the folder (absolute) or hub name of a chat model of the LLaMA kind"
 
 URL=https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main
 REWARD_MODEL=${REWARD_MODEL:-OpenAssistant/reward-model-deberta-v3-large-v2}
