@@ -52,6 +52,16 @@ def saves_task_state() -> bool:
     return "get_checkpoint_dict" in inspect.getsource(checkpoint_utils.save_checkpoint)
 
 
+def forget_casts() -> None:
+    """After a pass without graph under ``--amp``: let the next pass cast the weights anew.
+
+    Reason: torch's autocast keeps the half-precision copies of weights. Before late 2025 it also
+    kept copies made without a graph, through which the weights would get no gradient.
+    Remove when: no supported torch does so.
+    """
+    torch.clear_autocast_cache()
+
+
 def apply() -> None:
     """Apply every shim; harmless when repeated."""
     allow_fairseq_checkpoints()

@@ -58,7 +58,7 @@ class EsrlCriterion(FairseqCriterion):
         super().__init__(task)
         check_criterion_options(cfg, getattr(task, "pretrained", ""))
         self.cfg = cfg
-        self.pad = task.target_dictionary.pad()
+        self.pad, self.eos = task.target_dictionary.pad(), task.target_dictionary.eos()
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
@@ -179,7 +179,7 @@ class EsrlCriterion(FairseqCriterion):
     def train(self, mode: bool = True) -> "EsrlCriterion":
         """fairseq calls it with True before the batches of each update."""
         if mode:
-            self.task.rl.replay.begin_update()
+            self.task.rl.begin_update()
         return super().train(mode)
 
     def draw(
@@ -215,7 +215,8 @@ class EsrlCriterion(FairseqCriterion):
             return
         self.task.rl.add(self.observer.visit(samples, scores))
         rewards = of_draws(samples.scored.rewards, rows)
-        self.task.monitor.add_batch(float(rewards.sum()), len(rewards), int(rows.truncated.sum()))
+        truncated = int((rows.truncated * rows.multiplicity).sum())
+        self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated)
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""
@@ -238,7 +239,7 @@ class EsrlCriterion(FairseqCriterion):
             cached=self.cfg.sampling_mode == "standard",
             dropout=self.cfg.rescoring_dropout,
             tempered=self.cfg.temperature_correction != "none",
-            references=reference_tokens(sample, self.pad) if self.cfg.mle_weight else None,
+            references=self.references(sample) if self.cfg.mle_weight else None,
             max_tokens=self.cfg.max_sampled_tokens,
             draw=self.draw_word,
         )
@@ -277,12 +278,19 @@ class EsrlCriterion(FairseqCriterion):
         """
         given = rows
         if self.cfg.mle_weight:
-            given = append_rows(rows, reference_tokens(sample, self.pad), self.pad)
+            given = append_rows(rows, self.references(sample), self.pad)
         scores = self.score(model, sample, given, plan, self.cfg.rescoring_dropout)
         if given is rows:
             return scores, None
         n = len(rows)
         return scores[:n], scores.log_probs[n:]
+
+    def references(self, sample: dict[str, Any]) -> Tensor:
+        """Their tokens, [inputs, length]. Training data have them; fairseq's dummy may be of a
+        validation set without any, and then has empty ones."""
+        if sample.get("target") is None:
+            return sample["id"].new_full((len(sample["id"]), 1), self.eos)
+        return reference_tokens(sample, self.pad)
 
     def score(
         self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, dropout: bool
@@ -297,7 +305,7 @@ class EsrlCriterion(FairseqCriterion):
             sample["net_input"],
             rows,
             self.pad,
-            self.task.target_dictionary.eos(),
+            self.eos,
             min_len=self.task.options.sample_min_len,
             dropout=dropout,
             max_tokens=self.cfg.max_sampled_tokens,

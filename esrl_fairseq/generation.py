@@ -12,6 +12,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
+from esrl_fairseq.compat import forget_casts
 from esrl_fairseq.conditioning import decoder_prefix, encode
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows, moved
@@ -117,7 +118,8 @@ class RowSampler(SequenceGenerator):
     """
 
     def __init__(self, models: list[Any], *args: Any, **kwargs: Any):
-        super().__init__(models, *args, **kwargs)
+        with kept_modes(models[0]):  # fairseq's generators put them into eval mode for good
+            super().__init__(models, *args, **kwargs)
         if getattr(models[0].decoder, "adaptive_softmax", None) is not None:
             raise EsrlError(
                 "models with --adaptive-softmax-cutoff are not supported: train one without it"
@@ -149,7 +151,9 @@ class RowSampler(SequenceGenerator):
         """
         with kept_modes(self.model):
             self.model.eval()
-            return self._sample_rows(sample, counts, temperature, seed)
+            rows = self._sample_rows(sample, counts, temperature, seed)
+        forget_casts()
+        return rows
 
     def _sample_rows(
         self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int

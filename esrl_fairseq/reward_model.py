@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,17 @@ from torch import Tensor, nn
 
 SPREAD_MOMENTUM = 0.02
 """Weight of an update in the running mean and variance of scores: they reach back 50 updates."""
+
+
+class Float32BatchNorm(nn.BatchNorm1d):
+    """Keeps its statistics in float32 in a model of half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, changed in list(self.named_buffers()):
+            self._buffers[name] = exact[name].to(changed.device)
+        return self
 
 
 class RewardModel(BaseFairseqModel):
@@ -29,7 +41,7 @@ class RewardModel(BaseFairseqModel):
         self.pad = pad
         self.head = nn.Linear(state_size(encoder, eos), 1)
         # Only keeps mean and variance of the scores seen in training; changes none.
-        self.spread = nn.BatchNorm1d(1, affine=False, momentum=SPREAD_MOMENTUM)
+        self.spread = Float32BatchNorm(1, affine=False, momentum=SPREAD_MOMENTUM)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> Tensor:
         """Scores of rows, float32 ``[rows]``.

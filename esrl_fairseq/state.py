@@ -177,6 +177,11 @@ class RLState:
         records = self.store.records[ids.cpu().numpy()]
         return shrunk_variance(records["reward_std"], records["samples"], self.mean_variance)
 
+    def begin_update(self) -> None:
+        """Before an update's batches: forget those of one that fairseq gave up."""
+        self._pending = []
+        self.replay.begin_update()
+
     def add(self, visit: Visit) -> None:
         """Keep a batch's visit until the update is over."""
         self._pending.append(visit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import numpy as np
+import torch
 from fairseq import utils
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import FairseqTask, register_task
@@ -146,6 +147,8 @@ class SamplingTask(SameBatches):
     def plan(self, sample: dict[str, Any]) -> Plan:
         """Dynamic sampling: samples and temperature of each input, before anything is generated."""
         options, ids = self.options, sample["id"]
+        if self.dummy_batch:
+            return self.least_plan(len(ids))
         self.open_store()
         capability = self.rl.store.capability(ids.cpu().numpy())
         u = self.rl.quantiles(ids)
@@ -165,6 +168,16 @@ class SamplingTask(SameBatches):
             options.sample_temperature,
         )
         return Plan(counts, temperature, capability)
+
+    def least_plan(self, inputs: int) -> Plan:
+        """One sample of one input, for what fairseq gives to a rank without a batch.
+
+        It may be one of validation, whose ids are not those of the store.
+        """
+        counts, unknown = np.zeros(inputs, np.int64), np.full(inputs, np.nan, np.float32)
+        counts[0] = 1
+        temperature = np.full(inputs, self.options.sample_temperature, np.float32)
+        return Plan(counts, temperature, unknown)
 
     def build_sampler(self, model: Any) -> RowSampler:
         """Stage one for ``model`` (not wrapped), built once."""
@@ -191,6 +204,7 @@ class SamplingTask(SameBatches):
             beam_size=beam,
             max_len_a=self.options.sample_max_len_a,
             max_len_b=self.options.sample_max_len_b,
+            min_len=self.options.sample_min_len,
         )
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
@@ -228,9 +242,13 @@ class SamplingTask(SameBatches):
             raise
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        before = loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
+        if loss_scale(optimizer) < before:
+            return  # overflow with --amp: no step was taken, and fairseq repeats the batches
         self.rl.commit()
-        self.monitor.end_update(optimizer.get_lr())
+        if self.trained_by_reward:
+            self.monitor.end_update(optimizer.get_lr())
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """fairseq merges this into a checkpoint's ``extra_state``."""
@@ -242,6 +260,12 @@ class SamplingTask(SameBatches):
         """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])
+
+
+def loss_scale(optimizer: Any) -> float:
+    """That of ``--amp``, which falls where a step is skipped; otherwise 1."""
+    scaler = getattr(optimizer, "scaler", None)
+    return scaler.get_scale() if isinstance(scaler, torch.amp.GradScaler) else 1.0
 
 
 def attach_sampling(task: FairseqTask) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_baseline_is_the_batch_mean_only_while_the_queue_is_empty():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_equals_the_formulas(objective):
     """The criterion's loss from its own rows, plain log-probabilities and text rewards."""
-    run, batch = Run(objective=objective), make_batch()
+    run, batch = Run(objective=objective, ppo_level="sequence"), make_batch()
     loss, sample_size, log = run.loss(batch)
     _, rows = run.rows(batch)
     log_probs, entropy = plain_scores(run.model.eval(), batch, rows, min_len=1)
@@ -412,6 +413,61 @@ def test_dummy_batches_leave_no_trace():
     assert not run.task.rl._pending and run.task.monitor.rows == 0
 
 
+@pytest.mark.parametrize("mode", ["two-stage", "standard"])
+def test_dummy_batches_of_validation(mode):
+    """fairseq's dummy may be a validation batch: other ids than the store's, no references.
+
+    It costs one sample, and its log has the keys and the kinds of others, which fairseq adds up.
+    """
+    run = Run(mle_weight=0.1, sampling_mode=mode, reward="repetition")
+    _, _, usual = run.loss(make_batch())
+    batch = make_batch()
+    batch["id"] = batch["id"] + 1000
+    del batch["target"]
+    run.task.dummy_batch = True
+    plan = run.task.plan(batch)
+    assert plan.counts.tolist() == [1, 0, 0, 0, 0, 0] and np.isnan(plan.capability).all()
+    loss, sample_size, log = run.loss(batch)
+    loss.backward()
+    assert loss == 0 and sample_size == 0 and not any(log.values())
+    kinds = [{key: torch.is_tensor(value) for key, value in one.items()} for one in (log, usual)]
+    assert kinds[0] == kinds[1]
+
+
+def test_visits_of_an_update_that_was_given_up():
+    """What it showed is forgotten, as fairseq draws for those inputs again or not at all."""
+    run, batch = Run(), make_batch()
+    before = run.remembered()
+    run.criterion.train()
+    run.loss(batch)
+    assert run.task.rl._pending
+    run.criterion.train()  # the next update
+    run.task.rl.commit()
+    assert run.remembered() == before
+
+
+def test_truncated_samples_are_counted_as_drawn(monkeypatch):
+    """Also where all draws of an input are one row."""
+    run, counted = Run(known=False), []
+    monkeypatch.setattr(run.task.monitor, "add_batch", lambda *values: counted.append(values))
+    monkeypatch.setattr(
+        run.criterion,
+        "sample_rows",
+        lambda *_: make_rows([[4, EOS]] * 6, range(6), [True] * 6, [5] * 6),
+    )
+    run.loss(make_batch())
+    assert counted[0][1:] == (30, 30)
+
+
+@pytest.mark.parametrize("rewarded", [True, False])
+def test_only_rl_is_watched(rewarded, caplog):
+    """MLE with the task of RL has learning rates that RL must not have."""
+    run, optimizer = Run(), SimpleNamespace(step=lambda: None, get_lr=lambda: 1e-2)
+    run.task.trained_by_reward = rewarded
+    run.task.optimizer_step(optimizer, run.model, 0)
+    assert bool(caplog.records) == rewarded
+
+
 @pytest.mark.parametrize("beam", [1, 2])
 def test_validation_changes_no_state(beam):
     """Queue, store, reference and pending visits stay; so do the samples that follow."""
@@ -430,6 +486,12 @@ def test_validation_changes_no_state(beam):
     chosen = log_probs.gather(2, batch["target"].unsqueeze(2)).squeeze(2)
     assert torch.allclose(loss, -chosen[batch["target"].ne(PAD)].sum(), rtol=1e-5)
     assert 0 <= log["valid_reward"] <= 6 and log["nsentences"] == 6
+
+
+def test_validation_has_the_least_length_of_samples():
+    run = Run(task_options={"sample_min_len": 3})
+    found = run.task.best_hypotheses(run.model.eval(), make_batch(), 1)
+    assert min(map(len, found)) == 4  # EOS is one of them
 
 
 def test_validation_reward_is_the_greedy_text():

@@ -211,14 +211,17 @@ class TestStageOne:
         """Its scores are those of what it found; greedy output is that of plain steps."""
         task = make_task(sample_max_len_a=0.5, sample_max_len_b=2)
         model, own, batch = build(folders["ends"]).eval(), load(folders["ends"]), prompts()
-        ends, found = (EOS, END), task.best_hypotheses(model, batch, beam)
-        for i, length in enumerate(batch["net_input"]["src_lengths"].tolist()):
-            prompt = batch["net_input"]["src_tokens"][i, :length].tolist()
-            expected = []
-            while len(expected) < int(0.5 * length) + 2 and expected[-1:] != [STOP]:
-                step = policy(own, [*prompt, *expected], ends, 1, len(expected))
-                expected.append(int(step.argmax()))
-            assert beam > 1 or found[i] == expected + [STOP] * (expected[-1] != STOP)
+        tokens, lengths = batch["net_input"]["src_tokens"], batch["net_input"]["src_lengths"]
+        for end in (None, 1):  # then with a token that ends texts in each prompt, as in chats
+            if end is not None:
+                tokens[:, end] = DICTIONARY.nspecial + END
+            ends, found = (EOS, END), task.best_hypotheses(model, batch, beam)
+            for i, length in enumerate(lengths.tolist()):
+                prompt, expected = tokens[i, :length].tolist(), []
+                while len(expected) < int(0.5 * length) + 2 and expected[-1:] != [STOP]:
+                    step = policy(own, [*prompt, *expected], ends, 1, len(expected))
+                    expected.append(int(step.argmax()))
+                assert beam > 1 or found[i] == expected + [STOP] * (expected[-1] != STOP)
         generator = SequenceGenerator(
             [model], DICTIONARY, beam_size=beam, max_len_b=8, normalize_scores=False
         )

@@ -114,7 +114,8 @@ class TestCriterion:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_loss_equals_the_formulas(self, start, objective, correction):
         """Penalised by plain log-probabilities, at each input's temperature if that is trained."""
-        run = with_kl(objective=objective, temperature_correction=correction)
+        options = {"objective": objective, "temperature_correction": correction}
+        run = with_kl(ppo_level="sequence", **options)
         batch = make_batch()
         loss, _, log = run.loss(batch)
         _, rows = run.rows(batch)
@@ -142,7 +143,7 @@ class TestCriterion:
         assert log["reward"] == pytest.approx(float((true * draws).sum()), rel=1e-6)
         (visit,) = run.task.rl._pending
         assert np.allclose(visit.rewards, rewards.repeat_interleave(draws), atol=1e-5)
-        true_run = Run(objective=objective, temperature_correction=correction)
+        true_run = Run(ppo_level="sequence", **options)
         true_run.loss(batch)
         assert visit.records.tobytes() == true_run.task.rl._pending[0].records.tobytes()
 

@@ -340,7 +340,6 @@ def test_updates_that_fairseq_gives_up():
     """Overflow or no memory: fairseq counts no update, and that pass is made with what follows."""
     trainer, expected = Trainer(), Trainer()
     trainer.update(second_half(), second_half(), given_up=True)
-    trainer.task.rl._pending = []  # what they showed is true and stays, which is not tested here
     found = [trainer.update(first_half())]
     trainer.update(second_half(), given_up=True)
     found.append(trainer.update(second_half()))
@@ -349,11 +348,26 @@ def test_updates_that_fairseq_gives_up():
     assert [log["draws"] for (log,) in found] == [log["draws"] for (log,) in wanted]
     assert torch.equal(trainer.parameters(), expected.parameters())
 
-    passes = []
-    for skipped in (True, False, True, False, False):  # --amp takes no step, but says it did
+
+def test_overflow_with_amp():
+    """Then fairseq calls the optimizer, which takes no step, and makes the same update again."""
+    trainer, expected = Trainer(), Trainer()
+    scaler = trainer.optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(1))  # which begins with that scale
+    whole_step, passes = trainer.optimizer.step, []
+    for overflow in (True, False, True, False, False):
+        trainer.optimizer.step = whole_step
+        if overflow:
+            trainer.optimizer.step = lambda: scaler.update(scaler.get_scale() / 2)
+        before = trainer.remembered()
         passes.append(trainer.update(first_half())[0]["ppo_pass"])
-        trainer.updates -= skipped
+        assert not overflow or trainer.remembered()[:2] == before[:2]
+        trainer.updates -= overflow
     assert passes == [1, 1, 2, 2, 1]
+    for _ in range(3):
+        expected.update(first_half())
+    assert torch.equal(trainer.parameters(), expected.parameters())
+    assert trainer.remembered()[:2] == expected.remembered()[:2]
 
 
 def test_a_dummy_batch_is_kept_but_counts_for_nothing():

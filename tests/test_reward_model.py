@@ -237,3 +237,14 @@ def test_text_becomes_the_training_datas_tokens():
     assert not text.agrees(other)
     plain = SubwordText(dictionary, "")
     assert [dictionary[i] for i in plain.ids("abc abd").tolist()] == ["abc", "<unk>", "</s>"]
+
+
+def test_half_precision_keeps_the_scores_statistics():
+    """As the trainer halves the model with --memory-efficient-fp16."""
+    model = RewardModel(make_model().encoder, PAD, EOS).train().half()
+    scores = torch.tensor([1000.25, 1000.75])
+    model.spread(scores.unsqueeze(1))
+    assert (
+        model.spread.running_mean.dtype == torch.float32 and model.head.weight.dtype == torch.half
+    )
+    assert model.spread.running_mean.item() == pytest.approx(0.02 * 1000.5, rel=1e-6)

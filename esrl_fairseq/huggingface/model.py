@@ -58,6 +58,10 @@ class HfSteps(DecoderSteps):
         self.model.decoder.reorder_incremental_state(self.state, rows)
 
 
+LEAST = -200.0
+"""Least log-probability that fairseq's search sees: its exponential is 0 in float32."""
+
+
 class HfDecoder(FairseqIncrementalDecoder):
     """A causal LM with fairseq's vocabulary around its own.
 
@@ -134,6 +138,17 @@ class HfDecoder(FairseqIncrementalDecoder):
         scores = torch.cat([special, logits], dim=-1)
         scores[..., self.never] = forbidden
         return scores
+
+    def get_normalized_probs(
+        self,
+        net_output: tuple[Tensor, Any],
+        log_probs: bool,
+        sample: Optional[dict[str, Tensor]] = None,
+    ) -> Tensor:
+        """For fairseq's search, which adds up what a prompt's tokens have: the least of them would
+        swallow whatever follows an end token in a prompt."""
+        found = super().get_normalized_probs(net_output, log_probs, sample)
+        return found.clamp(min=LEAST) if log_probs else found
 
     def reorder_incremental_state(
         self, incremental_state: dict[str, Any], new_order: Tensor
