@@ -199,10 +199,14 @@ class EsrlCriterion(FairseqCriterion):
         return Samples(sample, plan, rows, scored, rewards, self.task.dummy_batch), known
 
     def judge(self, model: Any, samples: Samples, scores: Scores) -> None:
-        """Subtract the KL penalty from the samples' rewards, and choose their baseline."""
+        """Subtract the KL penalty and what was expected from the samples' rewards, and choose their
+        baseline."""
         log_ratio = self.log_ratio(model, samples.batch, samples.rows, samples.plan, scores)
         samples.kl = float(of_draws(log_ratio, samples.rows).sum(dtype=np.float64))
         samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
+        if self.cfg.input_baseline and not samples.dummy:
+            expected = self.task.rl.offsets(samples.batch["id"])
+            samples.rewards = samples.rewards - expected[samples.rows.input_index.cpu().numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
     def remember(self, samples: Samples, scores: Scores) -> None:

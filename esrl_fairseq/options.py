@@ -109,6 +109,13 @@ class EsrlCriterionConfig(FairseqDataclass):
             "(window), the batch's own mean (batch, slightly biased), or nothing (none)"
         },
     )
+    input_baseline: bool = field(
+        default=False,
+        metadata={
+            "help": "subtract from rewards also what the input's last visit lets expect beyond the "
+            "average; changes nothing where an input's samples are compared with each other"
+        },
+    )
     baseline_queue_size: int = field(
         default=1000, metadata={"help": "rewards in the queue of --reward-baseline fifo"}
     )

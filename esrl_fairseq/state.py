@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from esrl_fairseq.capability import RECORD, CapabilityStore, Records
 from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
+from esrl_fairseq.core.expectations import Inputs, known_inputs, offsets
 from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
@@ -120,7 +121,8 @@ class RLState:
         self.epoch = 1
         self.reference: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.mean_variance = math.nan
-        self.reference_epoch = 0  # of both
+        self.inputs = Inputs()
+        self.reference_epoch = 0  # of these three
         self._pending: list[Visit] = []
         self._snapshots: dict[int, dict[str, Any]] = {}  # of shards not opened since the resume
 
@@ -152,14 +154,16 @@ class RLState:
     def begin_epoch(self, epoch: int) -> None:
         """Refresh what is an epoch's, unless a checkpoint already brought this epoch's.
 
-        That is what inputs are compared with: quantile reference, mean variance of the rewards.
+        That is what inputs are compared with: quantile reference, mean and variances of rewards.
         """
         self.epoch = epoch
         self.replay.begin_epoch(epoch)
         if epoch == self.reference_epoch:
             return
         self.reference = cdf_reference(self._all("capability"))
-        self.mean_variance = mean_variance(self._all("reward_std"), self._all("samples"))
+        samples = self._all("samples")
+        self.mean_variance = mean_variance(self._all("reward_std"), samples)
+        self.inputs = known_inputs(self._all("reward_mean"), samples, self.mean_variance)
         self.reference_epoch = epoch
 
     def _all(self, field: str) -> NDArray[Any]:
@@ -181,6 +185,11 @@ class RLState:
         """Before an update's batches: forget those of one that fairseq gave up."""
         self._pending = []
         self.replay.begin_update()
+
+    def offsets(self, ids: Tensor) -> NDArray[np.float32]:
+        """o_i of ``ids`` [inputs], 0 for inputs not yet known."""
+        records = self.store.records[ids.cpu().numpy()]
+        return offsets(records["reward_mean"], records["samples"], self.inputs)
 
     def add(self, visit: Visit) -> None:
         """Keep a batch's visit until the update is over."""
@@ -214,6 +223,7 @@ class RLState:
             "kl": {"weight": self.kl.weight, "reference": self.kl.reference},
             "reference": torch.from_numpy(self.reference.copy()),
             "mean_variance": self.mean_variance,
+            "inputs": asdict(self.inputs),
             "reference_epoch": self.reference_epoch,
             "stores": stores,
             "replay": self.replay.state_dict(),
@@ -233,6 +243,7 @@ class RLState:
         self.reference = state["reference"].numpy().copy()
         # Checkpoints from before --elimination-ratio auto have none: K samples until next epoch.
         self.mean_variance = state.get("mean_variance", math.nan)
+        self.inputs = Inputs(**state.get("inputs", {}))
         self.reference_epoch = state["reference_epoch"]
         if "replay" in state:  # not in checkpoints of versions that made one update only
             self.replay.load_state_dict(state["replay"])

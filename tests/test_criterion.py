@@ -413,6 +413,65 @@ def test_dummy_batches_leave_no_trace():
     assert not run.task.rl._pending and run.task.monitor.rows == 0
 
 
+class TestInputBaseline:
+    """--input-baseline: what the last visit of an input lets expect."""
+
+    def runs(self, **options):
+        """With and without it, from the same records; input 5 is unknown."""
+        runs = [Run(input_baseline=given, **options) for given in (True, False)]
+        for run in runs:
+            records = run.task.rl.store.records[:5].copy()
+            records["reward_mean"] = [0.1, 0.9, 0.5, 0.3, 0.7]
+            records["samples"], records["reward_std"] = [2, 3, 4, 2, 5], 0.1
+            run.task.rl.store.write(np.arange(5), records)
+            run.task.rl.begin_epoch(3)
+        return runs
+
+    @pytest.mark.parametrize("objective", ["mrt", "rloo"])
+    def test_no_effect_on_samples_that_are_compared(self, objective):
+        """A constant for each input cancels."""
+        (_, given, _), (_, plain, _) = (
+            run.gradient(make_batch()) for run in self.runs(objective=objective)
+        )
+        assert given.norm() > 1e-3 and torch.allclose(given, plain, rtol=1e-3, atol=1e-5)
+
+    def test_reinforce_by_the_formula(self):
+        run, _ = self.runs(objective="reinforce")
+        batch = make_batch()
+        loss, _, log = run.loss(batch)
+        _, rows = run.rows(batch)
+        offset = torch.from_numpy(run.task.rl.offsets(batch["id"]))
+        assert offset.abs().max() > 0.2 and (offset == 0).sum() == 1  # of the unknown one
+        log_probs, _ = plain_scores(run.model.eval(), batch, rows, min_len=1)
+        rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+        rewards = rewards - offset[rows.input_index]
+        baseline = np.mean([0.3, 0.1, 0.6])
+        common = (log_probs, rewards, rows.input_index, 6, 0.5)
+        expected = reinforce_loss(*common, baseline, rows.multiplicity)
+        assert torch.allclose(loss, expected.sum(), rtol=1e-4, atol=1e-6)
+        draws = rows.multiplicity
+        (visit,) = run.task.rl._pending  # the queue gets these; store and logs the true ones
+        assert np.allclose(visit.rewards, rewards.repeat_interleave(draws), atol=1e-6)
+        true = rewards + offset[rows.input_index]
+        assert log["reward"] == pytest.approx(float((true * draws).sum()), rel=1e-5)
+        own = rows.input_index == 1
+        mean = true[own].repeat_interleave(draws[own]).mean()
+        record = visit.records[visit.ids == int(batch["id"][1])]
+        assert record["reward_mean"] == pytest.approx(float(mean), rel=1e-5)
+
+    def test_resumed(self):
+        """What inputs are compared with is the epoch's, and belongs to the checkpoint."""
+        run, _ = self.runs()
+        state = run.task.rl.state_dict()
+        expected = run.task.rl.offsets(make_batch()["id"])
+        again = Run(known=False)
+        again.task.rl.load_state_dict(state)
+        again.task.open_store()
+        again.task.rl.begin_epoch(3)
+        assert np.array_equal(again.task.rl.offsets(make_batch()["id"]), expected)
+        assert expected.any()
+
+
 @pytest.mark.parametrize("mode", ["two-stage", "standard"])
 def test_dummy_batches_of_validation(mode):
     """fairseq's dummy may be a validation batch: other ids than the store's, no references.
