@@ -87,6 +87,33 @@ def test_epoch(tmp_path):
     assert (standard["method"], standard["beta"]) == ("standard_kv", None)
 
 
+def test_variance(tmp_path):
+    """A row a case; eliminated samples are not drawn."""
+    sizes = ("--k", "4", "--inputs", "8", "--rounds", "3", "--references", "4")
+    rows = {row["case"]: row for row in rows_of(tmp_path, "variance.py", *sizes)}
+    assert rows["fused"]["samples"] == 4 and rows["fused, K / 2"]["samples"] == 2
+    assert 2 < rows["beta 0.5"]["samples"] < 3.5
+    for row in rows.values():
+        assert row["noise_low"] <= row["noise"] <= row["noise_high"]
+        assert row["noise"] > 0 and row["cost"] == pytest.approx(row["noise"] * row["seconds"])
+
+
+def test_noise_of_known_gradients():
+    """Half of the true gradient, and noise whose variance is 9 times its square."""
+    code = (
+        "import common, json, torch, variance; torch.manual_seed(1); n = 10000; "
+        "true = torch.randn(n); noisy = lambda scale: scale * torch.randn(n); "
+        "given = [true / 2 + noisy(1.5) for _ in range(40)]; "
+        "print(json.dumps(variance.noise(given, [true + noisy(0.5), true + noisy(0.5)], 2.0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True)
+    found = json.loads(done.stdout)
+    assert found["noise"] == pytest.approx(9, rel=0.05), done.stderr
+    assert found["scale"] == pytest.approx(0.5, rel=0.05)
+    assert found["cost"] == 2 * found["noise"]
+    assert found["noise_low"] < 9 < found["noise_high"] < 1.2 * found["noise"]
+
+
 def test_reward(tmp_path):
     """Every reward; the values equal the library's; the share of an update is known."""
     *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")

@@ -1,0 +1,192 @@
+"""How noisy an update's gradient is, and what it costs: objectives, baselines, β and K.
+
+One row a case. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from epoch import first_visit
+from methods import Bench, make_bench
+from torch import Tensor
+from workload import Workload, workloads
+
+from esrl_fairseq.capability import Records
+from esrl_fairseq.core.baselines import Baseline, NoBaseline
+
+COLUMNS = (
+    "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cost", "reason",
+)  # fmt: skip
+REFERENCES = 2  # independent ones, whose product is free of their noise
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one row's gradients are made; ``k``: samples an input, times the benchmark's K."""
+
+    name: str
+    objective: str = "fused"
+    beta: str = "0"
+    k: float = 1.0
+    input_baseline: bool = False
+    queue: bool = True
+    permuted: bool = False
+
+
+REFERENCE = Case("reference", "rloo", k=4)
+CASES = (
+    Case("fused"),
+    Case("fused, K / 4", k=1 / 4),
+    Case("fused, K / 2", k=1 / 2),
+    Case("fused, 2 K", k=2),
+    Case("rloo", "rloo"),
+    Case("reinforce", "reinforce"),
+    Case("reinforce, no baseline", "reinforce", queue=False),
+    Case("reinforce, input baseline", "reinforce", input_baseline=True),
+    Case("beta 0.3", beta="0.3"),
+    Case("beta 0.3, input baseline", beta="0.3", input_baseline=True),
+    Case("beta 0.5", beta="0.5"),
+    Case("beta 0.5, input baseline", beta="0.5", input_baseline=True),
+    Case("beta 0.5, input baseline, capability permuted", beta="0.5", input_baseline=True,
+         permuted=True),
+    Case("beta auto", beta="auto"),
+    Case("beta auto, input baseline", beta="auto", input_baseline=True),
+)  # fmt: skip
+
+
+@dataclass
+class Start:
+    """What every gradient begins from: the first visit's records and rewards."""
+
+    records: Records
+    queue: Baseline
+
+
+def main() -> None:
+    """Every case once a round, each round with other random numbers."""
+    parser = common.make_parser(__doc__, k=(8,))
+    parser.set_defaults(rounds=16)
+    add = parser.add_argument
+    add("--references", type=int, default=8, help="gradients with 4 K samples for each reference")
+    add("--max-sampled-tokens", type=int, default=4096, help="as in training")
+    options = parser.parse_args()
+    common.check_options(options)
+    if options.rounds < 3:
+        raise SystemExit("--rounds must be at least 3: noise is a variance over them")
+    head = common.header(options)
+    common.print_header(head)
+    rows: list[common.Row] = []
+    for work in workloads(options):
+        for k in options.k:
+            rows += measure(work, k, options)
+            common.save(rows, head, options.json)
+    common.finish(rows, head, COLUMNS, options.json)
+
+
+def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.Row]:
+    """One row a case, from the same inputs, model and first visit."""
+    bench = make_bench(work, k, "inverse_cdf", options.max_sampled_tokens)
+    records = first_visit(bench, options.seed)
+    start = Start(records, work.task.rl.baseline)
+    references = [
+        sum(
+            (gradient(bench, REFERENCE, start, -1 - REFERENCES * n - part)[0]
+             for n in range(options.references)),
+            start=torch.zeros(()),
+        ) / options.references
+        for part in range(REFERENCES)
+    ]  # fmt: skip
+    gradients: dict[str, list[Tensor]] = {case.name: [] for case in CASES}
+
+    def run(case: Case, number: list[int]) -> common.Row:
+        number[0] += 1
+        found, row = gradient(bench, case, start, options.seed + number[0])
+        gradients[case.name].append(found)
+        return row
+
+    results = common.interleave(
+        {case.name: lambda case=case, number=[0]: run(case, number) for case in CASES},
+        options.rounds,
+        warmups=0,
+    )
+    return [
+        {"case": name, **work.about, "k": k, **common.medians(found),
+         **noise(gradients[name], references, common.medians(found).get("seconds"))}
+        for name, found in results.items()
+    ]  # fmt: skip
+
+
+def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor, common.Row]:
+    """The gradient of one update [parameters], with nothing remembered of it; seconds, samples."""
+    work, task, criterion = bench.work, bench.work.task, bench.criterion
+    task.rl.store.records[:] = start.records
+    if case.permuted:
+        order = np.random.default_rng(1).permutation(len(start.records))
+        for name in ("capability", "reward_std"):
+            task.rl.store.records[name] = start.records[name][order]
+    task.rl.reference_epoch = 0
+    task.begin_epoch(2, work.model)
+    task.rl.baseline = start.queue if case.queue else NoBaseline()
+    task.options.elimination_ratio = case.beta
+    task.options.num_samples = max(round(bench.k * case.k), 1)
+    criterion.cfg.objective, criterion.cfg.input_baseline = case.objective, case.input_baseline
+    work.model.train(), criterion.train()
+    torch.manual_seed(seed)
+    begin, draws = common.seconds_now(work.device), 0
+    for sample in work.batches:
+        loss, _, log = criterion(work.model, sample)
+        loss.backward()
+        draws += log["draws"]
+    seconds = common.seconds_now(work.device) - begin
+    total = torch.cat([p.grad.flatten() for p in work.model.parameters() if p.grad is not None])
+    bench.optimizer.zero_grad()
+    inputs = sum(len(sample["id"]) for sample in work.batches)
+    return total.float().cpu(), {"seconds": seconds, "samples": draws / inputs}
+
+
+def noise(
+    gradients: list[Tensor], references: list[Tensor], seconds: float | None
+) -> dict[str, Any]:
+    """Variance of a case's gradients over the square of their mean.
+
+    The mean is long only beside the noise of many gradients, so its length is taken from the
+    references, and from the gradients just its ``scale`` along them (which is not noise: Adam does
+    not see it).
+    """
+    if not gradients:
+        return {}
+    one, two = references
+    square = float(one @ two)
+    if square <= 0:
+        return {"reason": "the references' own noise hides the gradient: raise --references"}
+    along = np.array([float(g @ (one + two)) / 2 / square for g in gradients])
+    products = torch.stack([torch.stack([g @ h for h in gradients]) for g in gradients])
+    products = products.double().numpy()
+
+    def value(chosen: np.ndarray) -> float:
+        n = len(chosen)
+        own = products[np.ix_(chosen, chosen)]
+        variance = (np.trace(own) - own.sum() / n) / (n - 1)
+        return float(variance / (square * along[chosen].mean() ** 2))
+
+    whole = value(np.arange(len(gradients)))
+    # The jackknife: a bootstrap's repeats would have no noise between them.
+    left = [value(np.delete(np.arange(len(gradients)), i)) for i in range(len(gradients))]
+    error = np.sqrt((len(left) - 1) * np.var(left))
+    return {
+        "noise": whole,
+        "noise_low": whole - 1.96 * error,
+        "noise_high": whole + 1.96 * error,
+        "scale": float(along.mean()),
+        "cost": None if seconds is None else whole * seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
