@@ -127,9 +127,10 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     work, task, criterion = bench.work, bench.work.task, bench.criterion
     task.rl.store.records[:] = start.records
     if case.permuted:
-        order = np.random.default_rng(1).permutation(len(start.records))
+        known = np.flatnonzero(start.records["samples"])
+        order = np.random.default_rng(1).permutation(known)
         for name in ("capability", "reward_std"):
-            task.rl.store.records[name] = start.records[name][order]
+            task.rl.store.records[name][known] = start.records[name][order]
     task.rl.reference_epoch = 0
     task.begin_epoch(2, work.model)
     task.rl.baseline = start.queue if case.queue else NoBaseline()
