@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import common
@@ -94,26 +95,22 @@ def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.
     bench = make_bench(work, k, "inverse_cdf", options.max_sampled_tokens)
     records = first_visit(bench, options.seed)
     start = Start(records, work.task.rl.baseline)
+    # Random numbers of their own: no case has a seed below 0.
+    seeds = -np.arange(1, REFERENCES * options.references + 1).reshape(REFERENCES, -1)
     references = [
-        sum(
-            (gradient(bench, REFERENCE, start, -1 - REFERENCES * n - part)[0]
-             for n in range(options.references)),
-            start=torch.zeros(()),
-        ) / options.references
-        for part in range(REFERENCES)
-    ]  # fmt: skip
+        torch.stack([gradient(bench, REFERENCE, start, int(seed))[0] for seed in part]).mean(0)
+        for part in seeds
+    ]
     gradients: dict[str, list[Tensor]] = {case.name: [] for case in CASES}
 
-    def run(case: Case, number: list[int]) -> common.Row:
-        number[0] += 1
-        found, row = gradient(bench, case, start, options.seed + number[0])
-        gradients[case.name].append(found)
+    def run(case: Case) -> common.Row:
+        own = gradients[case.name]
+        found, row = gradient(bench, case, start, options.seed + len(own))
+        own.append(found)
         return row
 
     results = common.interleave(
-        {case.name: lambda case=case, number=[0]: run(case, number) for case in CASES},
-        options.rounds,
-        warmups=0,
+        {case.name: partial(run, case) for case in CASES}, options.rounds, warmups=0
     )
     return [
         {"case": name, **work.about, "k": k, **common.medians(found),
