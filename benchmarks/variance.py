@@ -20,6 +20,7 @@ from workload import Workload, workloads
 
 from esrl_fairseq.capability import Records
 from esrl_fairseq.core.baselines import Baseline, NoBaseline
+from esrl_fairseq.core.controls import PERMUTED, perturb_capability
 
 COLUMNS = (
     "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cost", "reason",
@@ -29,15 +30,23 @@ REFERENCES = 2  # independent ones, whose product is free of their noise
 
 @dataclass(frozen=True)
 class Case:
-    """How one row's gradients are made; ``k``: samples an input, times the benchmark's K."""
+    """How one row's gradients are made.
+
+    Attributes:
+        k: samples an input, times the benchmark's K.
+        queue: whether REINFORCE has its baseline.
+        capability: ``known``: as the first visit left it; ``entropy``; or an error of it, as
+            ``--capability-noise`` takes it.
+    """
 
     name: str
     objective: str = "fused"
     beta: str = "0"
     k: float = 1.0
+    least: float = 0.0
     input_baseline: bool = False
     queue: bool = True
-    permuted: bool = False
+    capability: str = "known"
 
 
 REFERENCE = Case("reference", "rloo", k=4)
@@ -45,6 +54,7 @@ CASES = (
     Case("fused"),
     Case("fused, K / 4", k=1 / 4),
     Case("fused, K / 2", k=1 / 2),
+    Case("fused, 3 K / 4", k=3 / 4),
     Case("fused, 2 K", k=2),
     Case("rloo", "rloo"),
     Case("reinforce", "reinforce"),
@@ -52,13 +62,15 @@ CASES = (
     Case("reinforce, input baseline", "reinforce", input_baseline=True),
     Case("beta 0.3", beta="0.3"),
     Case("beta 0.3, input baseline", beta="0.3", input_baseline=True),
+    Case("beta 0.3, at least K / 2", beta="0.3", least=1 / 2),
+    Case("beta 0.3, capability by entropy", beta="0.3", capability="entropy"),
+    Case("beta 0.3, capability noise 0.1", beta="0.3", capability="0.1"),
+    Case("beta 0.3, capability noise 0.3", beta="0.3", capability="0.3"),
+    Case("beta 0.3, capability permuted", beta="0.3", capability=PERMUTED),
     Case("beta 0.5", beta="0.5"),
-    Case("beta 0.5, input baseline", beta="0.5", input_baseline=True),
-    Case("beta 0.5, input baseline, capability permuted", beta="0.5", input_baseline=True,
-         permuted=True),
+    Case("beta 0.5, at least K / 2", beta="0.5", least=1 / 2),
     Case("beta auto", beta="auto"),
-    Case("beta auto, input baseline", beta="auto", input_baseline=True),
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -73,8 +85,9 @@ def main() -> None:
     """Every case once a round, each round with other random numbers."""
     parser = common.make_parser(__doc__, k=(8,))
     parser.set_defaults(rounds=16)
-    add = parser.add_argument
+    add, names = parser.add_argument, [case.name for case in CASES]
     add("--references", type=int, default=8, help="gradients with 4 K samples for each reference")
+    add("--cases", nargs="+", default=names, choices=names, metavar="CASE", help="by name, some")
     add("--max-sampled-tokens", type=int, default=4096, help="as in training")
     options = parser.parse_args()
     common.check_options(options)
@@ -101,7 +114,8 @@ def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.
         torch.stack([gradient(bench, REFERENCE, start, int(seed))[0] for seed in part]).mean(0)
         for part in seeds
     ]
-    gradients: dict[str, list[Tensor]] = {case.name: [] for case in CASES}
+    cases = [case for case in CASES if case.name in options.cases]
+    gradients: dict[str, list[Tensor]] = {case.name: [] for case in cases}
 
     def run(case: Case) -> common.Row:
         own = gradients[case.name]
@@ -110,7 +124,7 @@ def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.
         return row
 
     results = common.interleave(
-        {case.name: partial(run, case) for case in CASES}, options.rounds, warmups=0
+        {case.name: partial(run, case) for case in cases}, options.rounds, warmups=0
     )
     return [
         {"case": name, **work.about, "k": k, **common.medians(found),
@@ -123,16 +137,13 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     """The gradient of one update [parameters], with nothing remembered of it; seconds, samples."""
     work, task, criterion = bench.work, bench.work.task, bench.criterion
     task.rl.store.records[:] = start.records
-    if case.permuted:
-        known = np.flatnonzero(start.records["samples"])
-        order = np.random.default_rng(1).permutation(known)
-        for name in ("capability", "reward_std"):
-            task.rl.store.records[name][known] = start.records[name][order]
+    task.rl.store.records["capability"] = capability(case, start.records)
     task.rl.reference_epoch = 0
     task.begin_epoch(2, work.model)
     task.rl.baseline = start.queue if case.queue else NoBaseline()
     task.options.elimination_ratio = case.beta
     task.options.num_samples = max(round(bench.k * case.k), 1)
+    task.options.min_samples = max(round(bench.k * case.least), 1)
     criterion.cfg.objective, criterion.cfg.input_baseline = case.objective, case.input_baseline
     work.model.train(), criterion.train()
     torch.manual_seed(seed)
@@ -146,6 +157,17 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     bench.optimizer.zero_grad()
     inputs = sum(len(sample["id"]) for sample in work.batches)
     return total.float().cpu(), {"seconds": seconds, "samples": draws / inputs}
+
+
+def capability(case: Case, records: Records) -> np.ndarray:
+    """What ``case`` takes for the capability of each input."""
+    if case.capability == "entropy":
+        return -records["entropy"]  # only its order matters
+    found = records["capability"].copy()
+    if case.capability != "known":
+        ids = np.flatnonzero(records["samples"])
+        found[ids] = perturb_capability(found[ids], case.capability, 1, ids)
+    return found
 
 
 def noise(

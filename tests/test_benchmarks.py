@@ -92,7 +92,8 @@ def test_variance(tmp_path):
     sizes = ("--k", "4", "--inputs", "8", "--rounds", "3", "--references", "4")
     rows = {row["case"]: row for row in rows_of(tmp_path, "variance.py", *sizes)}
     assert rows["fused"]["samples"] == 4 and rows["fused, K / 2"]["samples"] == 2
-    assert 2 < rows["beta 0.5"]["samples"] < 3.5
+    assert 2 < rows["beta 0.5"]["samples"] < rows["beta 0.5, at least K / 2"]["samples"] < 3.5
+    assert len({rows[name]["noise"] for name in rows if name.startswith("beta 0.3")}) > 4
     for row in rows.values():
         assert row["noise_low"] <= row["noise"] <= row["noise_high"]
         assert row["noise"] > 0 and row["cost"] == pytest.approx(row["noise"] * row["seconds"])

@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m esrl_fairseq.rewards",
         description="The mean reward of each file of hypotheses, a text a line, and how far it is "
-        "from the first file's (95%% interval, from the lines' differences). Texts are taken as "
+        "from the first file's (95% interval, from the lines' differences). Texts are taken as "
         "they are: tokenised as in training, without sub-words.",
     )
     add = parser.add_argument
