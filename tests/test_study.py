@@ -1,6 +1,7 @@
 """benchmarks/study without training: the list of runs, the bootstrap and the tables."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,11 +18,13 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(FOLDER))
 
 import bootstrap  # noqa: E402
+import metrics  # noqa: E402
 import plan  # noqa: E402
 import plots  # noqa: E402
 import report  # noqa: E402
 import results as results_file  # noqa: E402
 
+TRANSLATION = metrics.Translation()
 STUDY = """
 [budget]
 seconds = 1800
@@ -119,6 +122,7 @@ def test_select(tmp_path):
         ('against = "8"', 'against = "9"', "is against '9'"),
         ('pairs = ["de-en"]', 'pairs = ["de-fr"]', "'de-fr', which is not in"),
         ('group = "mle"', 'group = "sft"', "'sft'"),
+        ('start = "mle"', 'start = "mle"\nmetric = "ter"', "metric 'ter' is not of"),
         ('"main/esrl"', '"main/ersl"', "which is not EXPERIMENT/METHOD"),
         ('"main/esrl"', '"samples/8"', "no runs of its own"),
         ('updates_of = "reinforce"', 'updates_of = "r"', "updates_of = 'r' is no method"),
@@ -135,9 +139,10 @@ def test_a_wrong_study_is_refused(tmp_path, old, new, message):
     assert str(tmp_path / "study.toml") in str(error.value)
 
 
-def test_the_study_itself_is_sound():
+@pytest.mark.parametrize("file", [plan.STUDY, plan.HERE / "summarization.toml"])
+def test_the_study_itself_is_sound(file):
     """Its runs have names of their own, and its page a place for every experiment."""
-    study = plan.load(plan.STUDY)
+    study = plan.load(file)
     names = [run.name for run in study.runs()]
     assert len(set(names)) == len(names)
     page = (FOLDER.parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
@@ -145,7 +150,8 @@ def test_the_study_itself_is_sound():
         assert report.fill(page, name, "new", Path("study.md")) != page
     for pair in study.pairs.values():
         recipe = FOLDER.parents[1] / "recipes" / pair.recipe / "run.sh"
-        assert f'multi30k.sh" {pair.source} {pair.target}' in recipe.read_text()
+        text = recipe.read_text()
+        assert re.search(rf'(multi30k.sh"|recipe \w+) {pair.source} {pair.target}$', text, re.M)
 
 
 # The bootstrap
@@ -163,14 +169,14 @@ def system(seed, sentences=60):
 
 def test_statistics_make_sacrebleus_score():
     hypotheses, references = system(1)
-    found = bootstrap.sentence_statistics(hypotheses, references)
+    found = TRANSLATION.counts(hypotheses, references)
     assert found.shape == (60, 10)
     expected = BLEU().corpus_score(hypotheses, [references]).score
-    assert bootstrap.corpus_bleu(found.sum(0)) == expected
+    assert metrics.corpus_bleu(found.sum(0)) == expected
     assert found[:, 0].sum() < found[:, 1].sum()  # a brevity penalty
     few = int(np.argmax((found[:, 2] > 0) & (found[:, 5] == 0) & (found[:, 9] > 0)))  # smoothed
     expected = BLEU().corpus_score(hypotheses[few : few + 1], [references[few : few + 1]]).score
-    assert bootstrap.corpus_bleu(found[few]) == expected > 0
+    assert metrics.corpus_bleu(found[few]) == expected > 0
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (1, 3), (4, 5)])
@@ -184,9 +190,9 @@ def test_one_system_a_method_resamples_as_sacrebleu(seeds, monkeypatch):
     _, scores = test()
     theirs = scores["BLEU"][1]
 
-    statistics = [[bootstrap.sentence_statistics(texts, references)] for texts in (one, other)]
-    draws = [bootstrap.resampled(systems, 1000) for systems in statistics]
-    found = bootstrap.compare(*statistics, resamples=1000)
+    statistics = [[TRANSLATION.counts(texts, references)] for texts in (one, other)]
+    draws = [bootstrap.resampled(systems, metrics.corpus_bleu, 1000) for systems in statistics]
+    found = bootstrap.compare(*statistics, metrics.corpus_bleu, resamples=1000)
     by_chance, size = draws[0] - draws[1], abs(found.difference)
     assert found.difference == pytest.approx(scores["BLEU"][0].score - theirs.score)
     assert draws[1].mean() == pytest.approx(theirs.mean)
@@ -197,27 +203,78 @@ def test_one_system_a_method_resamples_as_sacrebleu(seeds, monkeypatch):
 
 
 def test_resamples_are_the_mean_over_seeds():
-    a, b = (bootstrap.sentence_statistics(*system(seed)) for seed in (1, 2))
-    both = bootstrap.resampled([a, b], 50)
-    each = (bootstrap.resampled([a], 50) + bootstrap.resampled([b], 50)) / 2
+    a, b = (TRANSLATION.counts(*system(seed)) for seed in (1, 2))
+    both = bootstrap.resampled([a, b], metrics.corpus_bleu, 50)
+    each = (
+        bootstrap.resampled([a], metrics.corpus_bleu, 50)
+        + bootstrap.resampled([b], metrics.corpus_bleu, 50)
+    ) / 2
     np.testing.assert_allclose(both, each)
     drawn = np.random.default_rng(bootstrap.SEED).choice(60, size=(50, 60), replace=True)
-    expected = [bootstrap.corpus_bleu(a[rows].sum(0)) for rows in drawn]
-    np.testing.assert_allclose(bootstrap.resampled([a], 50), expected)
+    expected = [metrics.corpus_bleu(a[rows].sum(0)) for rows in drawn]
+    np.testing.assert_allclose(bootstrap.resampled([a], metrics.corpus_bleu, 50), expected)
 
 
 def test_equal_methods_differ_by_chance():
-    a, b = (bootstrap.sentence_statistics(*system(seed)) for seed in (1, 2))
-    assert bootstrap.compare([a, b], [b, a]) == bootstrap.Comparison(0, 0, 0, 1)
+    a, b = (TRANSLATION.counts(*system(seed)) for seed in (1, 2))
+    assert bootstrap.compare([a, b], [b, a], metrics.corpus_bleu) == bootstrap.Comparison(
+        0, 0, 0, 1
+    )
 
 
 def test_a_large_difference_is_not_chance():
     hypotheses, references = system(1)
-    perfect, noisy = (
-        bootstrap.sentence_statistics(texts, references) for texts in (references, hypotheses)
-    )
-    found = bootstrap.compare([perfect], [noisy])
+    perfect, noisy = (TRANSLATION.counts(texts, references) for texts in (references, hypotheses))
+    found = bootstrap.compare([perfect], [noisy], metrics.corpus_bleu)
     assert found.low > 0 and found.p == 1 / (1 + bootstrap.RESAMPLES)
+
+
+SUMMARIES = ["fast a small model learns", "we show nothing", "sampling is slow"]
+REFERENCES = [
+    ["the small model learns quickly", "models learn fast"],
+    ["we show that it works"],
+    ["sampling is fast", "", "sampling is slow"],
+]
+
+
+def summaries_in(folder):
+    """The metric, and REFERENCES as read from files: a further reference may be missing."""
+    for number, ending in enumerate(("tldr", "tldr1", "tldr2")):
+        lines = [own[number] if number < len(own) else "" for own in REFERENCES]
+        (folder / f"test.{ending}").write_text("".join(f"{line}\n" for line in lines))
+    metric = metrics.Summarization()
+    return metric, metric.references(folder / "test.tldr")
+
+
+def test_counts_make_rouge(tmp_path):
+    """Of several references the best one counts, for each variant on its own."""
+    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    metric, references = summaries_in(tmp_path)
+    assert references == [[text for text in own if text] for own in REFERENCES]
+    scorer = rouge_scorer.RougeScorer(metrics.VARIANTS, use_stemmer=True)
+    found = metric.scores(SUMMARIES, references)
+    for name in metrics.VARIANTS:
+        best = [
+            max(scorer.score(reference, text)[name].fmeasure for reference in own)
+            for text, own in zip(SUMMARIES, references)
+        ]
+        assert found[name] == pytest.approx(100 * np.mean(best), abs=0.005)
+    assert found["rouge"] == pytest.approx(np.mean([found[name] for name in metrics.VARIANTS]))
+    assert found["length_ratio"] == pytest.approx(11 / 13)
+    assert found["rouge1"] > found["rougeL"] > found["rouge2"] > 0
+
+
+def test_variants_are_compared(tmp_path):
+    """A method that is better in the words that it has, and not in their pairs."""
+    pytest.importorskip("rouge_score")
+    metric, references = summaries_in(tmp_path)
+    good, bad = (metric.counts(texts, references) for texts in (SUMMARIES, SUMMARIES[::-1]))
+    for name, score in metric.compared.items():
+        found = bootstrap.compare([good], [bad], score, resamples=50)
+        expected = [
+            metric.scores(texts, references)[name] for texts in (SUMMARIES, SUMMARIES[::-1])
+        ]
+        assert found.difference == pytest.approx(expected[0] - expected[1])
 
 
 # The tables
@@ -265,7 +322,14 @@ def results(tmp_path):
     del cost["evaluation"]
     comparison = {"experiment": "main", "pair": "de-en", "against": "esrl", "resamples": 2000}
     comparisons = [
-        {**comparison, "budget": budget, "search": search, "method": method, **values}
+        {
+            **comparison,
+            "budget": budget,
+            "search": search,
+            "score": "bleu",
+            "method": method,
+            **values,
+        }
         for budget in ("time", "updates")
         for search in ("beam5", "greedy")
         for method, values in (
@@ -375,7 +439,7 @@ def test_gather(tmp_path):
     first = {"esrl": 1, "mle": 2, "reinforce": 3}  # seeds of the outputs
 
     def counts(method, search):
-        return bootstrap.sentence_statistics(*system(first[method] + 10 * (search == "greedy")))
+        return TRANSLATION.counts(*system(first[method] + 10 * (search == "greedy")))
 
     for run in study.select(["main/*/esrl/*", "main/*/mle/*", "main/*/reinforce/1"]):
         folder = work / "runs" / run.name
@@ -397,7 +461,7 @@ def test_gather(tmp_path):
     for compared, search in zip(found["comparisons"], ("beam5", "greedy")):
         assert (compared["method"], compared["search"]) == ("mle", search)
         both_seeds = [[counts(method, search)] * 2 for method in ("mle", "esrl")]
-        expected = bootstrap.compare(*both_seeds)
+        expected = bootstrap.compare(*both_seeds, metrics.corpus_bleu)
         assert compared["difference"] == pytest.approx(expected.difference, abs=1e-4)
         assert compared["p"] == pytest.approx(expected.p, abs=1e-4)
 

@@ -25,7 +25,7 @@ if sys.version_info < (3, 11):
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(FOLDER))
 
-import bootstrap  # noqa: E402
+import metrics  # noqa: E402
 
 TIMEOUT = 900  # seconds, of each command
 UPDATES = 4
@@ -220,7 +220,7 @@ def test_result(tiny, method):
                 CHRF().corpus_score(texts, [references]).score
             )
             statistics = np.load(file.with_suffix(f".{search}.npy"))
-            assert bootstrap.corpus_bleu(statistics.sum(0)) == pytest.approx(bleu.score)
+            assert metrics.corpus_bleu(statistics.sum(0)) == pytest.approx(bleu.score)
     assert any(len(text.split()) > 1 and "@@" not in text for text in texts)
     kept = {path.name for path in (folder / "train").glob("*.pt")}
     assert kept == {f"checkpoint_{chosen['updates']}.pt" for chosen in results.values()}

@@ -1,7 +1,7 @@
 """Choose among a run's models on the validation set, and translate and score the test set.
 
 Every model is translated by fairseq-generate, in this process, as recipes/lib.sh does it: sub-words
-joined, detokenised, and scored by sacreBLEU against the text as it was before any tokenisation.
+joined, detokenised, and scored against the text as it was before any tokenisation.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bootstrap import sentence_statistics
 from fairseq_cli import generate
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
+from metrics import METRICS
 from sacremoses import MosesDetokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,10 +35,13 @@ def main() -> None:
     parser.add_argument("--pair", type=Path, required=True, help="with data-bin/ and clean/")
     parser.add_argument("--source", required=True, help="language")
     parser.add_argument("--target", required=True, help="language")
+    parser.add_argument("--language", required=True, help="of the target's words")
+    parser.add_argument("--metric", required=True, choices=METRICS)
+    parser.add_argument("generate", nargs="*", help="options of fairseq-generate, after --")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)  # fairseq's own call has no effect then
 
-    found = evaluate(options.run, options.pair, options.source, options.target)
+    found = evaluate(options)
     part = options.run / "evaluation.part"
     part.write_text(json.dumps(found, indent=1))
     part.replace(options.run / "evaluation.json")
@@ -50,70 +51,59 @@ def main() -> None:
             checkpoint.unlink()
 
 
-def evaluate(run: Path, pair: Path, source: str, target: str) -> Row:
+def evaluate(options: argparse.Namespace) -> Row:
     """Scores on valid of every model, and on test of those that are results.
 
     Returns:
-        ``valid``: BLEU of each model's greedy output. ``results``: scores by search of ``time``,
+        ``valid``: score of each model's greedy output. ``results``: scores by search of ``time``,
         the best on valid, and ``updates``.
     """
+    run, metric = options.run, METRICS[options.metric]()
+    key = metric.key
     training = json.loads((run / "train.json").read_text())
-    bleu, chrf = BLEU(), CHRF()
+    clean = options.pair / "clean"
     references = {
-        split: read_lines(pair / "clean" / f"{split}.{target}") for split in ("valid", "test")
+        split: metric.references(clean / f"{split}.{options.target}") for split in ("valid", "test")
     }
 
     @cache
     def output(updates: int, split: str, beam: int) -> list[str]:
-        checkpoint = run / "train" / f"checkpoint_{updates}.pt"
-        texts = translate(pair / "data-bin", checkpoint, source, target, split, beam)
+        texts = translate(options, run / "train" / f"checkpoint_{updates}.pt", split, beam)
         if len(texts) != len(references[split]):
-            sys.exit(f"error: {len(texts)} translations of {len(references[split])} in {split}")
+            sys.exit(f"error: {len(texts)} outputs for the {len(references[split])} of {split}")
         return texts
 
     def on_valid(state: Row) -> Row:
-        score = bleu.corpus_score(output(state["updates"], "valid", 1), [references["valid"]])
-        return {**state, "bleu": score.score}
+        scores = metric.scores(output(state["updates"], "valid", 1), references["valid"])
+        return {**state, key: scores[key]}
 
     def on_test(name: str, state: Row) -> Row:
         result: Row = {"updates": state["updates"], "seconds": state["seconds"]}
-        result["valid_bleu"] = state["bleu"]
+        result[f"valid_{key}"] = state[key]
         for search, beam in SEARCHES.items():
             texts = output(state["updates"], "test", beam)
             file = run / "out" / f"{name}.{search}"
             file.parent.mkdir(exist_ok=True)
             Path(f"{file}.txt").write_text("".join(f"{t}\n" for t in texts), encoding="utf-8")
-            np.save(f"{file}.npy", sentence_statistics(texts, references["test"]))
-            score = bleu.corpus_score(texts, [references["test"]])
-            result[search] = {
-                "bleu": score.score,
-                "chrf": chrf.corpus_score(texts, [references["test"]]).score,
-                "length_ratio": score.ratio,
-            }
+            np.save(f"{file}.npy", metric.counts(texts, references["test"]))
+            result[search] = metric.scores(texts, references["test"])
         return result
 
     valid = [on_valid(state) for state in training["candidates"]]
     results = {}
     if valid:  # the first of equals
-        results["time"] = on_test("time", max(valid, key=lambda state: state["bleu"]))
+        results["time"] = on_test("time", max(valid, key=lambda state: state[key]))
     if training["equal_updates"]:
         results["updates"] = on_test("updates", on_valid(training["equal_updates"]))
-    signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return {"valid": valid, "results": results, "signatures": signatures}
+    return {"valid": valid, "results": results, "signatures": metric.signatures()}
 
 
-def read_lines(file: Path) -> list[str]:
-    """A file's lines (str.splitlines would also split at Unicode's other separators)."""
-    with file.open(encoding="utf-8") as opened:
-        return [line.rstrip("\n") for line in opened]
-
-
-def translate(
-    data: Path, checkpoint: Path, source: str, target: str, split: str, beam: int
-) -> list[str]:
-    """Detokenised translations of a split, in the data's order."""
-    arguments = [data, "--user-dir", ROOT / "esrl_fairseq", "--path", checkpoint, "--beam", beam]
-    arguments += ["--source-lang", source, "--target-lang", target, "--gen-subset", split]
+def translate(options: argparse.Namespace, checkpoint: Path, split: str, beam: int) -> list[str]:
+    """Detokenised output for a split, in the data's order."""
+    data, user_dir = options.pair / "data-bin", ROOT / "esrl_fairseq"
+    arguments = [data, "--user-dir", user_dir, "--path", checkpoint, "--beam", beam]
+    arguments += ["--source-lang", options.source, "--target-lang", options.target]
+    arguments += ["--gen-subset", split, *options.generate]
     arguments += ["--max-tokens", 8000, "--required-batch-size-multiple", 1, "--remove-bpe"]
     arguments += ["--log-format", "none", "--num-workers", 0]
     sys.argv = ["fairseq-generate", *map(str, arguments)]
@@ -121,7 +111,7 @@ def translate(
         generate.cli_main()
     # H-<number>\t<score>\t<text>, in an order that batches chose
     lines = re.findall(r"^H-(\d+)\t[^\t]*\t(.*)$", printed.getvalue(), flags=re.MULTILINE)
-    detokenize = partial(MosesDetokenizer(lang=target).detokenize, return_str=True)
+    detokenize = partial(MosesDetokenizer(lang=options.language).detokenize, return_str=True)
     return [detokenize(text.split()) for _, text in sorted(lines, key=lambda line: int(line[0]))]
 
 

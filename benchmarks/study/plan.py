@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from metrics import METRICS
+
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "study.toml"
 
@@ -35,11 +37,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Pair:
-    """A language pair: the recipe that makes its data and the model that runs start from."""
+    """A pair of languages, or of texts and summaries: SOURCE-TARGET.
+
+    Attributes:
+        recipe: makes its data and the model that runs start from.
+        start: the recipe's step that makes that model.
+        metric: of metrics.METRICS.
+        language: of the target, where its name does not tell.
+        generate: further options of fairseq-generate.
+    """
 
     name: str
     recipe: str
     start: str
+    metric: str = "bleu"
+    language: str | None = None
+    generate: str = ""
 
     @property
     def source(self) -> str:
@@ -227,6 +240,9 @@ def _experiment(
 
 
 def _check(study: Study) -> None:
+    for pair in study.pairs.values():
+        if pair.metric not in METRICS:
+            raise StudyError(f"pair {pair.name}: metric {pair.metric!r} is not of {[*METRICS]}")
     for experiment in study.experiments.values():
         about = f"experiment {experiment.name}"
         budget, methods = experiment.budget, experiment.methods

@@ -35,7 +35,7 @@ def draw_all(results: Results, docs: Path) -> None:
 
 
 def draw(results: Results, experiment: Experiment, pairs: Sequence[str], file: Path) -> None:
-    """A row of panels a pair: BLEU on valid over CPU time, BLEU on test, seconds of an update."""
+    """A row of panels a pair: score on valid over CPU time, on test, seconds of an update."""
     from matplotlib import pyplot
 
     scored = not experiment.cost_only
@@ -54,37 +54,39 @@ def draw(results: Results, experiment: Experiment, pairs: Sequence[str], file: P
 
 
 def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
-    """Greedy BLEU on valid of each method, the mean over its seeds."""
-    start = results.start(pair)
+    """Greedy score on valid of each method, the mean over its seeds."""
+    start, metric = results.start(pair), results.metric(pair)
     for place, method in enumerate(experiment.methods):
         runs = results.of(experiment, pair, method)
         points = list(zip(*(run["evaluation"]["valid"] for run in runs), strict=False))
         seconds = [statistics.mean(state["seconds"] for state in states) for states in points]
-        bleu = [statistics.mean(state["bleu"] for state in states) for states in points]
+        values = [statistics.mean(state[metric.key] for state in states) for states in points]
         if start:
             seconds.insert(0, 0)
-            bleu.insert(0, start["evaluation"]["results"]["time"]["valid_bleu"])
+            values.insert(0, start["evaluation"]["results"]["time"][f"valid_{metric.key}"])
         if points:
-            panel.plot(seconds, bleu, LINES[place // COLOURS], label=method)
-    panel.set(title=pair, xlabel="CPU seconds of training", ylabel="BLEU on valid, greedy")
+            panel.plot(seconds, values, LINES[place // COLOURS], label=method)
+    panel.set(
+        title=pair, xlabel="CPU seconds of training", ylabel=f"{metric.name} on valid, greedy"
+    )
     panel.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_scores(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
-    """BLEU on test with beam 5, mean and standard deviation, under both budgets."""
-    names = list(experiment.methods)
+    """Score on test with beam 5, mean and standard deviation, under both budgets."""
+    names, metric = list(experiment.methods), results.metric(pair)
     for budget, shift in zip(BUDGETS, (-0.1, 0.1), strict=True):
         for place, method in enumerate(names):
             runs = results.shown(experiment, pair, method, budget)
             if runs:
-                mean, sd = mean_sd([score(run, budget, "beam5", "bleu") for run in runs])
+                mean, sd = mean_sd([score(run, budget, "beam5", metric.key) for run in runs])
                 panel.errorbar(place + shift, mean, sd or 0, fmt="o", color=f"C{shift > 0:d}")
         panel.errorbar([], [], fmt="o", color=f"C{shift > 0:d}", label=f"equal {budget}")
     if start := results.start(pair):
-        bleu = score(start, "time", "beam5", "bleu")
-        panel.axhline(bleu, color="grey", linestyle="--", label="start")
+        value = score(start, "time", "beam5", metric.key)
+        panel.axhline(value, color="grey", linestyle="--", label="start")
     label_methods(panel, names)
-    panel.set(title=pair, ylabel="BLEU on test, beam 5")
+    panel.set(title=pair, ylabel=f"{metric.name} on test, beam 5")
     panel.legend(fontsize="x-small")
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
+from metrics import Metric
 from plan import STUDY, Experiment, StudyError, load
 from plots import draw_all, picture
 from results import (
@@ -33,6 +35,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SUMMARY = ("mle", "reinforce", "mrt", "rloo", "ppo", "esrl")  # methods of summary.json
 MAIN = "main"  # its experiment
+
+Compared = Mapping[tuple[str, str], Row | None]
+"""A row of results.json's comparisons, by search and score."""
 
 
 def main() -> None:
@@ -67,7 +72,8 @@ def report(options: argparse.Namespace) -> None:
             f"there is no results.json in {options.results} yet: give --work, the folder of run.py"
         )
     results = Results(study, found)
-    write_rows(options.results / "summary.json", summary(results))
+    if rows := summary(results):
+        write_rows(options.results / "summary.json", rows)
     draw_all(results, options.docs)
     page = options.docs / "study.md"
     text = page.read_text(encoding="utf-8") if page.exists() else ""
@@ -93,7 +99,7 @@ def summary(results: Results) -> list[Row]:
                 if not runs:
                     continue
                 mean, sd = mean_sd([score(run, budget, "beam5", "bleu") for run in runs])
-                key = (MAIN, pair, budget, "beam5", method)
+                key = (MAIN, pair, budget, "beam5", "bleu", method)
                 compared = results.comparisons.get(key)
                 rows.append(
                     {
@@ -152,12 +158,18 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
     """Header and one row a method, the start first."""
     timed = ["updates", "s/update", "peak MB", "best after", "valid"]
     own = timed if budget == "time" else ["CPU s"]
-    against = f"− {experiment.against}"
-    scores = ["beam 5 BLEU", against, "p", "greedy BLEU", against, "p", "chrF2", "ratio"]
-    rows = [["", "n", *own, *scores]]
+    metric = results.metric(pair)
+
+    def compared(method: str, budget: str) -> Compared:
+        key = (experiment.name, pair, budget)
+        columns = product(SEARCHES, metric.compared)
+        return {column: results.comparisons.get((*key, *column, method)) for column in columns}
+
+    rows = [["", "n", *own, *headings(metric, experiment.against)]]
     if start := results.start(pair):
-        cells = ["", "", "", "", valid([start])] if budget == "time" else [""]
-        rows.append(["start", "", *cells, *score_cells([start], "time", {})])
+        cells = ["", "", "", "", valid([start], metric)] if budget == "time" else [""]
+        of_start = compared("start", "time") if budget == "time" else {}
+        rows.append(["start", "", *cells, *score_cells([start], "time", metric, of_start)])
     for method, entry in experiment.methods.items():
         runs = results.shown(experiment, pair, method, budget)
         if budget == "updates" and entry.updates_of:
@@ -166,36 +178,54 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
             reached = "" if budget == "time" or not results.of(experiment, pair, method) else "–"
             rows.append([method, "0", reached, *[""] * (len(rows[0]) - 3)])
             continue
-        compared = {
-            search: results.comparisons.get((experiment.name, pair, budget, search, method))
-            for search in SEARCHES
-        }
         training = [run["training"] for run in runs]
         chosen = [run["evaluation"]["results"][budget] for run in runs]
         seconds = mean_of(chosen, "seconds", ",.0f")
         cells = [mean_of(training, "updates", ",.0f"), *cost_cells(training), f"{seconds} s"]
-        cells.append(valid(runs))
+        cells.append(valid(runs, metric))
         name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
         own = cells if budget == "time" else [seconds]
-        rows.append([name, str(len(runs)), *own, *score_cells(runs, budget, compared)])
+        rows.append(
+            [
+                name,
+                str(len(runs)),
+                *own,
+                *score_cells(runs, budget, metric, compared(method, budget)),
+            ]
+        )
     return rows
 
 
-def valid(runs: Sequence[Row]) -> str:
-    """Greedy BLEU on valid, by which the models under equal time were chosen."""
-    return with_sd([run["evaluation"]["results"]["time"]["valid_bleu"] for run in runs])
+def valid(runs: Sequence[Row], metric: type[Metric]) -> str:
+    """Greedy score on valid, by which the models under equal time were chosen."""
+    key = f"valid_{metric.key}"
+    return with_sd([run["evaluation"]["results"]["time"][key] for run in runs])
 
 
-def score_cells(runs: Sequence[Row], budget: str, compared: Row) -> list[str]:
-    """BLEU, difference and p with beam 5, the same with greedy search, chrF2 and length ratio."""
+def headings(metric: type[Metric], against: str | None) -> list[str]:
+    """Of the metric's columns; one that methods are compared in has difference and p."""
+    texts = []
+    for _, key, heading in metric.columns:
+        texts += [heading, f"− {against}", "p"] if key in metric.compared else [heading]
+    return texts
+
+
+def score_cells(
+    runs: Sequence[Row],
+    budget: str,
+    metric: type[Metric],
+    compared: Compared,
+) -> list[str]:
+    """The metric's columns; ``compared`` by search and score."""
     cells = []
-    for search in SEARCHES:
-        cells.append(with_sd([score(run, budget, search, "bleu") for run in runs]))
-        found = compared.get(search)
-        cells += [f"{found['difference']:+.2f}", p_value(found["p"])] if found else ["", ""]
-    chrf = with_sd([score(run, budget, "beam5", "chrf") for run in runs])
-    ratio = statistics.mean(score(run, budget, "beam5", "length_ratio") for run in runs)
-    return [*cells, chrf, f"{ratio:.3f}"]
+    for search, key, _ in metric.columns:
+        values = [score(run, budget, search, key) for run in runs]
+        ratio = key == "length_ratio"
+        cells.append(f"{statistics.mean(values):.3f}" if ratio else with_sd(values))
+        if key in metric.compared:
+            found = compared.get((search, key))
+            cells += [f"{found['difference']:+.2f}", p_value(found["p"])] if found else ["", ""]
+    return cells
 
 
 def cost_rows(results: Results, experiment: Experiment, pair: str) -> list[list[str]]:
@@ -244,7 +274,7 @@ def origin(runs: Sequence[Row]) -> str:
     """Signatures, machines and commits of the runs."""
     about = [run["about"] for run in runs]
     scored = [run["evaluation"]["signatures"] for run in runs if "evaluation" in run]
-    signatures = sorted({f"`{s[name]}`" for s in scored for name in ("bleu", "chrf")})
+    signatures = sorted({f"`{text}`" for s in scored for text in s.values()})
     machines = sorted({f"{a['machine']}, {a['jobs']} at a time" for a in about})
     commits = sorted({a["commit"] for a in about})
     lines = [*signatures, "; ".join(machines), f"Commit {', '.join(commits)}."]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from bootstrap import RESAMPLES, compare
+from metrics import METRICS, Metric
 from plan import Experiment, Study, StudyError
 
 BUDGETS = ("time", "updates")
@@ -19,7 +20,7 @@ SEARCHES = ("beam5", "greedy")
 
 Row = dict[str, Any]
 Counts = Mapping[str, np.ndarray]
-"""By RUN/BUDGET.SEARCH: each sentence's counts for BLEU, see bootstrap.sentence_statistics."""
+"""By RUN/BUDGET.SEARCH: each text's counts, see metrics.Metric."""
 
 
 def read(folder: Path) -> tuple[Row, Counts]:
@@ -65,6 +66,8 @@ def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, C
         result = read_result(work / name)
         if row := {"run": name, **result} if result else before.get(name):
             rows.append(row)
+        if result:
+            counts.update(read_counts({"run": name, **result}, work / name / "out"))
     for run in study.runs():
         folder, row = work / "runs" / run.name, before.get(run.name)
         if result := read_result(folder):
@@ -109,7 +112,7 @@ def read_counts(row: Row, out: Path) -> Counts:
 
 
 def comparisons(results: Results, counts: Counts) -> list[Row]:
-    """Paired bootstrap of each method against its experiment's."""
+    """Paired bootstrap of each method, and of the start, against the experiment's."""
     rows: list[Row] = []
     for experiment in results.study.experiments.values():
         for pair, budget, search in product(experiment.pairs, BUDGETS, SEARCHES):
@@ -119,12 +122,16 @@ def comparisons(results: Results, counts: Counts) -> list[Row]:
                 if runs:
                     names = [f"{run['run']}/{budget}.{search}" for run in runs]
                     systems[method] = [counts[name].astype(np.int32) for name in names]
+            start = f"start/{pair}/{budget}.{search}"  # scored under equal time alone
+            if start in counts:
+                systems["start"] = [counts[start].astype(np.int32)]
             against = experiment.against or ""
             other = systems.pop(against, [])
-            for method, system in systems.items() if other else ():
+            scores = results.metric(pair).compared.items()
+            for method, (name, score_of) in product(systems if other else (), scores):
                 row: Row = {"experiment": experiment.name, "pair": pair, "budget": budget}
-                row |= {"search": search, "method": method, "against": against}
-                found = vars(compare(system, other)).items()
+                row |= {"search": search, "score": name, "method": method, "against": against}
+                found = vars(compare(systems[method], other, score_of)).items()
                 row |= {key: round(value, 4) for key, value in found}
                 rows.append({**row, "resamples": RESAMPLES})
     return rows
@@ -137,9 +144,15 @@ class Results:
         self.study = study
         self.runs = {row["run"]: row for row in found["runs"]}
         self.comparisons = {
-            tuple(c[key] for key in ("experiment", "pair", "budget", "search", "method")): c
+            tuple(
+                c[key] for key in ("experiment", "pair", "budget", "search", "score", "method")
+            ): c
             for c in found["comparisons"]
         }
+
+    def metric(self, pair: str) -> type[Metric]:
+        """What the pair's outputs are scored by."""
+        return METRICS[self.study.pairs[pair].metric]
 
     def start(self, pair: str) -> Row | None:
         """The start model's row."""
@@ -164,7 +177,7 @@ class Results:
 
 
 def score(row: Row, budget: str, search: str, name: str) -> float:
-    """bleu, chrf or length_ratio of a run."""
+    """One of a run's scores on test, by its name in results.json."""
     return row["evaluation"]["results"][budget][search][name]
 
 

@@ -138,7 +138,9 @@ class Runner:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """All that the run's result depends on."""
-        return {**run.settings(), **self.digests.get(run.pair, {})}
+        generate = self.pairs[run.pair].pair.generate
+        further = {"generate": generate} if generate else {}
+        return {**run.settings(), **further, **self.digests.get(run.pair, {})}
 
     def state(self, run: Run) -> str:
         """``done`` (here or in results.json), ``changed`` (with other settings) or ``to do``."""
@@ -195,6 +197,8 @@ class Runner:
         """Of a run's folder."""
         command = [sys.executable, HERE / "evaluate.py", "--run", folder, "--pair", pair.folder]
         command += ["--source", pair.pair.source, "--target", pair.pair.target]
+        command += ["--language", pair.pair.language or pair.pair.target]
+        command += ["--metric", pair.pair.metric, "--", *shlex.split(pair.pair.generate)]
         return [str(word) for word in command]
 
     def shown(self, command: list[str], pair: PairFolder) -> str:
