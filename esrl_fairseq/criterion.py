@@ -1,5 +1,6 @@
 """The criterion ``esrl``: reads as the algorithm."""
 
+import logging
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -49,6 +50,8 @@ from esrl_fairseq.task import SamplingTask, attach_sampling
 from esrl_fairseq.validation import validate
 from esrl_fairseq.visits import Observer, of_draws
 
+logger = logging.getLogger(__name__)
+
 
 @register_criterion("esrl", dataclass=EsrlCriterionConfig)
 class EsrlCriterion(FairseqCriterion):
@@ -75,6 +78,7 @@ class EsrlCriterion(FairseqCriterion):
         if cfg.objective == "ppo":
             task.rl.replay = Replay(cfg.ppo_passes, self.ppo.kind)
         self.scorer = self._build_scorer(cfg.reward)
+        logger.info("reward: %s", self.scorer.reward.signature())
         capability_scorer = None  # the reward's
         if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
             # BLEU grows with the number of references, which inputs can have different ones of.

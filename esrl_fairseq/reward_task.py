@@ -236,16 +236,16 @@ def load_reward_model(path: str) -> tuple[RewardModel, SubwordText]:
         raise EsrlError(f"there is no reward model {path}: {mend}")
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(path)
-        task_name = state["cfg"].task._name
+        task_name, kept = state["cfg"].task._name, state.get("task_state") or {}
     except Exception as error:  # whatever a file that is no checkpoint leads to
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise EsrlError(f"{path} cannot be loaded as a reward model ({why}): {mend}") from error
-    if task_name != NAME:
+    if task_name != NAME or "dictionary" not in kept:
         raise EsrlError(
             f"{path} is no reward model but the checkpoint of a model for the task {task_name}: "
             f"{mend}"
         )
-    cfg, kept = state["cfg"], state["task_state"]
+    cfg = state["cfg"]
     dictionary = Dictionary.load(io.StringIO(kept["dictionary"]))
     cfg.task.subword_codes = None  # the file may be gone; its contents are here
     task = RewardModelTask(cfg.task, dictionary, dictionary)

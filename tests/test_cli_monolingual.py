@@ -83,6 +83,7 @@ def test_the_best_checkpoint_by_default_is_the_one_with_most_reward(
     result = run(commands, monolingual, tmp_path, mle, "--capability entropy --max-epoch 2")
     lines = result.logged("valid")
     assert lines[-1]["best_loss"] == min(line["loss"] for line in lines)
+    assert lines[-1]["best_loss"] == pytest.approx(-max(line["reward"] for line in lines), abs=1e-3)
 
 
 def test_the_reward_is_that_of_data_with_references(commands, corpus, monolingual, mle, tmp_path):

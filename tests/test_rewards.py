@@ -226,6 +226,22 @@ def test_exceptions_name_the_row_that_raises():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_few_calls_find_the_row_that_raises():
+    """An expensive reward is not asked once a row."""
+    calls = []
+
+    def function(pairs):
+        calls.append(len(pairs))
+        if ("s", "h77") in pairs:
+            raise KeyError("boom")
+        return [0.5] * len(pairs)
+
+    with pytest.raises(EsrlError, match="sample 5 .*hypothesis: 'h77'"):
+        texts = [f"h{i}" for i in range(100)]
+        score_rows(Fake(function), ["s"], texts, [["r"]], [0] * 100, [5])
+    assert len(calls) < 10 and sum(calls) < 300
+
+
 def test_exceptions_of_the_whole_batch_only():
     def function(pairs):
         if len(pairs) > 1:

@@ -122,7 +122,7 @@ def test_folders_without_a_model(name, tmp_path, monkeypatch):
     modules = {"bertscore": "bert_score", "sentence-embedding": "sentence_transformers"}
     pytest.importorskip(modules.get(name, "comet" if name == "comet" else "transformers"))
     options = {"num_layers": 2} if name == "bertscore" else {}
-    with pytest.raises(EsrlError, match=f"'{name}' cannot load the model '.*empty' .*Error|Exc"):
+    with pytest.raises(EsrlError, match=f"'{name}' cannot load the model '.*empty' .*(Error|Exc)"):
         (tmp_path / "empty").mkdir()
         build_reward(name, model=str(tmp_path / "empty"), **options)
 

@@ -71,6 +71,10 @@ def test_sources_reach_the_reward(ask, tmp_path, monkeypatch):
         "share.needs_references = False\n"
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
+    with (tmp_path / "seen.py").open("a") as file:
+        file.write("share.needs_sources = True\n")
+    with pytest.raises(EsrlError, match="'python:seen.share' needs the sources: give --sources"):
+        ask("--reward", "python:seen.share", "other")
     _, other = ask("--reward", "python:seen.share", "--sources", "source", "other")
     assert other == ["other", "0.3333"]
 

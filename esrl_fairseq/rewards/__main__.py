@@ -96,6 +96,8 @@ def main() -> None:
     )
     if reward.needs_references and not columns:
         raise EsrlError(f"the reward {given.reward!r} needs references: give --references FILE")
+    if reward.needs_sources and not given.sources:
+        raise EsrlError(f"the reward {given.reward!r} needs the sources: give --sources FILE")
     found = [reward(sources, hypotheses, references) for hypotheses in texts]
     print(f"{reward.signature()}, {lines} lines")
     write_table(files, found)

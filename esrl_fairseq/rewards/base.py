@@ -43,6 +43,8 @@ class Reward(abc.ABC):
     needs_references: bool = True
     """If True, an input without a non-empty reference is an error; if False, `score` may get
     empty lists of references."""
+    needs_sources: bool = False
+    """If True, values without the source say nothing; training always has it."""
     parts: Sequence[tuple[Reward, float]] = ()
     """Of a weighted sum: its rewards and their weights. Each is asked and checked on its own."""
 
@@ -249,16 +251,27 @@ class _Batch:
         """The message for an exception: look for a row that raises it on its own."""
         if not isinstance(error, EsrlError):
             logger.error("reward %r raised:", self.reward.name, exc_info=error)
-        culprit, cause = self._batch(), error
-        for row, pair in enumerate(self.pairs):
-            try:
-                self._score([pair])
-            except Exception as again:
-                culprit, cause = self._pair(row), again
-                break
+        first, last = 0, len(self.pairs)  # a call costs time: halve what is left
+        while last - first > 1:
+            middle = (first + last) // 2
+            if self._error(first, middle):
+                last = middle
+            else:
+                first = middle
+        alone = self._error(first, last)
+        culprit = self._pair(first) if alone else self._batch()
+        cause = alone or error
         return EsrlError(
             f"reward {self.reward.name!r} raised {type(cause).__name__}: {cause} for {culprit}"
         )
+
+    def _error(self, first: int, last: int) -> Exception | None:
+        """What the reward raises for these rows."""
+        try:
+            self._score(self.pairs[first:last])
+        except Exception as error:
+            return error
+        return None
 
     def _pair(self, row: int) -> str:
         i, hypothesis = self.pairs[row]

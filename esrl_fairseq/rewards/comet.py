@@ -38,6 +38,7 @@ class CometReward(NeuralReward):
     """
 
     example = "Unbabel/wmt22-comet-da"
+    needs_sources = True
 
     def __init__(
         self,

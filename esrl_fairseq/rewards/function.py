@@ -25,7 +25,8 @@ class FunctionReward(Reward):
 
     All three are lists of the same length, the third one of lists of texts; equal hypotheses of an
     input come once. The function may have the attributes `range`, `higher_is_better` and
-    `needs_references`, which mean what they mean in `Reward` and have the same defaults.
+    `needs_references`, `needs_sources`, which mean what they mean in `Reward` and have the same
+    defaults.
 
     Args:
         name: ``python:module.function``. The module is searched where Python searches, and then in
@@ -46,6 +47,7 @@ class FunctionReward(Reward):
         self.range = _range(name, getattr(self._function, "range", self.range))
         self.higher_is_better = bool(getattr(self._function, "higher_is_better", True))
         self.needs_references = bool(getattr(self._function, "needs_references", True))
+        self.needs_sources = bool(getattr(self._function, "needs_sources", False))
 
     def signature(self) -> str:
         """The name, and a hash of the module's text, because a name alone can mean anything."""

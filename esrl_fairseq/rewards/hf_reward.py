@@ -52,6 +52,7 @@ class HfReward(NeuralReward):
         self.check_choice("inputs", inputs, INPUTS)
         self.model = model
         self.inputs = inputs
+        self.needs_sources = inputs == "pair"
         library = require(self.name, "transformers", *INSTALL)
         with self.loading(model):
             self._tokenizer = library.AutoTokenizer.from_pretrained(model)

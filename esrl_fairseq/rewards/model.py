@@ -31,6 +31,7 @@ class ModelReward(NeuralReward):
     """
 
     needs_references = False
+    needs_sources = True
 
     def __init__(
         self, model: str | None = None, batch_size: int = 128, device: str | None = None
@@ -60,8 +61,8 @@ class ModelReward(NeuralReward):
         if longest > self._longest:
             raise EsrlError(
                 f"the reward model reads at most {self._longest} tokens, but source and hypothesis "
-                f"have {longest}: train it with a larger --max-source-positions, or leave out so "
-                "long sources"
+                f"have {longest}: train it with a larger --max-source-positions, leave out so long "
+                "sources, or bound hypotheses by a smaller --sample-max-len-b"
             )
         values = np.zeros(len(rows))
         for batch in self.batches(sources, hypotheses):

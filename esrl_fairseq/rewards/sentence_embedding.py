@@ -46,6 +46,7 @@ class SentenceEmbeddingReward(NeuralReward):
         super().__init__(device, batch_size)
         self.check_choice("against", against, SIDES)
         self.needs_references = against == "reference"
+        self.needs_sources = against == "source"
         self.model = model
         library = require(self.name, "sentence_transformers", *INSTALL)
         with self.loading(model):

@@ -1,8 +1,9 @@
 """How often a reward model prefers what people prefer, on data that it has not seen.
 
 mlqe: of the test set's post-edits and machine translations; and the correlation with the ratings.
-mqm:  of two systems' translations of a segment, the one with the better expert MQM score. Intervals
-      are percentiles of a bootstrap over segments, whose pairs depend on each other.
+mqm:  of two different translations of a segment (some are a person's), the one with the better
+      expert MQM score. Intervals are percentiles of a bootstrap over segments, whose pairs depend
+      on each other.
 """
 
 import argparse
@@ -63,7 +64,10 @@ def interval(values: np.ndarray, segments: np.ndarray) -> tuple[float, float]:
 
 
 def mqm_pairs(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each pair of different scores: rows of the better and of the worse one, and segment."""
+    """Of each pair of different texts and scores: rows of the better and worse one, and segment.
+
+    Equal texts were rated differently 2,731 times: no scorer can tell these apart.
+    """
     by_segment: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_segment.setdefault(row["seg"], []).append(number)
@@ -71,7 +75,7 @@ def mqm_pairs(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ((one, other) if rows[one]["mqm"] > rows[other]["mqm"] else (other, one), segment)
         for segment, numbers in by_segment.items()
         for one, other in itertools.combinations(numbers, 2)
-        if rows[one]["mqm"] != rows[other]["mqm"]
+        if rows[one]["mqm"] != rows[other]["mqm"] and rows[one]["mt"] != rows[other]["mt"]
     ]
     chosen = np.array([pair for pair, _ in pairs])
     return chosen[:, 0], chosen[:, 1], np.array([segment for _, segment in pairs])

@@ -4,8 +4,9 @@
 #
 # Tested:  NOT RUN. Model, data and commands are tested with tiny models, and with one of 135 million
 #          parameters (tests/test_cli_huggingface.py); memory, time and these settings are not
-# Needs:   make env; pip install 'transformers>=4.57'; a GPU: weights, gradients and Adam's state of 7
-#          billion parameters and the frozen model are about 100 GB; the internet, or a folder with
+# Needs:   make env; pip install 'transformers>=4.57'; GPUs with some 150 GB: of 7
+#          billion parameters, 16-bit weights and gradients, 32-bit weights and Adam's state, and the
+#          frozen model (with 16-bit weights alone, updates of 1e-6 would be lost to rounding); the internet, or a folder with
 #          alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
 # Launch:  LLAMA=FOLDER_OR_NAME recipes/rlhf_llama/run.sh
 #          LLAMA is a chat model that was trained on instructions; the paper trains LLaMA-7B on
@@ -51,7 +52,7 @@ ESRL=(
     --num-samples 1 --min-samples 0 --elimination-ratio 0.5 --capability reward
     --reward hf-reward --reward-model "$REWARD_MODEL" --kl-weight "$KL_WEIGHT"
     --sample-max-len-b 256 --max-sampled-tokens 4096
-    --memory-efficient-bf16 --optimizer adam --adam-betas "(0.9, 0.95)" --clip-norm 1.0
+    --bf16 --optimizer adam --adam-betas "(0.9, 0.95)" --clip-norm 1.0
     --lr 1e-6 --lr-scheduler inverse_sqrt --warmup-updates 20
     --batch-size 32 --update-freq 2 --max-epoch 2
     --valid-beam 0 --best-checkpoint-metric reward --maximize-best-checkpoint-metric

@@ -1,7 +1,7 @@
 """What language models write behind the test prompts: reward, judge, KL, perplexity, repetition.
 
 Every model draws as many continuations of each prompt with the same random numbers, at
-temperature 1.
+temperature 1. A method's figures are means over its seeds, ± their standard deviation.
 
 reward      mean of the reward model that training raised
 judge       mean of one that saw other sentences, and that no policy was trained on
@@ -9,9 +9,12 @@ KL          log p − log p_start of a sample, mean: nats a continuation, KL(p �
 perplexity  of the samples under the start model, a token (EOS included)
 distinct-2  share of different pairs of words among all that were written
 words       of a continuation, mean
+
+Differences come with the middle 95% of a bootstrap over prompts, seeds averaged in each resample.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,15 @@ import esrl_fairseq  # noqa: F401 (fairseq then loads checkpoints)
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.rescoring import rescore
-from esrl_fairseq.rewards import build_reward
+from esrl_fairseq.rewards import Reward, build_reward
 from esrl_fairseq.scoring import Scorer
 
 SEED = 1
 BATCH = 64
-SHOWN = 3  # samples of each model
+SHOWN = 3  # samples of each method
+RESAMPLES = 2000
+COLUMNS = ("reward", "judge", "KL", "perplexity", "distinct-2", "words")
+COMPARED = ("reward", "judge", "KL")
 
 
 def load(path: str, task: Any) -> Any:
@@ -50,11 +56,11 @@ def distinct(texts: list[str], n: int) -> float:
 @torch.no_grad()
 def evaluate(
     model: Any, start: Any, task: Any, scorers: dict[str, Scorer], length: int, samples: int
-) -> tuple[dict[str, float], list[str]]:
-    """Figures of ``model``, and some of what it wrote."""
+) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
+    """Of one model: values of each prompt by COMPARED, figures by COLUMNS, and some samples."""
     dictionary = task.target_dictionary
     sampler = RowSampler([model], dictionary, max_len_a=0, max_len_b=length, min_len=1)
-    found: dict[str, list[Any]] = {name: [] for name in (*scorers, "ratio", "start", "tokens")}
+    found: dict[str, list[Any]] = {name: [] for name in (*COMPARED, "start", "tokens")}
     texts, shown = [], []
     for batch in batches(task.datasets["test"]):
         inputs = len(batch["id"])
@@ -62,7 +68,7 @@ def evaluate(
         rows = sampler.sample_rows(batch, counts, temperature, SEED)
         given = (batch["net_input"], rows, dictionary.pad(), dictionary.eos(), 1)
         own, reference = rescore(model, *given), rescore(start, *given)
-        found["ratio"] += (own.log_probs - reference.log_probs).tolist()
+        found["KL"] += (own.log_probs - reference.log_probs).tolist()
         found["start"] += reference.log_probs.tolist()
         found["tokens"] += reference.lengths.tolist()
         tokens, row_input = rows.tokens.tolist(), rows.input_index.tolist()
@@ -74,43 +80,99 @@ def evaluate(
             prompts = scorer.sources(batch)
             first = dict(zip(reversed(row_input), reversed(written)))
             shown += [f"{prompts[i]} | {first[i]}" for i in range(min(SHOWN, inputs))]
-    figures = {name: float(np.mean(found[name])) for name in scorers}
-    figures["KL"] = float(np.mean(found["ratio"]))
+    # Rows of a prompt follow each other, as many of each.
+    values = {name: np.array(found[name]).reshape(-1, samples).mean(1) for name in COMPARED}
+    figures = {name: float(values[name].mean()) for name in COMPARED}
     figures["perplexity"] = float(np.exp(-np.sum(found["start"]) / np.sum(found["tokens"])))
     figures["distinct-2"] = distinct(texts, 2)
     figures["words"] = float(np.mean([len(text.split()) for text in texts]))
-    return figures, shown
+    return values, figures, shown
+
+
+def interval(difference: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of the mean of differences [prompts] over resampled prompts."""
+    size = len(difference)
+    drawn = np.random.default_rng(SEED).integers(size, size=(RESAMPLES, size))
+    low, high = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def accuracy(reward: Reward, folder: Path) -> float:
+    """How often the score of a test sentence is on its side of 1/2."""
+    prompts, texts, ratings = (
+        (folder / f"test.{ending}").read_text(encoding="utf-8").splitlines()
+        for ending in ("prompt", "continuation", "ratings")
+    )
+    scores = np.asarray(reward(prompts, texts))
+    return float(((scores > 0.5) == (np.array(ratings, float) > 0.5)).mean())
+
+
+def print_table(figures: dict[str, list[dict[str, float]]]) -> None:
+    """A row a method: mean over its seeds, ± standard deviation."""
+    width = max(map(len, figures))
+    print(f"> {'':{width}}  n" + "".join(f"{column:>18}" for column in COLUMNS))
+    for name, found in figures.items():
+        cells = []
+        for column in COLUMNS:
+            values = [one[column] for one in found]
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        print(f"> {name:{width}} {len(found):2}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def print_differences(values: dict[str, dict[str, np.ndarray]], one: str) -> None:
+    """Of method ``one`` to all others."""
+    for name in values:
+        if name == one:
+            continue
+        parts = []
+        for column in COMPARED:
+            difference = values[one][column] - values[name][column]
+            low, high = interval(difference)
+            parts.append(f"{column} {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"> {one} - {name}: " + ", ".join(parts))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="binarized prompts")
-    parser.add_argument("models", nargs="+", help="NAME=CHECKPOINT, the start model first")
+    parser.add_argument(
+        "models", nargs="+", help="NAME=CHECKPOINT[,CHECKPOINT…], a seed each; the start first"
+    )
     parser.add_argument("--reward", required=True, help="checkpoint of the reward model")
     parser.add_argument("--judge", required=True, help="checkpoint of the other reward model")
+    parser.add_argument("--judged", type=Path, required=True, help="folder of test sentences")
     parser.add_argument("--length", type=int, required=True, help="most tokens of a continuation")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt")
+    parser.add_argument("--compare", help="method whose differences to the others are shown")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     cfg = EsrlLanguageModelingConfig(data=args.data, dataset_impl="mmap")
     task = EsrlLanguageModelingTask.setup_task(cfg)
     task.load_dataset("test")
-    scorers = {
-        name: Scorer(build_reward("model", model=path), task, "subword_nmt", None)
+    rewards = {
+        name: build_reward("model", model=path)
         for name, path in (("reward", args.reward), ("judge", args.judge))
     }
-    named = dict(item.split("=", 1) for item in args.models)
-    start, table, texts = None, {}, {}
-    for name, path in named.items():
-        model = load(path, task)
-        start = start or model
-        table[name], texts[name] = evaluate(model, start, task, scorers, args.length, args.samples)
-    columns = list(next(iter(table.values())))
-    width = max(map(len, table))
-    print(f"> {'':{width}}" + "".join(f"{column:>12}" for column in columns))
-    for name, figures in table.items():
-        print(f"> {name:{width}}" + "".join(f"{figures[column]:12.3f}" for column in columns))
+    scorers = {name: Scorer(reward, task, "subword_nmt", None) for name, reward in rewards.items()}
+    named = {name: paths.split(",") for name, paths in (m.split("=", 1) for m in args.models)}
+    start, values, figures, texts = None, {}, {}, {}
+    for name, paths in named.items():
+        found = []
+        for path in paths:
+            model = load(path, task)
+            start = start or model
+            found.append(evaluate(model, start, task, scorers, args.length, args.samples))
+            print(f"{path}: {found[-1][1]}", flush=True)
+        values[name] = {c: np.mean([own[c] for own, _, _ in found], axis=0) for c in COMPARED}
+        figures[name] = [own for _, own, _ in found]
+        texts[name] = found[0][2]
+    for name, reward in rewards.items():
+        print(f"> {name}: {accuracy(reward, args.judged):.1%} of the test sentences rated rightly")
+    print_table(figures)
+    if args.compare:
+        print_differences(values, args.compare)
     for name, lines in texts.items():
         for line in lines:
             print(f"> {name}: {line}")

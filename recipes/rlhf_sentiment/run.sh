@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # RLHF in small: a language model of film reviews learns to write what a reward model of sentiment likes,
-# with the KL to the start model bounded; ESRL, REINFORCE and PPO for the same time.
+# with the KL to the start model bounded; ESRL, REINFORCE and PPO for the same CPU time, on one thread.
 #
 # Tested:  end to end with MLE_EPOCHS=3 REWARD_EPOCHS=3 RL_MINUTES=2; its results are not run yet
 # Needs:   make env; the internet (nltk_data, 0.5 MB), or a folder with sentence_polarity.zip in
 #          ESRL_DATA_DIR. The data are under CC BY 4.0: Pang and Lee 2005.
 # Launch:  recipes/rlhf_sentiment/run.sh
-# Options: environment variables, see recipes/README.md; here also REWARD_EPOCHS,
-#          RL_MINUTES (of each method) and KL_WEIGHT
+# Options: environment variables, see recipes/README.md; here also REWARD_EPOCHS, SEEDS (of the
+#          policies), RL_MINUTES (of each policy) and KL_WEIGHT
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe rlhf_sentiment prompt continuation
 
 URL=https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora
-RL_MINUTES=${RL_MINUTES:-5}
+RL_MINUTES=${RL_MINUTES:-4}
+read -r -a SEEDS <<<"${SEEDS:-1 2 3}"
 KL_WEIGHT=${KL_WEIGHT:-0.03}
 LENGTH=30 # most tokens of a continuation
 
@@ -74,21 +75,27 @@ reward_model() {
         --best-checkpoint-metric correlation --maximize-best-checkpoint-metric "$@"
 }
 
-# policy DIR OPTION...: for RL_MINUTES beyond the time that fairseq remembers of the language model.
+# policy DIR SEED OPTION...: RL_MINUTES of CPU time on one thread; the model of that moment is the
+# result. Nothing is validated meanwhile: it would cost methods with cheap updates more.
 policy() {
-    local dir=$1 hours
-    shift
-    hours=$(python "$RECIPES/training_hours.py" lm/checkpoint_best.pt)
-    hours=$(awk "BEGIN { print $hours + $RL_MINUTES / 60 }")
-    run data-prompts "$dir" --task esrl_language_modeling --criterion esrl --seed "$SEED" \
-        --finetune-from-model lm/checkpoint_best.pt --stop-time-hours "$hours" \
+    local dir=$1 seed=$2
+    shift 2
+    rm -rf "$dir"
+    mkdir "$dir"
+    OMP_NUM_THREADS=1 python "$REPO/benchmarks/study/train.py" --report "$dir/train.json" \
+        --seconds $((RL_MINUTES * 60)) --updates 1000000 --checkpoints 1 data-prompts \
+        --user-dir "$USER_DIR" --save-dir "$dir" "${WHOLE[@]}" --log-format simple --num-workers 0 \
+        --task esrl_language_modeling --criterion esrl --seed "$seed" --disable-validation \
+        --finetune-from-model lm/checkpoint_best.pt \
         --reward model --reward-model reward/checkpoint_best.pt \
         --kl-weight "$KL_WEIGHT" --sample-max-len-b "$LENGTH" "$@"
+    mv "$dir"/checkpoint_*.pt "$dir/policy.pt"
 }
 
 evaluate() {
     PYTHONPATH=$REPO python "$RECIPES/rlhf_sentiment/evaluate.py" data-prompts "$@" --length "$LENGTH" \
-        --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt
+        --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt --judged clean/reward \
+        --compare esrl
 }
 
 BPE_MERGES=3000
@@ -112,10 +119,8 @@ REWARD=(
 )
 RL=(
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0
-    --lr 3e-4 --lr-scheduler inverse_sqrt --warmup-updates 10 --dropout 0
-    --num-samples 4 --batch-size 64
-    --best-checkpoint-metric reward --maximize-best-checkpoint-metric
-    --valid-beam 0 --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
+    --lr 3e-4 --lr-scheduler fixed --warmup-updates 10 --dropout 0
+    --num-samples 4 --batch-size 64 --log-interval 10
 )
 ESRL=(--objective fused --capability reward --elimination-ratio 0.3 --min-samples 0)
 REINFORCE=(--objective reinforce --capability none)
@@ -128,13 +133,21 @@ step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODE
 step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
 step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
 runs=(start=lm/checkpoint_best.pt)
-settings="$SEED $RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]}"
 for method in esrl reinforce ppo; do
     declare -n own=${method^^}
-    name=$method-s$SEED
-    step "$name" "$settings ${own[*]} ${ESRL_EXTRA[*]}" \
-        policy "$name" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
-    runs+=("$method=$name/checkpoint_last.pt")
+    models=()
+    for seed in "${SEEDS[@]}"; do
+        name=$method-s$seed
+        step "$name" "$RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]} ${own[*]} ${ESRL_EXTRA[*]}" \
+            policy "$name" "$seed" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
+        models+=("$name/policy.pt")
+    done
+    runs+=("$method=$(IFS=, && echo "${models[*]}")")
 done
-step "evaluate-s$SEED" "${runs[*]}" evaluate "${runs[@]}"
-grep '^> ' "logs/evaluate-s$SEED.log" | sed 's/^> //'
+name=evaluate-${#SEEDS[@]}
+step "$name" "${runs[*]}" evaluate "${runs[@]}"
+grep '^> ' "logs/$name.log" | sed 's/^> //'
+for method in esrl reinforce ppo; do
+    python -c 'import json, sys; r = json.load(open(sys.argv[1])); print(sys.argv[1], r["updates"], "updates", round(r["peak_mb"] or 0), "MB")' \
+        "$method-s${SEEDS[0]}/train.json"
+done
