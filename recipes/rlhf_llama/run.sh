@@ -48,6 +48,7 @@ export_policy() {
 
 MODEL=(--arch hf_causal_lm --hf-model "$LLAMA")
 # K = 1, so that the loss is REINFORCE; half of the visits, those to capable prompts, draw nothing.
+# The reward model reads the prompt as the policy does, with the chat template's words for roles.
 ESRL=(
     --num-samples 1 --min-samples 0 --elimination-ratio 0.5 --capability reward
     --reward hf-reward --reward-model "$REWARD_MODEL" --kl-weight "$KL_WEIGHT"

@@ -85,7 +85,8 @@ policy() {
     OMP_NUM_THREADS=1 python "$REPO/benchmarks/study/train.py" --report "$dir/train.json" \
         --seconds $((RL_MINUTES * 60)) --updates 1000000 --checkpoints 1 data-prompts \
         --user-dir "$USER_DIR" --save-dir "$dir" "${WHOLE[@]}" --log-format simple --num-workers 0 \
-        --task esrl_language_modeling --criterion esrl --seed "$seed" --disable-validation \
+        --task esrl_language_modeling --criterion esrl --seed "$seed" \
+        --disable-validation --no-save-optimizer-state \
         --finetune-from-model lm/checkpoint_best.pt \
         --reward model --reward-model reward/checkpoint_best.pt \
         --kl-weight "$KL_WEIGHT" --sample-max-len-b "$LENGTH" "$@"
