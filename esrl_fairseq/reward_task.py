@@ -240,7 +240,9 @@ def load_reward_model(path: str) -> tuple[RewardModel, SubwordText]:
     except Exception as error:  # whatever a file that is no checkpoint leads to
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise EsrlError(f"{path} cannot be loaded as a reward model ({why}): {mend}") from error
-    if task_name != NAME or "dictionary" not in kept:
+    if task_name == NAME and "dictionary" not in kept:
+        raise EsrlError(f"{path} has no dictionary, it is not whole: {mend}")
+    if task_name != NAME:
         raise EsrlError(
             f"{path} is no reward model but the checkpoint of a model for the task {task_name}: "
             f"{mend}"

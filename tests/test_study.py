@@ -127,6 +127,7 @@ def test_select(tmp_path):
         ('"main/esrl"', '"samples/8"', "no runs of its own"),
         ('updates_of = "reinforce"', 'updates_of = "r"', "updates_of = 'r' is no method"),
         ('"2" = ', '"1/2" = ', "a name has no slash"),
+        ('"2" = ', '"start" = ', "is not start"),
         ("seeds = [1]\nagainst", "seeds = [3]\nagainst", "does not have all its pairs and seeds"),
         ('against = "8"', "budget = { updates = 9 }", "has another budget"),
         ("checkpoints = 2", "checkpoints = 0", "leaves no model"),
@@ -265,16 +266,18 @@ def test_counts_make_rouge(tmp_path):
 
 
 def test_variants_are_compared(tmp_path):
-    """A method that is better in the words that it has, and not in their pairs."""
+    """Words in another order: equal in single words, worse in pairs and in sequence."""
     pytest.importorskip("rouge_score")
     metric, references = summaries_in(tmp_path)
-    good, bad = (metric.counts(texts, references) for texts in (SUMMARIES, SUMMARIES[::-1]))
-    for name, score in metric.compared.items():
-        found = bootstrap.compare([good], [bad], score, resamples=50)
-        expected = [
-            metric.scores(texts, references)[name] for texts in (SUMMARIES, SUMMARIES[::-1])
-        ]
-        assert found.difference == pytest.approx(expected[0] - expected[1])
+    other = [" ".join(text.split()[::-1]) for text in SUMMARIES]
+    good, bad = (metric.counts(texts, references) for texts in (SUMMARIES, other))
+    found = {
+        name: bootstrap.compare([good], [bad], score, resamples=50).difference
+        for name, score in metric.compared.items()
+    }
+    assert found["rouge1"] == 0 and found["rouge2"] > 0 and found["rougeL"] > 0
+    parts = [found[name] for name in metrics.VARIANTS]
+    assert found["rouge"] == pytest.approx(np.mean(parts))
 
 
 # The tables
@@ -400,6 +403,27 @@ def test_tables(results, tmp_path):
     ]
 
 
+def test_the_start_is_compared(results, tmp_path):
+    """Under equal time; under equal updates it has trained for none."""
+    for search in ("beam5", "greedy"):
+        key = ("main", "de-en", "time", search, "bleu", "start")
+        results.comparisons[key] = {"difference": -1.25, "p": 0.02}
+    block = report.block(results, results.study.experiments["main"], tmp_path)
+    timed, _, updates = block.partition("equal updates")
+    assert "40.00 | -1.25 | 0.020 | 39.50 | -1.25 | 0.020 |" in timed
+    assert "-1.25" not in updates
+
+
+def test_results_in_the_repository_are_readable():
+    for file in (plan.STUDY, plan.HERE / "summarization.toml"):
+        study, folder = plan.load(file), plan.results_of(file)
+        found, counts = results_file.read(folder)
+        results = results_file.Results(study, found)
+        assert set(results.runs) >= {name.rpartition("/")[0] for name in counts}
+        for experiment in study.experiments.values():
+            assert report.block(results, experiment, folder)
+
+
 def test_tables_of_what_is_not_complete(results, tmp_path):
     """A shared run is shown where it is needed; one that is missing has a row without numbers."""
     samples = report.block(results, results.study.experiments["samples"], tmp_path)
@@ -441,6 +465,13 @@ def test_gather(tmp_path):
     def counts(method, search):
         return TRANSLATION.counts(*system(first[method] + 10 * (search == "greedy")))
 
+    start = work / "start" / "de-en"
+    (start / "out").mkdir(parents=True)
+    entry = {**row("", 1, time=result(40.0)), "settings": {"pair": "de-en", "start": "s"}}
+    del entry["run"]
+    (start / "result.json").write_text(json.dumps(entry))
+    for search in ("beam5", "greedy"):
+        np.save(start / "out" / f"time.{search}.npy", TRANSLATION.counts(*system(9)))
     for run in study.select(["main/*/esrl/*", "main/*/mle/*", "main/*/reinforce/1"]):
         folder = work / "runs" / run.name
         (folder / "out").mkdir(parents=True)
@@ -453,15 +484,24 @@ def test_gather(tmp_path):
         for search in ("beam5", "greedy"):
             np.save(folder / "out" / f"time.{search}.npy", counts(run.method, search))
     found, kept = results_file.gather(study, work, *NOTHING)
-    assert [row["run"] for row in found["runs"]] == [
+    assert [row["run"] for row in found["runs"]] == ["start/de-en"] + [
         f"main/de-en/{method}/{seed}" for seed in (1, 2) for method in ("mle", "esrl")
     ]
-    assert found["runs"][0]["evaluation"]["results"]["time"]["beam5"]["bleu"] == 40.1235
-    assert len(found["comparisons"]) == 2
-    for compared, search in zip(found["comparisons"], ("beam5", "greedy")):
-        assert (compared["method"], compared["search"]) == ("mle", search)
-        both_seeds = [[counts(method, search)] * 2 for method in ("mle", "esrl")]
-        expected = bootstrap.compare(*both_seeds, metrics.corpus_bleu)
+    assert found["runs"][1]["evaluation"]["results"]["time"]["beam5"]["bleu"] == 40.1235
+    # Also of samples, which shows main's esrl: only the start is there to be compared.
+    assert [(c["experiment"], c["method"], c["search"]) for c in found["comparisons"]] == [
+        *(
+            ("main", method, search)
+            for search in ("beam5", "greedy")
+            for method in ("mle", "start")
+        ),
+        *(("samples", "start", search) for search in ("beam5", "greedy")),
+    ]
+    for compared in found["comparisons"][:4]:
+        assert compared["score"] == "bleu"
+        search, esrl = compared["search"], [counts("esrl", compared["search"])] * 2
+        others = {"mle": [counts("mle", search)] * 2, "start": [TRANSLATION.counts(*system(9))]}
+        expected = bootstrap.compare(others[compared["method"]], esrl, metrics.corpus_bleu)
         assert compared["difference"] == pytest.approx(expected.difference, abs=1e-4)
         assert compared["p"] == pytest.approx(expected.p, abs=1e-4)
 
@@ -478,8 +518,8 @@ def test_gather(tmp_path):
     assert [row for row in both["runs"] if "/reinforce/" not in row["run"]] == found["runs"]
     assert len(both["runs"]) == len(found["runs"]) + 2
     assert len(counted) == 2 * len(both["runs"])
-    mle = [row for row in both["comparisons"] if row["method"] == "mle"]
-    assert mle == found["comparisons"] and len(both["comparisons"]) == 4
+    before = [row for row in both["comparisons"] if row["method"] != "reinforce"]
+    assert before == found["comparisons"] and len(both["comparisons"]) == 8
     again, counted = results_file.gather(study, other, both, counted)
     assert again == both and len(counted) == 2 * len(both["runs"])
 

@@ -131,10 +131,11 @@ class Summarization(Metric):
         },
     }
     columns = (
-        ("beam5", "rouge1", "beam 5 ROUGE-1"),
+        ("beam5", "rouge", "beam 5, mean"),
+        ("beam5", "rouge1", "ROUGE-1"),
         ("beam5", "rouge2", "ROUGE-2"),
         ("beam5", "rougeL", "ROUGE-L"),
-        ("greedy", "rouge", "greedy, mean of the three"),
+        ("greedy", "rouge", "greedy, mean"),
         ("beam5", "length_ratio", "ratio"),
     )
 

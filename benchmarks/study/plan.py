@@ -64,6 +64,11 @@ class Pair:
         """The target language."""
         return self.name.split("-")[1]
 
+    def scoring(self) -> dict[str, str]:
+        """What the scores depend on beside data and model, where it is not the default."""
+        given = {"metric": self.metric, "language": self.language, "generate": self.generate}
+        return {key: value for key, value in given.items() if value and value != "bleu"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -178,6 +183,11 @@ class Study:
         ]
 
 
+def results_of(path: Path) -> Path:
+    """Where the results of a study are kept: beside it, or in a folder of its name."""
+    return path.parent if path.name == STUDY.name else path.with_suffix("")
+
+
 def load(path: Path) -> Study:
     """Read a study.
 
@@ -253,8 +263,10 @@ def _check(study: Study) -> None:
         if budget.updates < 1 or budget.seconds < 0 or (budget.seconds and budget.checkpoints < 1):
             raise StudyError(f"{about} has a budget that leaves no model: {budget}")
         for method in methods.values():
-            if "/" in method.name:
-                raise StudyError(f"{about} has a method {method.name!r}: a name has no slash")
+            if "/" in method.name or method.name == "start":
+                raise StudyError(
+                    f"{about} has a method {method.name!r}: a name has no slash and is not start"
+                )
             if method.updates_of not in (None, *methods):
                 raise StudyError(f"{about}: updates_of = {method.updates_of!r} is no method of it")
             if method.same_as:

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from metrics import Metric
-from plan import STUDY, Experiment, StudyError, load
+from plan import STUDY, Experiment, StudyError, load, results_of
 from plots import draw_all, picture
 from results import (
     BUDGETS,
@@ -31,8 +31,7 @@ from results import (
     write_rows,
 )
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = ("mle", "reinforce", "mrt", "rloo", "ppo", "esrl")  # methods of summary.json
 MAIN = "main"  # its experiment
 
@@ -46,12 +45,7 @@ def main() -> None:
     add = parser.add_argument
     add("--work", type=Path, help="of run.py; without it results.json stays as it is")
     add("--study", type=Path, default=STUDY, help="what was run (default: study.toml)")
-    add(
-        "--results",
-        type=Path,
-        default=HERE,
-        help="folder of the JSON files",
-    )
+    add("--results", type=Path, help="folder of the JSON files (default: the study's)")
     add("--docs", type=Path, default=ROOT / "docs", help="folder of study.md and the plots")
     options = parser.parse_args()
     try:
@@ -63,17 +57,18 @@ def main() -> None:
 def report(options: argparse.Namespace) -> None:
     """Gather if there is a work folder, then write all that follows from results.json."""
     study = load(options.study)
-    found, counts = read(options.results)
+    folder = options.results or results_of(options.study)
+    found, counts = read(folder)
     if options.work:
         found, counts = gather(study, options.work, found, counts)
-        write(options.results, found, counts)
+        write(folder, found, counts)
     elif not found["runs"]:
         raise StudyError(
-            f"there is no results.json in {options.results} yet: give --work, the folder of run.py"
+            f"there is no results.json in {folder} yet: give --work, the folder of run.py"
         )
     results = Results(study, found)
     if rows := summary(results):
-        write_rows(options.results / "summary.json", rows)
+        write_rows(folder / "summary.json", rows)
     draw_all(results, options.docs)
     page = options.docs / "study.md"
     text = page.read_text(encoding="utf-8") if page.exists() else ""

@@ -34,6 +34,7 @@ def read(folder: Path) -> tuple[Row, Counts]:
 
 def write(folder: Path, found: Row, counts: Counts) -> None:
     """Both files."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "results.json", found)
     np.savez_compressed(folder / "counts.npz", allow_pickle=False, **counts)
 
@@ -76,8 +77,8 @@ def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, C
             counts.update(read_counts(row, folder / "out"))
         if row is None:
             continue
-        settings = run.settings()
-        if any(row["settings"][key] != value for key, value in settings.items()):
+        settings = run.settings() | study.pairs[run.pair].scoring()
+        if any(row["settings"].get(key) != value for key, value in settings.items()):
             print(f"left out, done with other settings: {run.name}", file=sys.stderr)
             continue
         rows.append(row)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plan import STUDY, Run, Study, StudyError, load
-from runner import HERE, Failed, PairFolder, Runner, say
+from plan import STUDY, Run, Study, StudyError, load, results_of
+from runner import Failed, PairFolder, Runner, say
 
 
 async def work_off(runner: Runner, runs: Sequence[Run], of: int) -> dict[str, str]:
@@ -119,8 +119,7 @@ def parse_options() -> argparse.Namespace:
     add(
         "--results",
         type=Path,
-        default=HERE,
-        help="folder of results.json, whose runs are not repeated (default: this script's)",
+        help="folder of results.json, whose runs are not repeated (default: the study's)",
     )
     add("--redo", action="store_true", help="repeat runs whose settings have changed")
     add("--list", action="store_true", help="only say what is done and what is to do")
@@ -147,7 +146,8 @@ async def run_study(options: argparse.Namespace) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     work = options.work.resolve()
     folders = pair_folders(study, work, options.pair)
-    runner = Runner(work, folders, max(options.jobs, 1), options.results)
+    results = options.results or results_of(options.study)
+    runner = Runner(work, folders, max(options.jobs, 1), results)
     if options.list:
         for run in runs:
             print(f"{runner.state(run):8} {run.name}")

@@ -55,8 +55,9 @@ class PairFolder:
 
     def digests(self) -> dict[str, str]:
         """What tells other data or another start model apart."""
-        texts = [f"clean/{split}.{self.pair.target}" for split in ("valid", "test")]
-        data = [*sorted(self.folder.glob("data-bin/*.bin")), *(self.folder / t for t in texts)]
+        patterns = [f"clean/{split}.{self.pair.target}*" for split in ("valid", "test")]
+        patterns.insert(0, "data-bin/*.bin")
+        data = [file for pattern in patterns for file in sorted(self.folder.glob(pattern))]
         return {"start": digest([self.start]), "data": digest(data)}
 
 
@@ -103,7 +104,7 @@ class Runner:
     async def score_start(self, pair: PairFolder, redo: bool) -> None:
         """The start model as a run that trained for no update, in ``start/PAIR``."""
         folder = self.work / "start" / pair.pair.name
-        settings = {"pair": pair.pair.name, **self.digests[pair.pair.name]}
+        settings = {"pair": pair.pair.name, **pair.pair.scoring(), **self.digests[pair.pair.name]}
         result = read_json(folder / "result.json")
         if result and result["settings"] == settings:
             return
@@ -138,9 +139,8 @@ class Runner:
 
     def settings(self, run: Run) -> dict[str, Any]:
         """All that the run's result depends on."""
-        generate = self.pairs[run.pair].pair.generate
-        further = {"generate": generate} if generate else {}
-        return {**run.settings(), **further, **self.digests.get(run.pair, {})}
+        scoring = self.pairs[run.pair].pair.scoring()
+        return {**run.settings(), **scoring, **self.digests.get(run.pair, {})}
 
     def state(self, run: Run) -> str:
         """``done`` (here or in results.json), ``changed`` (with other settings) or ``to do``."""

@@ -3,7 +3,8 @@
 Every model draws as many continuations of each prompt with the same random numbers, at
 temperature 1. A method's figures are means over its seeds, ± their standard deviation.
 
-reward      mean of the reward model that training raised
+objective   reward − KL weight · KL, what training raised
+reward      mean of the reward model
 judge       mean of one that saw other sentences, and that no policy was trained on
 KL          log p − log p_start of a sample, mean: nats a continuation, KL(p ‖ p_start)
 perplexity  of the samples under the start model, a token (EOS included)
@@ -14,6 +15,7 @@ Differences come with the middle 95% of a bootstrap over prompts, seeds averaged
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ SEED = 1
 BATCH = 64
 SHOWN = 3  # samples of each method
 RESAMPLES = 2000
-COLUMNS = ("reward", "judge", "KL", "perplexity", "distinct-2", "words")
-COMPARED = ("reward", "judge", "KL")
+COLUMNS = ("objective", "reward", "judge", "KL", "perplexity", "distinct-2", "words")
+COMPARED = ("objective", "reward", "judge", "KL")
 
 
 def load(path: str, task: Any) -> Any:
@@ -55,16 +57,16 @@ def distinct(texts: list[str], n: int) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, start: Any, task: Any, scorers: dict[str, Scorer], length: int, samples: int
+    model: Any, start: Any, task: Any, scorers: dict[str, Scorer], args: argparse.Namespace
 ) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
     """Of one model: values of each prompt by COMPARED, figures by COLUMNS, and some samples."""
     dictionary = task.target_dictionary
-    sampler = RowSampler([model], dictionary, max_len_a=0, max_len_b=length, min_len=1)
-    found: dict[str, list[Any]] = {name: [] for name in (*COMPARED, "start", "tokens")}
+    sampler = RowSampler([model], dictionary, max_len_a=0, max_len_b=args.length, min_len=1)
+    found: dict[str, Any] = {name: [] for name in (*COMPARED, "start", "tokens")}
     texts, shown = [], []
     for batch in batches(task.datasets["test"]):
         inputs = len(batch["id"])
-        counts, temperature = np.full(inputs, samples), np.ones(inputs, np.float32)
+        counts, temperature = np.full(inputs, args.samples), np.ones(inputs, np.float32)
         rows = sampler.sample_rows(batch, counts, temperature, SEED)
         given = (batch["net_input"], rows, dictionary.pad(), dictionary.eos(), 1)
         own, reference = rescore(model, *given), rescore(start, *given)
@@ -81,7 +83,8 @@ def evaluate(
             first = dict(zip(reversed(row_input), reversed(written)))
             shown += [f"{prompts[i]} | {first[i]}" for i in range(min(SHOWN, inputs))]
     # Rows of a prompt follow each other, as many of each.
-    values = {name: np.array(found[name]).reshape(-1, samples).mean(1) for name in COMPARED}
+    found["objective"] = np.array(found["reward"]) - args.kl_weight * np.array(found["KL"])
+    values = {name: np.array(found[name]).reshape(-1, args.samples).mean(1) for name in COMPARED}
     figures = {name: float(values[name].mean()) for name in COMPARED}
     figures["perplexity"] = float(np.exp(-np.sum(found["start"]) / np.sum(found["tokens"])))
     figures["distinct-2"] = distinct(texts, 2)
@@ -137,12 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="binarized prompts")
     parser.add_argument(
-        "models", nargs="+", help="NAME=CHECKPOINT[,CHECKPOINT…], a seed each; the start first"
+        "models",
+        nargs="+",
+        help="the start's checkpoint, and NAME=FOLDER[,FOLDER…], a seed each, with policy.pt and "
+        "train.json",
     )
     parser.add_argument("--reward", required=True, help="checkpoint of the reward model")
     parser.add_argument("--judge", required=True, help="checkpoint of the other reward model")
     parser.add_argument("--judged", type=Path, required=True, help="folder of test sentences")
     parser.add_argument("--length", type=int, required=True, help="most tokens of a continuation")
+    parser.add_argument("--kl-weight", type=float, required=True, help="of training")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt")
     parser.add_argument("--compare", help="method whose differences to the others are shown")
     args = parser.parse_args()
@@ -156,14 +163,16 @@ def main() -> None:
         for name, path in (("reward", args.reward), ("judge", args.judge))
     }
     scorers = {name: Scorer(reward, task, "subword_nmt", None) for name, reward in rewards.items()}
-    named = {name: paths.split(",") for name, paths in (m.split("=", 1) for m in args.models)}
-    start, values, figures, texts = None, {}, {}, {}
+    start, *methods = args.models
+    named = {"start": [Path(start)]}
+    for name, folders in (item.split("=", 1) for item in methods):
+        named[name] = [Path(folder) / "policy.pt" for folder in folders.split(",")]
+    start, values, figures, texts = load(start, task), {}, {}, {}
     for name, paths in named.items():
         found = []
         for path in paths:
-            model = load(path, task)
-            start = start or model
-            found.append(evaluate(model, start, task, scorers, args.length, args.samples))
+            model = load(str(path), task)
+            found.append(evaluate(model, start, task, scorers, args))
             print(f"{path}: {found[-1][1]}", flush=True)
         values[name] = {c: np.mean([own[c] for own, _, _ in found], axis=0) for c in COMPARED}
         figures[name] = [own for _, own, _ in found]
@@ -171,6 +180,10 @@ def main() -> None:
     for name, reward in rewards.items():
         print(f"> {name}: {accuracy(reward, args.judged):.1%} of the test sentences rated rightly")
     print_table(figures)
+    for name, paths in list(named.items())[1:]:
+        trained = [json.loads((path.parent / "train.json").read_text()) for path in paths]
+        updates, peak = ([row[key] or 0 for row in trained] for key in ("updates", "peak_mb"))
+        print(f"> {name}: {np.mean(updates):.0f} updates, at most {max(peak):,.0f} MB")
     if args.compare:
         print_differences(values, args.compare)
     for name, lines in texts.items():

@@ -83,12 +83,12 @@ policy() {
     rm -rf "$dir"
     mkdir "$dir"
     OMP_NUM_THREADS=1 python "$REPO/benchmarks/study/train.py" --report "$dir/train.json" \
-        --seconds $((RL_MINUTES * 60)) --updates 1000000 --checkpoints 1 data-prompts \
-        --user-dir "$USER_DIR" --save-dir "$dir" "${WHOLE[@]}" --log-format simple --num-workers 0 \
+        --seconds "$(awk "BEGIN { print 60 * $RL_MINUTES }")" --updates 1000000 --checkpoints 1 data-prompts \
+        --user-dir "$USER_DIR" --save-dir "$dir" "${WHOLE[@]}" --log-format simple --num-workers 0 --cpu \
         --task esrl_language_modeling --criterion esrl --seed "$seed" \
         --disable-validation --no-save-optimizer-state \
         --finetune-from-model lm/checkpoint_best.pt \
-        --reward model --reward-model reward/checkpoint_best.pt \
+        --reward model --reward-model reward/checkpoint_best.pt --reward-device cpu \
         --kl-weight "$KL_WEIGHT" --sample-max-len-b "$LENGTH" "$@"
     mv "$dir"/checkpoint_*.pt "$dir/policy.pt"
 }
@@ -96,7 +96,7 @@ policy() {
 evaluate() {
     PYTHONPATH=$REPO python "$RECIPES/rlhf_sentiment/evaluate.py" data-prompts "$@" --length "$LENGTH" \
         --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt --judged clean/reward \
-        --compare esrl
+        --kl-weight "$KL_WEIGHT" --compare esrl
 }
 
 BPE_MERGES=3000
@@ -133,7 +133,7 @@ step binarize "" binarize_all
 step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODEL[@]}" "${MLE[@]}" "${MLE_EXTRA[@]}"
 step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
 step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
-runs=(start=lm/checkpoint_best.pt)
+runs=(lm/checkpoint_best.pt)
 for method in esrl reinforce ppo; do
     declare -n own=${method^^}
     models=()
@@ -141,14 +141,10 @@ for method in esrl reinforce ppo; do
         name=$method-s$seed
         step "$name" "$RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]} ${own[*]} ${ESRL_EXTRA[*]}" \
             policy "$name" "$seed" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
-        models+=("$name/policy.pt")
+        models+=("$name")
     done
     runs+=("$method=$(IFS=, && echo "${models[*]}")")
 done
-name=evaluate-${#SEEDS[@]}
+name=evaluate-$(IFS=- && echo "${SEEDS[*]}")
 step "$name" "${runs[*]}" evaluate "${runs[@]}"
 grep '^> ' "logs/$name.log" | sed 's/^> //'
-for method in esrl reinforce ppo; do
-    python -c 'import json, sys; r = json.load(open(sys.argv[1])); print(sys.argv[1], r["updates"], "updates", round(r["peak_mb"] or 0), "MB")' \
-        "$method-s${SEEDS[0]}/train.json"
-done
