@@ -527,3 +527,20 @@ def test_gather(tmp_path):
     (folder / "result.json").write_text(json.dumps(entry))
     with pytest.raises(plan.StudyError, match="do not all start from the same model"):
         results_file.gather(study, work, *NOTHING)
+
+
+def test_runs_scored_otherwise_are_left_out(tmp_path, capsys):
+    """Options of fairseq-generate are part of what a result depends on."""
+    for options in ("", "--lenpen 2"):
+        study = load(
+            tmp_path, STUDY.replace('start = "mle"', f'start = "mle"\ngenerate = "{options}"')
+        )
+        run = study.run("main", "de-en", "mle", 1)
+        work = tmp_path / "work"
+        (work / "runs" / run.name / "out").mkdir(parents=True, exist_ok=True)
+        entry = {**row("", 3.0), "settings": {**run.settings(), "start": "s", "data": "d"}}
+        del entry["run"]
+        (work / "runs" / run.name / "result.json").write_text(json.dumps(entry))
+        found, _ = results_file.gather(study, work, *NOTHING)
+        assert [row["run"] for row in found["runs"]] == ([] if options else [run.name])
+    assert f"left out, done with other settings: {run.name}" in capsys.readouterr().err
