@@ -21,14 +21,22 @@ def allow_fairseq_checkpoints() -> None:
     """Let ``torch.load`` read fairseq checkpoints with its safe loader.
 
     Reason: torch ≥ 2.6 loads with ``weights_only=True``. fairseq checkpoints hold an
-    ``argparse.Namespace``, and with several ranks the first one sends the others the checkpoint
-    with its configuration. Naming these classes, which are plain data, keeps the safe loader on.
+    ``argparse.Namespace``, those of runs with ``--eval-bleu`` NumPy arrays and numbers, and with
+    several ranks the first one sends the others the checkpoint with its configuration. Naming
+    these classes, which are plain data, keeps the safe loader on.
     Remove when: fairseq saves and broadcasts checkpoints without them, or registers them itself.
     """
     configuration = [DictConfig, ListConfig, AnyNode, Metadata, ContainerMetadata, Any]
     containers = [argparse.Namespace, collections.defaultdict, dict, list, int]
     tensors = [distributed_utils._TensorPlaceholder]
-    torch.serialization.add_safe_globals([*configuration, *containers, *tensors])
+    torch.serialization.add_safe_globals([*configuration, *containers, *tensors, *_numpy()])
+
+
+def _numpy() -> list[Any]:
+    """What pickles of arrays and numbers name; the functions have other places in NumPy 1."""
+    numbers = (np.int64(0), np.float64(0))
+    functions = {value.__reduce__()[0] for value in (np.zeros(0), *numbers)}
+    return [np.ndarray, np.dtype, *(type(number.dtype) for number in numbers), *functions]
 
 
 def give_numpy_long_back() -> None:
