@@ -222,9 +222,10 @@ class EsrlCriterion(FairseqCriterion):
         if samples.dummy:
             return
         self.task.rl.add(self.observer.visit(samples, scores))
-        rewards = of_draws(samples.scored.rewards, rows)
-        truncated = int((rows.truncated * rows.multiplicity).sum())
-        self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated)
+        scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
+        rewards = of_draws(scored.rewards, rows)
+        words = (scored.words, scored.reference_words)
+        self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated, *words)
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""

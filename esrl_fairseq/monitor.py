@@ -9,28 +9,36 @@ logger = logging.getLogger(__name__)
 
 SAFE_LEARNING_RATE = 5e-4
 """Above it, updates from noisy rewards are known to destroy a converged model."""
+ENOUGH_ROWS = 1000
 MUCH_TRUNCATED = 0.1
+USUAL_LENGTH = (0.6, 1.6)
+"""Words of the samples over words of their references; beyond it a reward is likely to be gamed."""
 WEAK_REWARD_DROP = 0.005
 
 
 class Monitor:
-    """Watches learning rate, truncation, and training reward against validation reward.
+    """Watches learning rate, truncation, length, and training reward against validation reward.
 
     Sums are this rank's own; warnings are for a person, so that suffices.
     """
 
     def __init__(self) -> None:
         self.reward_sum = self.rows = self.truncated = 0.0  # since the last validation
+        self.words = self.reference_words = 0.0  # likewise
         self.valid_sum = self.valid_rows = 0.0
         self.last_train = self.last_valid = float("-inf")
         self.validated = False
         self.warned: dict[str, bool] = {}
 
-    def add_batch(self, reward_sum: float, rows: int, truncated: int) -> None:
-        """Count a training batch."""
+    def add_batch(
+        self, reward_sum: float, rows: int, truncated: int, words: int, reference_words: int
+    ) -> None:
+        """Count a training batch; no words where there are no references."""
         self.reward_sum += reward_sum
         self.rows += rows
         self.truncated += truncated
+        self.words += words
+        self.reference_words += reference_words
 
     def begin_validation(self) -> None:
         """Validation starts; its batches arrive through :meth:`add_validation`."""
@@ -50,13 +58,22 @@ class Monitor:
                 f"learning rate {learning_rate:g} is unsafe for RL on a converged model: "
                 f"stay at or below {SAFE_LEARNING_RATE:g} (1e-4 with Adam is a good start)",
             )
-        if self.rows >= 1000 and self.truncated > MUCH_TRUNCATED * self.rows:
+        if self.rows >= ENOUGH_ROWS and self.truncated > MUCH_TRUNCATED * self.rows:
             self._once(
                 "truncated",
                 f"{self.truncated / self.rows:.0%} of the samples reached the length limit; "
                 "raise --sample-max-len-a/-b, or see whether the model has stopped ending its "
                 "sentences",
             )
+        if self.rows >= ENOUGH_ROWS and self.reference_words:
+            ratio = self.words / self.reference_words
+            if not USUAL_LENGTH[0] <= ratio <= USUAL_LENGTH[1]:
+                self._once(
+                    "length",
+                    f"the samples have {ratio:.2f} times as many words as their references: if "
+                    "that was not so from the start, the reward is being gamed; add --kl-weight, "
+                    "or the term length to --reward",
+                )
 
     def end_validation(self) -> None:
         """Compare with the validation before; called before the first batch after a validation."""
@@ -77,7 +94,7 @@ class Monitor:
                 valid,
             )
         self.last_train, self.last_valid = train, valid
-        self.reward_sum = self.rows = self.truncated = 0.0
+        self.reward_sum = self.rows = self.truncated = self.words = self.reference_words = 0.0
 
     def _once(self, topic: str, message: str) -> None:
         if not self.warned.get(topic):

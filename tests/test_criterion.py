@@ -515,7 +515,7 @@ def test_truncated_samples_are_counted_as_drawn(monkeypatch):
         lambda *_: make_rows([[4, EOS]] * 6, range(6), [True] * 6, [5] * 6),
     )
     run.loss(make_batch())
-    assert counted[0][1:] == (30, 30)
+    assert counted[0][1:3] == (30, 30)
 
 
 @pytest.mark.parametrize("rewarded", [True, False])
@@ -576,13 +576,14 @@ def test_validation_reward_is_the_greedy_text():
 
 
 def test_stock_task_gets_a_sampler(caplog):
-    """--criterion esrl with fairseq's translation task: default options and one log line."""
+    """--criterion esrl with fairseq's translation task: default options and a log line each for sampler and reward."""
     task = make_task(stock=True)
     with caplog.at_level(logging.INFO, "esrl_fairseq"):
         criterion = make_criterion(task)
     assert isinstance(task, SamplingTask) and task.options.num_samples == 8
     assert [r.message for r in caplog.records if "attached a sampler" in r.message]
-    assert len(caplog.records) == 1
+    assert [r.message for r in caplog.records if r.message.startswith("reward: bleu|")]
+    assert len(caplog.records) == 2
     loss, size, log = criterion(make_model().train(), make_batch())
     assert torch.isfinite(loss) and size == 6 and log["draws"] == 48
 
@@ -833,7 +834,7 @@ class TestMonitor:
     """Warnings for runs that go wrong in known ways."""
 
     def validated(self, monitor, train, valid):
-        monitor.add_batch(train * 10, 10, 0)
+        monitor.add_batch(train * 10, 10, 0, 0, 0)
         monitor.begin_validation()
         monitor.add_validation(valid * 5, 5)
         monitor.end_validation()
@@ -861,15 +862,33 @@ class TestMonitor:
     def test_truncation(self, caplog):
         """More than a tenth of at least 1000 samples, once."""
         monitor = Monitor()
-        monitor.add_batch(0, 900, 900)
+        monitor.add_batch(0, 900, 900, 0, 0)
         monitor.end_update(1e-4)
-        monitor.add_batch(0, 9100, 100)
+        monitor.add_batch(0, 9100, 100, 0, 0)
         monitor.end_update(1e-4)
         assert not caplog.records
-        monitor.add_batch(0, 100, 100)
+        monitor.add_batch(0, 100, 100, 0, 0)
         monitor.end_update(1e-4)
         monitor.end_update(1e-4)
         assert len(caplog.records) == 1 and "length limit" in caplog.text
+
+    @pytest.mark.parametrize("words", [590, 1610])
+    def test_length(self, words, caplog):
+        """Of at least 1000 samples since the last validation, once; not without references."""
+        monitor = Monitor()
+        for size, own in ((900, words), (100, 1000), (1000, 1000)):
+            monitor.add_batch(0, size, 0, own, 1000)
+            monitor.end_update(1e-4)
+        monitor.add_batch(0, 5000, 0, 5000, 0)
+        self.validated(monitor, 0.3, 0.3)
+        monitor.add_batch(0, 1000, 0, 1000, 0)
+        monitor.end_update(1e-4)
+        self.validated(monitor, 0.3, 0.3)
+        assert not caplog.records
+        for _ in range(2):
+            monitor.add_batch(0, 1000, 0, words, 1000)
+            monitor.end_update(1e-4)
+        assert len(caplog.records) == 1 and f"{words / 1000:.2f} times as many words" in caplog.text
 
     def test_state(self, caplog):
         """It survives a checkpoint, as plain numbers, and does not warn again."""
