@@ -576,7 +576,7 @@ def test_validation_reward_is_the_greedy_text():
 
 
 def test_stock_task_gets_a_sampler(caplog):
-    """--criterion esrl with fairseq's translation task: default options and a log line each for sampler and reward."""
+    """With fairseq's translation task: default options, and log lines for sampler and reward."""
     task = make_task(stock=True)
     with caplog.at_level(logging.INFO, "esrl_fairseq"):
         criterion = make_criterion(task)

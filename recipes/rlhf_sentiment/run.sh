@@ -2,7 +2,7 @@
 # RLHF in small: a language model of film reviews learns to write what a reward model of sentiment likes,
 # with the KL to the start model bounded; ESRL, REINFORCE and PPO for the same CPU time, on one thread.
 #
-# Tested:  end to end with MLE_EPOCHS=3 REWARD_EPOCHS=3 RL_MINUTES=2; its results are not run yet
+# Tested:  as a whole, in parts, beside other jobs: docs/results.md
 # Needs:   make env; the internet (nltk_data, 0.5 MB), or a folder with sentence_polarity.zip in
 #          ESRL_DATA_DIR. The data are under CC BY 4.0: Pang and Lee 2005.
 # Launch:  recipes/rlhf_sentiment/run.sh
