@@ -226,6 +226,39 @@ def test_result(tiny, method):
     assert kept == {f"checkpoint_{chosen['updates']}.pt" for chosen in results.values()}
 
 
+def test_summaries_are_scored_by_rouge(tiny, tmp_path):
+    """The best of several references, and options of fairseq-generate of the pair's own."""
+    pytest.importorskip("rouge_score")
+    run, pair = tmp_path / "run", tmp_path / "pair"
+    (run / "train").mkdir(parents=True)
+    (pair / "clean").mkdir(parents=True)
+    done = tiny.folder("main/de-en/esrl/1") / "train" / f"checkpoint_{UPDATES}.pt"
+    (run / "train" / done.name).symlink_to(done)
+    state = {"updates": UPDATES, "seconds": 1}
+    (run / "train.json").write_text(json.dumps({"candidates": [state], "equal_updates": None}))
+    (pair / "data-bin").symlink_to((tiny.pair / "data-bin").resolve())
+    for split in ("valid", "test"):
+        lines = (tiny.pair / "clean" / f"{split}.en").read_text().splitlines()
+        for ending, texts in (
+            ("en", ["a", *lines[1:]]),
+            ("en1", [lines[0], *[""] * (len(lines) - 1)]),
+        ):
+            (pair / "clean" / f"{split}.{ending}").write_text("\n".join(texts) + "\n")
+    command = [sys.executable, FOLDER / "evaluate.py", "--run", run, "--pair", pair]
+    command += ["--source", "de", "--target", "en", "--language", "en", "--metric", "rouge"]
+    command += ["--", "--max-len-a", "0", "--max-len-b", "3"]
+    subprocess.run([*map(str, command)], check=True, env=environment(), timeout=TIMEOUT)
+    found = json.loads((run / "evaluation.json").read_text())
+    result, texts = found["results"]["time"], (run / "out" / "time.beam5.txt").read_text()
+    assert result["valid_rouge"] == found["valid"][0]["rouge"] > 0
+    assert max(len(text.split()) for text in texts.splitlines()) <= 3
+    metric = metrics.Summarization()
+    references = metric.references(pair / "clean" / "test.en")
+    assert len(references[0]) == 2 and len(references[1]) == 1
+    scores = metric.scores(texts.splitlines(), references)
+    assert result["beam5"] == pytest.approx(scores)
+
+
 def test_training_is_fairseqs(tiny, commands, corpus, mle, tmp_path):
     """The model after UPDATES updates is bit for bit that of fairseq-train --max-update."""
     settings = tiny.result("main/de-en/esrl/1")["settings"]
