@@ -34,7 +34,9 @@ OPTIONS = {
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The libraries' stand-ins; what they are asked."""
+    """The libraries' stand-ins, and versions for their signatures; what they are asked."""
+    for name in ("bertscore", "comet", "hf_reward", "sentence_embedding"):
+        monkeypatch.setattr(f"esrl_fairseq.rewards.{name}.version", lambda name: "0")
     return install_all(monkeypatch)
 
 
