@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +121,7 @@ def test_scitldr_sums_are_those_of_the_data(tmp_path):
     """A local copy, if there is one, holds the files of the repository."""
     folder = DATA / "scitldr"
     if not folder.exists():
-        pytest.skip(f"{folder} is not here")
+        pytest.skip(f"{folder} is not here (see ESRL_TEST_DATA in CONTRIBUTING.md)")
     for line in lines_of(RECIPES / "scitldr" / "SHA256SUMS"):
         sum_, name = line.split()
         text = gzip.decompress((folder / f"{name}.gz").read_bytes())
@@ -142,7 +141,7 @@ def test_rlhf_sentiment_data(tmp_path):
     """Of a local copy, if there is one: sizes, prompts, and halves that share no sentence."""
     folder, name = DATA / "sentence_polarity", "sentence_polarity.zip"
     if not (folder / name).exists():
-        pytest.skip(f"{folder} is not here")
+        pytest.skip(f"{folder} is not here (see ESRL_TEST_DATA in CONTRIBUTING.md)")
     (line,) = lines_of(RECIPES / "rlhf_sentiment" / "SHA256SUMS")
     assert line == f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}"
     result = run("rlhf_sentiment/prepare.py", folder, tmp_path)
@@ -291,7 +290,6 @@ def test_bash_reads_every_recipe():
         assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not here")
 def test_shellcheck():
     files = [str(path) for path in RECIPES.glob("*/run.sh")]
     result = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -456,64 +455,68 @@ def test_plots(results, tmp_path):
 NOTHING = {"runs": [], "comparisons": []}, {}
 
 
-def test_gather(tmp_path):
-    """What was done with other settings is left out; comparisons come from the outputs."""
-    study = load(tmp_path)
-    work = tmp_path / "work"
-    first = {"esrl": 1, "mle": 2, "reinforce": 3}  # seeds of the outputs
+OUTPUTS = {"esrl": 1, "mle": 2, "reinforce": 3, "start": 9}  # seeds
 
-    def counts(method, search):
-        return TRANSLATION.counts(*system(first[method] + 10 * (search == "greedy")))
 
-    start = work / "start" / "de-en"
-    (start / "out").mkdir(parents=True)
-    entry = {**row("", 1, time=result(40.0)), "settings": {"pair": "de-en", "start": "s"}}
+def outputs(method, search):
+    """Counts of a method's output, of all its seeds."""
+    return TRANSLATION.counts(*system(OUTPUTS[method] + 10 * (search == "greedy")))
+
+
+def leave(folder, method, settings):
+    """What a finished run leaves in its folder."""
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    entry = {**row("", 3.0, time=result(40.123456)), "settings": settings}
     del entry["run"]
-    (start / "result.json").write_text(json.dumps(entry))
+    (folder / "result.json").write_text(json.dumps(entry))
     for search in ("beam5", "greedy"):
-        np.save(start / "out" / f"time.{search}.npy", TRANSLATION.counts(*system(9)))
+        np.save(folder / "out" / f"time.{search}.npy", outputs(method, search))
+
+
+def settings_of(run, **other):
+    return {**run.settings(), "start": "s", "data": "d", **other}
+
+
+@pytest.fixture
+def gathered(tmp_path):
+    """The study, its work folder and what was gathered from it; REINFORCE had another budget."""
+    study, work = load(tmp_path), tmp_path / "work"
+    leave(work / "start" / "de-en", "start", {"pair": "de-en", "start": "s"})
     for run in study.select(["main/*/esrl/*", "main/*/mle/*", "main/*/reinforce/1"]):
-        folder = work / "runs" / run.name
-        (folder / "out").mkdir(parents=True)
-        entry = row("", 3.0, time=result(40.123456))
-        del entry["run"]
-        entry["settings"] = {**run.settings(), "start": "s", "data": "d"}
-        if run.method == "reinforce":
-            entry["settings"]["budget"]["seconds"] = 1
-        (folder / "result.json").write_text(json.dumps(entry))
-        for search in ("beam5", "greedy"):
-            np.save(folder / "out" / f"time.{search}.npy", counts(run.method, search))
-    found, kept = results_file.gather(study, work, *NOTHING)
+        other = {"budget": {"seconds": 1}} if run.method == "reinforce" else {}
+        leave(work / "runs" / run.name, run.method, settings_of(run, **other))
+    return study, work, results_file.gather(study, work, *NOTHING)
+
+
+def test_gather(gathered):
+    """What was done with other settings is left out; comparisons come from the outputs."""
+    _, _, (found, _) = gathered
     assert [row["run"] for row in found["runs"]] == ["start/de-en"] + [
         f"main/de-en/{method}/{seed}" for seed in (1, 2) for method in ("mle", "esrl")
     ]
     assert found["runs"][1]["evaluation"]["results"]["time"]["beam5"]["bleu"] == 40.1235
     # Also of samples, which shows main's esrl: only the start is there to be compared.
+    searches = ("beam5", "greedy")
     assert [(c["experiment"], c["method"], c["search"]) for c in found["comparisons"]] == [
-        *(
-            ("main", method, search)
-            for search in ("beam5", "greedy")
-            for method in ("mle", "start")
-        ),
-        *(("samples", "start", search) for search in ("beam5", "greedy")),
+        *(("main", method, search) for search in searches for method in ("mle", "start")),
+        *(("samples", "start", search) for search in searches),
     ]
     for compared in found["comparisons"][:4]:
         assert compared["score"] == "bleu"
-        search, esrl = compared["search"], [counts("esrl", compared["search"])] * 2
-        others = {"mle": [counts("mle", search)] * 2, "start": [TRANSLATION.counts(*system(9))]}
-        expected = bootstrap.compare(others[compared["method"]], esrl, metrics.corpus_bleu)
+        method, search = compared["method"], compared["search"]
+        seeds = [outputs(method, search)] * (1 if method == "start" else 2)
+        expected = bootstrap.compare(seeds, [outputs("esrl", search)] * 2, metrics.corpus_bleu)
         assert compared["difference"] == pytest.approx(expected.difference, abs=1e-4)
         assert compared["p"] == pytest.approx(expected.p, abs=1e-4)
 
-    # Another session's work folder adds its runs to those that were written before.
+
+def test_another_work_folder_adds_its_runs(gathered, tmp_path):
+    """To those that were written before, once."""
+    study, _, (found, kept) = gathered
     results_file.write(tmp_path, found, kept)
     other = tmp_path / "other"
-    for seed in (1, 2):
-        name = f"main/de-en/reinforce/{seed}"
-        shutil.copytree(folder, other / "runs" / name)
-        run = study.run("main", "de-en", "reinforce", seed)
-        added = {**entry, "settings": {**run.settings(), "start": "s", "data": "d"}}
-        (other / "runs" / name / "result.json").write_text(json.dumps(added))
+    for run in study.select(["main/*/reinforce/*"]):
+        leave(other / "runs" / run.name, "reinforce", settings_of(run))
     both, counted = results_file.gather(study, other, *results_file.read(tmp_path))
     assert [row for row in both["runs"] if "/reinforce/" not in row["run"]] == found["runs"]
     assert len(both["runs"]) == len(found["runs"]) + 2
@@ -523,8 +526,11 @@ def test_gather(tmp_path):
     again, counted = results_file.gather(study, other, both, counted)
     assert again == both and len(counted) == 2 * len(both["runs"])
 
-    entry["settings"]["start"] = "other"
-    (folder / "result.json").write_text(json.dumps(entry))
+
+def test_runs_from_another_start_are_refused(gathered):
+    study, work, _ = gathered
+    run = study.run("main", "de-en", "mle", 1)
+    leave(work / "runs" / run.name, "mle", settings_of(run, start="other"))
     with pytest.raises(plan.StudyError, match="do not all start from the same model"):
         results_file.gather(study, work, *NOTHING)
 
@@ -537,10 +543,7 @@ def test_runs_scored_otherwise_are_left_out(tmp_path, capsys):
         )
         run = study.run("main", "de-en", "mle", 1)
         work = tmp_path / "work"
-        (work / "runs" / run.name / "out").mkdir(parents=True, exist_ok=True)
-        entry = {**row("", 3.0), "settings": {**run.settings(), "start": "s", "data": "d"}}
-        del entry["run"]
-        (work / "runs" / run.name / "result.json").write_text(json.dumps(entry))
+        leave(work / "runs" / run.name, "mle", settings_of(run))
         found, _ = results_file.gather(study, work, *NOTHING)
         assert [row["run"] for row in found["runs"]] == ([] if options else [run.name])
     assert f"left out, done with other settings: {run.name}" in capsys.readouterr().err

@@ -66,8 +66,8 @@ class Pair:
 
     def scoring(self) -> dict[str, str]:
         """What the scores depend on beside data and model, where it is not the default."""
-        given = {"metric": self.metric, "language": self.language, "generate": self.generate}
-        return {key: value for key, value in given.items() if value and value != "bleu"}
+        default = Pair(self.name, self.recipe, self.start)
+        return {key: value for key, value in vars(self).items() if value != vars(default)[key]}
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
     own = timed if budget == "time" else ["CPU s"]
     metric = results.metric(pair)
 
-    def compared(method: str, budget: str) -> Compared:
+    def compared(method: str) -> Compared:
         key = (experiment.name, pair, budget)
         columns = product(SEARCHES, metric.compared)
         return {column: results.comparisons.get((*key, *column, method)) for column in columns}
@@ -163,8 +163,7 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
     rows = [["", "n", *own, *headings(metric, experiment.against)]]
     if start := results.start(pair):
         cells = ["", "", "", "", valid([start], metric)] if budget == "time" else [""]
-        of_start = compared("start", "time") if budget == "time" else {}
-        rows.append(["start", "", *cells, *score_cells([start], "time", metric, of_start)])
+        rows.append(["start", "", *cells, *score_cells([start], "time", metric, compared("start"))])
     for method, entry in experiment.methods.items():
         runs = results.shown(experiment, pair, method, budget)
         if budget == "updates" and entry.updates_of:
@@ -180,14 +179,8 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
         cells.append(valid(runs, metric))
         name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
         own = cells if budget == "time" else [seconds]
-        rows.append(
-            [
-                name,
-                str(len(runs)),
-                *own,
-                *score_cells(runs, budget, metric, compared(method, budget)),
-            ]
-        )
+        scores = score_cells(runs, budget, metric, compared(method))
+        rows.append([name, str(len(runs)), *own, *scores])
     return rows
 
 
@@ -206,10 +199,7 @@ def headings(metric: type[Metric], against: str | None) -> list[str]:
 
 
 def score_cells(
-    runs: Sequence[Row],
-    budget: str,
-    metric: type[Metric],
-    compared: Compared,
+    runs: Sequence[Row], budget: str, metric: type[Metric], compared: Compared
 ) -> list[str]:
     """The metric's columns; ``compared`` by search and score."""
     cells = []

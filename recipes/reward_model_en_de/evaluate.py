@@ -17,8 +17,8 @@ import numpy as np
 from sacremoses import MosesTokenizer
 
 from esrl_fairseq.rewards import build_reward
+from recipes.intervals import interval
 
-RESAMPLES = 2000
 Row = dict[str, Any]
 Scorer = Callable[[list[str], list[str]], np.ndarray]
 
@@ -49,18 +49,6 @@ def wins(scores: np.ndarray, better: np.ndarray, worse: np.ndarray) -> np.ndarra
     """1 for each pair whose better output scores higher, 1/2 for equal scores; [pairs]."""
     difference = scores[better] - scores[worse]
     return np.where(difference == 0, 0.5, difference > 0)
-
-
-def interval(values: np.ndarray, segments: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean of values [pairs], from resampled segments [pairs]."""
-    draw = np.random.default_rng(1)
-    names, index = np.unique(segments, return_inverse=True)
-    sums = np.bincount(index, weights=values)
-    counts = np.bincount(index)
-    chosen = draw.integers(len(names), size=(RESAMPLES, len(names)))
-    means = sums[chosen].sum(1) / counts[chosen].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def mqm_pairs(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

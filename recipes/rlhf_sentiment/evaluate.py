@@ -29,11 +29,11 @@ from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageM
 from esrl_fairseq.rescoring import rescore
 from esrl_fairseq.rewards import Reward, build_reward
 from esrl_fairseq.scoring import Scorer
+from recipes.intervals import interval
 
 SEED = 1
 BATCH = 64
 SHOWN = 3  # samples of each method
-RESAMPLES = 2000
 COLUMNS = ("objective", "reward", "judge", "KL", "perplexity", "distinct-2", "words")
 COMPARED = ("objective", "reward", "judge", "KL")
 
@@ -92,14 +92,6 @@ def evaluate(
     return values, figures, shown
 
 
-def interval(difference: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of the mean of differences [prompts] over resampled prompts."""
-    size = len(difference)
-    drawn = np.random.default_rng(SEED).integers(size, size=(RESAMPLES, size))
-    low, high = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def accuracy(reward: Reward, folder: Path) -> float:
     """How often the score of a test sentence is on its side of 1/2."""
     prompts, texts, ratings = (
@@ -131,7 +123,7 @@ def print_differences(values: dict[str, dict[str, np.ndarray]], one: str) -> Non
         parts = []
         for column in COMPARED:
             difference = values[one][column] - values[name][column]
-            low, high = interval(difference)
+            low, high = interval(difference, np.arange(len(difference)))
             parts.append(f"{column} {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
         print(f"> {one} - {name}: " + ", ".join(parts))
 

@@ -124,7 +124,9 @@ RL=(
     --num-samples 4 --batch-size 64 --log-interval 10
 )
 ESRL=(--objective fused --capability reward --elimination-ratio 0.3 --min-samples 0)
+# shellcheck disable=SC2034 # both are chosen by name below
 REINFORCE=(--objective reinforce --capability none)
+# shellcheck disable=SC2034
 PPO=(--objective ppo --capability none)
 
 step fetch "" fetch_data
