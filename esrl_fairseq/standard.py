@@ -67,12 +67,10 @@ def sample_with_graph(
     net_input = sample["net_input"]
     if cached:
         check_cache_has_graph(inner.decoder)
-    scorer, given_inputs = None, None
+    scorer = None
     if references is not None:
-        given = given_rows(references, pad)
-        prefix = decoder_prefix(inner, net_input, eos)
+        given, prefix = given_rows(references, pad), decoder_prefix(inner, net_input, eos)
         scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, max_tokens, dropout)
-        given_inputs = scorer.decoder_inputs()
     draws = sampler.draws(sample, counts, seed)
     sampling = _SamplingPass(
         model=inner,
@@ -86,6 +84,7 @@ def sample_with_graph(
         references=scorer,
     )
     with training_mode(model, dropout), in_place_of_decoder(inner, sampling):
+        given_inputs = scorer.decoder_inputs() if scorer else None
         arguments = forward_arguments(inner, net_input, given_inputs)
         reference_log_probs, log_probs, *own, entropy = model(**arguments)
     rows = sampler.as_rows(draws)
