@@ -48,6 +48,9 @@ class _Frozen:
 
     ready = False
 
+    def named_modules(self):
+        return []
+
     def eval(self):
         self.ready = True
         return self
@@ -95,7 +98,8 @@ def _bert_scorer(calls):
             self.lang, self.rescale_with_baseline = lang, rescale_with_baseline
             self.baseline_vals = torch.full((3,), BASELINE)
             self._tokenizer = SimpleNamespace(model_max_length=int(1e30))
-            self._model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=40))
+            self._model = _Frozen()
+            self._model.config = SimpleNamespace(max_position_embeddings=40)
 
         def score(self, cands, refs, batch_size):
             assert type(cands) is type(refs) is list and len(cands) == len(refs)
@@ -141,6 +145,7 @@ class _Tokenizer:
 
     def __init__(self, name, calls):
         self.pad_token = None if name == "no-pad" else "[PAD]"
+        self.pad_token_id = None if name == "no-pad" else 7
         self.calls = calls
 
     def __call__(self, *columns, padding, truncation, max_length, return_tensors):
@@ -156,16 +161,25 @@ class _Encoding(dict):
         return self
 
 
+LABELS = {
+    "score": ["LABEL_0"],
+    "multi": ["good", "bad"],
+    "words": ["True", "false", "0"],
+    "numbers": ["1", "2", "3"],
+}
+
+
 class _Classifier(_Frozen):
     """Logits (s, −s, 0, …) of the tokenizer's s."""
 
     def __init__(self, name):
-        labels = {"score": ["LABEL_0"], "multi": ["good", "bad"]}.get(name, ["good", "bad", "odd"])
+        labels = LABELS.get(name, ["good", "bad", "odd"])
         self.config = SimpleNamespace(
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             problem_type="multi_label_classification" if name == "multi" else None,
             max_position_embeddings=40,
+            pad_token_id=None if name == "multi" else 3,
         )
 
     def __call__(self, scores):

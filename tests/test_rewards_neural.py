@@ -5,6 +5,7 @@ No library is needed: stand-ins answer (see ``stand_ins.py``).
 
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,16 +98,31 @@ def test_batches_of_similar_length():
     assert list(Judge(batch_size=3).batches(texts, texts[::-1])) == [[1, 3, 2], [0, 4]]
 
 
-@pytest.mark.parametrize(
-    "limit, positions, expected",
-    [(512, 514, 512), (10**30, 40, 40), (10**30, None, 512), (10**30, -1, 512)],
-)
-def test_longest_text(limit, positions, expected):
-    class Part:
-        model_max_length = limit
-        max_position_embeddings = positions
+class Encoder(torch.nn.Module):
+    """Positions as in BERT, or as in RoBERTa, where they begin behind the padding's id."""
 
-    assert longest_text(Part, Part) == expected
+    def __init__(self, positions, padding):
+        super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=positions)
+        self.embeddings = torch.nn.Module()
+        self.embeddings.word_embeddings = torch.nn.Embedding(9, 2, padding_idx=5)
+        self.embeddings.position_embeddings = torch.nn.Embedding(9, 2, padding_idx=padding)
+
+
+@pytest.mark.parametrize(
+    "limit, positions, padding, expected",
+    [
+        (512, 514, 1, 512),
+        (10**30, 40, None, 40),
+        (10**30, 514, 1, 512),
+        (10**30, 40, 0, 39),
+        (10**30, None, None, 512),
+        (10**30, -1, None, 512),
+    ],
+)
+def test_longest_text(limit, positions, padding, expected):
+    tokenizer = SimpleNamespace(model_max_length=limit)
+    assert longest_text(tokenizer, Encoder(positions, padding)) == expected
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -158,6 +174,7 @@ def test_devices_that_cannot_be_used(calls, device):
         ("hf-reward", dict(label="good"), "no label 'good': The model 'score' has 0 .LABEL_0.;"),
         ("hf-reward", dict(model="three"), "which label's probability.* 0 .good., 1 .bad., 2 .odd"),
         ("hf-reward", dict(model="three", label=3), "no label 3"),
+        ("hf-reward", dict(model="three", label=True), "no label True"),
         ("hf-reward", dict(model="headless"), "no trained classifier.bias, classifier.weight"),
         ("hf-reward", dict(model="no-pad"), "the tokenizer of 'no-pad' has no padding token"),
         ("hf-reward", dict(layer=3), "its options are: model, label, inputs, batch_size, device"),
@@ -264,6 +281,33 @@ def test_hf_reward_by_softmax(calls, label, row):
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     # similar lengths together, and the pair, not the texts alone
     assert calls == [[("b", "a"), ("aab", "ab")], [("bbb", "ba")]]
+
+
+@pytest.mark.parametrize(
+    "model, text, name, row",
+    [
+        ("words", "true", "True", 0), ("words", "false", "false", 1), ("words", "0", "0", 2),
+        ("words", "1", "false", 1), ("numbers", "1", "1", 0), ("numbers", "2", "2", 1),
+        ("numbers", "0", "1", 0), ("three", "1", "bad", 1),
+    ],
+)  # fmt: skip
+def test_hf_reward_labels_that_look_like_numbers(calls, model, text, name, row):
+    """A label's name before an index, however the command line has read it."""
+    options = command_line_options("hf-reward", f"hf-reward.label={text}", model, None)
+    reward = build_reward("hf-reward", options)
+    assert f"|label:{name}|" in reward.signature()
+    logits = [1, -1, 0]  # of "a" beside ""
+    total = sum(math.exp(logit) for logit in logits)
+    np.testing.assert_allclose(reward([""], ["a"]), [math.exp(logits[row]) / total], rtol=1e-6)
+
+
+def test_hf_reward_of_a_model_that_knows_no_padding(calls):
+    """Decoder-only models refuse batches without it."""
+    known, unknown = (
+        build_reward("hf-reward", model=name, label="bad")._model.config.pad_token_id
+        for name in ("three", "multi")
+    )
+    assert (known, unknown) == (3, 7)
 
 
 # --- from the command line --------------------------------------------------------------------

@@ -75,7 +75,7 @@ class BertScoreReward(NeuralReward):
                 self.range = (-baseline / (1 - baseline), 1.0)
         # bert-score cuts texts at the tokenizer's limit, and fails where that is none.
         tokenizer = self._scorer._tokenizer
-        tokenizer.model_max_length = longest_text(tokenizer, self._scorer._model.config)
+        tokenizer.model_max_length = longest_text(tokenizer, self._scorer._model)
 
     def signature(self) -> str:
         """Model, layer, scale and the library's version."""

@@ -29,7 +29,8 @@ class HfReward(NeuralReward):
 
     Args:
         model: a model's name or folder; its classification head has to be trained.
-        label: name or index of the label whose probability is the reward, for models of several.
+        label: name of the label whose probability is the reward, for models of several, or its
+            index where no label has that name.
         inputs: ``pair`` (source and hypothesis) or ``hypothesis`` alone.
         batch_size, device: see `NeuralReward`.
 
@@ -61,8 +62,10 @@ class HfReward(NeuralReward):
             )
             self._check_weights(about["missing_keys"])
             self._model = loaded.eval().to(self.device)
+        if self._model.config.pad_token_id is None:  # decoder-only models find a text's end by it
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._index = self._find(label)
-        self._limit = longest_text(self._tokenizer, self._model.config)
+        self._limit = longest_text(self._tokenizer, self._model)
 
     def signature(self) -> str:
         """Model, label, what it reads, and the library's version."""
@@ -114,9 +117,13 @@ class HfReward(NeuralReward):
         names: dict[int, str] = self._model.config.id2label
         if len(names) == 1 and label is None:
             return 0
+        # The command line has read true and 1 as what they look like; a label may be called so.
+        read = isinstance(label, (bool, int, float))
         for index, name in names.items():
-            if label is not None and label in (index, name):
+            if name == label or (read and name.lower() == str(label).lower()):
                 return index
+        if type(label) is int and label in names:
+            return label
         known = ", ".join(f"{index} ({name})" for index, name in names.items())
         wanted = "which label's probability?" if label is None else f"no label {label!r}:"
         raise EsrlError(

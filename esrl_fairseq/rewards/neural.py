@@ -151,13 +151,21 @@ class NeuralReward(Reward):
         return chosen
 
 
-def longest_text(tokenizer: Any, config: Any) -> int:
+def longest_text(tokenizer: Any, model: Any) -> int:
     """Tokens that a transformers model reads at most, special ones included; texts are cut there.
 
     Where the tokenizer knows no limit, the model's positions are one, and 512 where there are none.
+    RoBERTa and its relatives count positions from the padding's id on, and have so many fewer.
     """
     limit = int(tokenizer.model_max_length)
     if limit < NO_LIMIT:
         return limit
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions if positions and positions > 0 else DEFAULT_LIMIT
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not positions or positions < 0:
+        return DEFAULT_LIMIT
+    padding = [
+        module.padding_idx
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return positions - (padding[0] + 1 if padding else 0)
