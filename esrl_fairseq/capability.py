@@ -7,15 +7,20 @@ data; anything that does not fit is refused, never reused.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 import struct
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esrl_fairseq.errors import EsrlError
+
+logger = logging.getLogger(__name__)
 
 MAGIC = b"ESRLCAPA"
 VERSION = 1
@@ -64,7 +69,8 @@ class CapabilityStore:
     An existing file is checked against ``size`` and ``fingerprint`` before anything is written.
 
     Raises:
-        EsrlError: the file is not a store, truncated, of another version or of other data.
+        EsrlError: the file is not a store, truncated, of another version or of other data, or
+            another run has it.
     """
 
     def __init__(self, size: int, fingerprint: bytes, path: str | None = None):
@@ -79,7 +85,8 @@ class CapabilityStore:
             check_store_file(path, size, fingerprint)
         else:
             self._create(path)
-        self.records = np.memmap(path, RECORD, "r+", offset=HEADER.size, shape=(size,))
+        self._file = lock_store_file(path)
+        self.records = np.memmap(self._file, RECORD, "r+", offset=HEADER.size, shape=(size,))
 
     def _create(self, path: str) -> None:
         """Write an empty store beside ``path`` and move it there, so no half file can remain."""
@@ -120,6 +127,29 @@ class CapabilityStore:
                 "--reset-lr-scheduler --reset-meters"
             )
         self.records[:] = np.frombuffer(snapshot, dtype=RECORD)
+
+
+def lock_store_file(path: str) -> IO[bytes]:
+    """Open a store's file for this process alone, as long as it lives or until it is closed.
+
+    The lock is of the kind that forked data workers do not inherit (they may outlive a killed run).
+    It ends when this process closes the file, through whichever object.
+
+    Raises:
+        EsrlError: another process has it.
+    """
+    file = open(path, "r+b")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise EsrlError(
+                f"another run is using the capability store {path}: wait for its end, or give each "
+                "run a --save-dir (and --capability-store) of its own"
+            ) from error
+        logger.warning("%s cannot be locked (%s): let no other run use it", path, error)
+    return file
 
 
 def check_store_file(path: str, size: int, fingerprint: bytes) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+from fairseq.data import data_utils
 from torch import nn
 
 from esrl_fairseq.core.controls import PERMUTED
@@ -29,33 +30,44 @@ def check_baseline_options(cfg: Any) -> None:
         raise EsrlError(f"--baseline-decay is {cfg.baseline_decay}, but must be from 0 to below 1")
 
 
-def check_leave_one_out(num_samples: int, fewest_samples: int) -> None:
-    """Leave-one-out needs two samples of an input; refuse or warn where there may be one.
+COMPARING = ("rloo", "mrt")
+"""Objectives that compare an input's samples with each other, and with nothing else."""
+
+
+def check_comparison(objective: str, num_samples: int, fewest_samples: int) -> None:
+    """Some objectives need two samples of an input; refuse or warn where there may be one.
 
     Args:
+        objective: ``--objective``; those not in :data:`COMPARING` pass.
         num_samples: the most samples of an input.
         fewest_samples: the fewest that dynamic sampling can give it.
 
     Raises:
         EsrlError: no input would ever have two.
     """
+    if objective not in COMPARING:
+        return
     if num_samples < 2:
         raise EsrlError(
-            "--objective rloo compares an input's samples with each other, but --num-samples is "
-            f"{num_samples}: it must be at least 2"
+            f"--objective {objective} compares an input's samples with each other, but "
+            f"--num-samples is {num_samples}: it must be at least 2"
         )
     if fewest_samples == 1:
         logger.warning(
-            "--objective rloo learns nothing from an input with one sample, which dynamic sampling "
-            "gives to some: --min-samples 2 gives them two, 0 none"
+            "--objective %s learns nothing from an input with one sample, which dynamic sampling "
+            "gives to some: --min-samples 2 gives them two, 0 none",
+            objective,
         )
 
 
-def check_kl_options(weight: float, target: float | None, reference: str) -> None:
+def check_kl_options(
+    weight: float, target: float | None, reference: str, named: str | None = None
+) -> None:
     """Refuse settings of the KL penalty that cannot work.
 
     Args:
         reference: where the frozen model is, empty if none is known.
+        named: ``--kl-reference``.
 
     Raises:
         EsrlError: naming the option, its value and what is allowed.
@@ -68,6 +80,11 @@ def check_kl_options(weight: float, target: float | None, reference: str) -> Non
         raise EsrlError(
             "--kl-target adapts --kl-weight, which is 0: give it a positive one to start from "
             "(try 0.01)"
+        )
+    if named and weight == 0:
+        raise EsrlError(
+            f"--kl-reference is {named}, but --kl-weight is 0, which measures nothing from it: "
+            "give --kl-weight a positive number (try 0.01), or leave --kl-reference out"
         )
     if weight > 0 and not reference:
         raise EsrlError(
@@ -111,6 +128,21 @@ def check_ppo_options(cfg: Any) -> None:
         )
 
 
+def check_post_process(name: str) -> None:
+    """Refuse a way to join sub-words that fairseq does not know.
+
+    Raises:
+        EsrlError: naming some that it does.
+    """
+    try:
+        data_utils.post_process("", name)
+    except NotImplementedError as error:
+        raise EsrlError(
+            f"--reward-post-process is {name!r}, but must be one of those of fairseq-generate's "
+            "--post-process: subword_nmt, sentencepiece, wordpiece, …, or none"
+        ) from error
+
+
 def check_controls(cfg: Any) -> None:
     """Refuse controls that cannot work, and warn of those that are on.
 
@@ -124,6 +156,11 @@ def check_controls(cfg: Any) -> None:
             cfg.reward_control,
             cfg.reward_control,
         )
+        if cfg.input_baseline:
+            raise EsrlError(
+                "--input-baseline comes from the true rewards of earlier visits, which "
+                f"--reward-control {cfg.reward_control} keeps from the loss: leave one of them out"
+            )
     if cfg.capability_noise is None:
         return
     if cfg.capability_noise != PERMUTED and not 0 <= number_or_nan(cfg.capability_noise) < math.inf:

@@ -10,7 +10,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
 from esrl_fairseq import logs
-from esrl_fairseq.checks import check_leave_one_out
+from esrl_fairseq.checks import check_comparison
 from esrl_fairseq.conditioning import reference_tokens
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards
@@ -66,8 +66,8 @@ class EsrlCriterion(FairseqCriterion):
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
-        if cfg.objective == "rloo":
-            check_leave_one_out(task.options.num_samples, fewest_samples(task.options))
+        options = task.options
+        check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )
@@ -152,8 +152,7 @@ class EsrlCriterion(FairseqCriterion):
             )
             loss = losses.sum()
             if references is not None:
-                # On the scale of the other losses, so that its weight does not depend on alpha.
-                loss = loss - self.cfg.mle_weight * self.alpha * references.sum()
+                loss = loss - self.cfg.mle_weight * self.alpha * self.likelihood(batch, references)
 
         if first_pass:
             self.remember(samples, scores)
@@ -293,6 +292,14 @@ class EsrlCriterion(FairseqCriterion):
             return scores, None
         n = len(rows)
         return scores[:n], scores.log_probs[n:]
+
+    def likelihood(self, sample: dict[str, Any], log_probs: Tensor) -> Tensor:
+        """Of all references [inputs], on the scale of the losses (times α): its weight depends
+        neither on α nor on whether lengths are normalised."""
+        if self.cfg.length_normalization:
+            tokens = (self.references(sample) != self.pad).sum(dim=1)
+            log_probs = log_probs / tokens.clamp(min=1)
+        return log_probs.sum()
 
     def references(self, sample: dict[str, Any]) -> Tensor:
         """Their tokens, [inputs, length]. Training data have them; fairseq's dummy may be of a

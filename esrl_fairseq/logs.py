@@ -48,9 +48,9 @@ class Clock:
         return time.perf_counter()
 
 
-def peak_memory_gb() -> float:
-    """Largest memory so far, in GB: allocated on the GPU, or resident without one."""
-    if torch.cuda.is_available():
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory so far, in GB: allocated on the GPU that trains, or resident without one."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # kilobytes except on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
@@ -92,7 +92,7 @@ def training_log(
         "truncated": int(rows.truncated.sum()),
         "words": scored.words,
         "reference_words": scored.reference_words,
-        "peak_gb": peak_memory_gb(),
+        "peak_gb": peak_memory_gb(rows.tokens.device),
     }
     for branch, taken in branches(objective, rows, inputs).items():
         log[f"loss_{branch}"] = losses.detach()[taken].sum()

@@ -12,6 +12,7 @@ from esrl_fairseq.checks import (
     check_baseline_options,
     check_controls,
     check_kl_options,
+    check_post_process,
     check_ppo_options,
 )
 from esrl_fairseq.core.baselines import KINDS
@@ -272,5 +273,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> N
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:
         raise EsrlError(f"--mle-weight is {cfg.mle_weight}, but must be 0 or more")
-    check_kl_options(cfg.kl_weight, cfg.kl_target, kl_reference_file(cfg) or pretrained)
+    start = kl_reference_file(cfg) or pretrained
+    check_kl_options(cfg.kl_weight, cfg.kl_target, start, cfg.kl_reference)
+    check_post_process(cfg.reward_post_process)
     check_controls(cfg)

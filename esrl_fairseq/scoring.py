@@ -31,8 +31,8 @@ class Scored:
     Attributes:
         rewards: float32 ``[rows]``.
         empty: number of rows without any word.
-        words: words of all rows.
-        reference_words: words of each row's first reference, summed.
+        words: words of all rows, without their prompts.
+        reference_words: words of each row's first reference, likewise, summed.
     """
 
     rewards: NDArray[np.float32]
@@ -100,8 +100,10 @@ class Scorer:
         """
         if sample.get("target") is None:
             return None
-        targets = self.with_prompts(sample, sample["target"].tolist(), range(len(sample["id"])))
-        found = [[self.reference(row)] for row in targets]
+        targets = sample["target"].tolist()
+        found = [
+            [self.reference(row)] for row in self.with_prompts(sample, targets, range(len(targets)))
+        ]
         if not self.first_reference:
             for references, lines in zip(found, sample.get(FURTHER, [])):
                 references += [self.reference(encode(line, self.tgt_dict)) for line in lines]
@@ -157,12 +159,17 @@ class Scorer:
             row_input,
             sample["id"].tolist(),
         )
-        lengths = [len(refs[0].split()) for refs in references] if references else None
+        firsts = [texts[0] for texts in references or []]
+        if self.whole_text:  # counted are the continuations
+            hypotheses = self.hypotheses(tokens)
+            firsts = [self.reference(row) for row in sample["target"].tolist()] if firsts else []
+        lengths = [len(text.split()) for text in hypotheses]
+        reference_lengths = [len(text.split()) for text in firsts]
         return Scored(
             rewards=rewards,
-            empty=sum(not text.strip() for text in hypotheses),
-            words=sum(len(text.split()) for text in hypotheses),
-            reference_words=sum(lengths[i] for i in row_input) if lengths else 0,
+            empty=lengths.count(0),
+            words=sum(lengths),
+            reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
         )
 
 

@@ -118,10 +118,14 @@ class SamplingTask(SameBatches):
 
     @classmethod
     def load_dictionary(cls, filename: str) -> Any:
+        folder = os.path.dirname(filename) or "."
+        if not os.path.isdir(folder):
+            raise EsrlError(f"there is no folder {folder}: give the one of fairseq-preprocess")
         if not os.path.exists(filename):
             raise EsrlError(
-                f"there is no dictionary {filename}: with --only-source, fairseq-preprocess writes "
-                "none for the target; copy that of the data that the model was trained on"
+                f"there is no dictionary {filename}: are --source-lang and --target-lang those of "
+                "fairseq-preprocess? With --only-source it writes none for the target: copy that "
+                "of the data that the model was trained on"
             )
         return super().load_dictionary(filename)
 

@@ -3,6 +3,8 @@
 import io
 import itertools
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,24 @@ def test_what_is_written_is_there_when_opened_again(tmp_path):
     assert again.records[3] == records(0.75)[0]
     again.clear()
     assert np.isnan(again.capability(range(5))).all()
+
+
+def test_a_file_is_one_process_alone(tmp_path):
+    """Another process is refused until this one has closed it."""
+    path = str(tmp_path / "x.store")
+    opening = f"from esrl_fairseq.capability import *; CapabilityStore(5, {OWNER!r}, {path!r})"
+
+    def other_process():
+        return subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True)
+
+    store = filled(path)
+    refused = other_process()
+    assert (
+        refused.returncode and f"another run is using the capability store {path}" in refused.stderr
+    )
+    assert store.capability([1]) == 0.25
+    del store
+    assert other_process().returncode == 0
 
 
 def test_the_file_format_is_fixed(tmp_path):

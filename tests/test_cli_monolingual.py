@@ -120,6 +120,13 @@ def test_missing_dictionary(commands, monolingual, mle, tmp_path):
     (data / "dict.en.txt").unlink()
     sentence = refused(commands, *options(data, tmp_path / "run", mle))
     assert "there is no dictionary" in sentence and "dict.en.txt" in sentence
+    sentence = refused(
+        commands,
+        *options(tmp_path / "typo", tmp_path / "run", mle, "--source-lang de --target-lang en"),
+    )
+    assert sentence.endswith(
+        f"there is no folder {tmp_path / 'typo'}: give the one of fairseq-preprocess"
+    )
 
 
 def test_generate(commands, monolingual, mle):

@@ -170,15 +170,17 @@ def test_standard_sampling(commands, corpus, mle, tmp_path):
     assert largest_difference(parameters(mle), runs[0]) > 0
 
 
-@pytest.mark.parametrize("more", ["", "--sampling standard", "--objective ppo --kl-weight 0.1"])
+@pytest.mark.parametrize(
+    "more", ["", "--sampling standard", "--objective ppo --kl-weight 0.1 --kl-reference MLE"]
+)
 def test_fp16(more, commands, corpus, mle, tmp_path):
     """Half precision takes the road of full precision, up to its rounding; fairseq's other fp16 and
     bf16 modes need a GPU."""
     runs, rewards = [], []
     for precision in ("", "--memory-efficient-fp16"):
         save_dir = tmp_path / f"run{precision}"
-        options = [f"--max-update 4 {more} {precision} --kl-reference", mle]
-        result = short_run(commands, corpus, mle, save_dir, *options)
+        options = f"--max-update 4 {more} {precision}".replace("MLE", str(mle))
+        result = short_run(commands, corpus, mle, save_dir, options)
         log = result.logged("train_inner")
         assert ("loss_scale" in log[0]) == bool(precision)
         rewards.append([line["reward"] for line in log])

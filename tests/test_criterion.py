@@ -233,15 +233,14 @@ def test_length_normalization_divides_by_chosen_tokens():
 
 
 def test_one_sample_an_input_uses_reinforce():
-    """(e) With K = 1 fused is REINFORCE, and MRT alone has no gradient."""
+    """(e) With K = 1 fused is REINFORCE; MRT alone would have no gradient and is refused."""
     found = {}
-    for objective in ("fused", "mrt", "reinforce"):
+    for objective in ("fused", "reinforce"):
         run = Run(objective=objective, task_options={"num_samples": 1})
         loss, _, log = run.loss(make_batch())
         found[objective] = gradients(run.model, loss)
-        assert log["inputs_mrt"] == (6 if objective == "mrt" else 0)
+        assert log["inputs_mrt"] == 0
     assert torch.equal(found["fused"], found["reinforce"]) and found["fused"].norm() > 1e-3
-    assert found["mrt"].norm() < 1e-6
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -378,10 +377,15 @@ def test_dropout_of_stage_two(dropout):
     assert bool(run.loss(batch)[0] == plain.loss(batch)[0]) != dropout
 
 
-def test_references_likelihood():
-    """--mle-weight adds -w alpha log p of the references, and its gradient; samples unchanged."""
+@pytest.mark.parametrize("normalized", [False, True])
+def test_references_likelihood(normalized):
+    """--mle-weight adds -w alpha log p of the references, and its gradient; samples unchanged.
+
+    With --length-normalization it is log p a token, as of the samples."""
     batch = make_batch()
-    without, with_references = Run(), Run(mle_weight=0.3)
+    without, with_references = (
+        Run(length_normalization=normalized, mle_weight=weight) for weight in (0.0, 0.3)
+    )
     assert with_references.rows(batch)[0] == without.rows(batch)[0]
     base, base_gradient, _ = without.gradient(batch)
     loss, gradient, size = with_references.gradient(batch)
@@ -389,9 +393,10 @@ def test_references_likelihood():
     references = make_rows([t[:n].tolist() for t, n in zip(batch["target"], lengths)], range(6))
     model = without.model.eval()
     log_p, _ = plain_scores(model, batch, references, min_len=1)
-    assert torch.allclose(loss - base, -0.3 * 0.5 * log_p.sum(), rtol=1e-4)
+    likelihood = (log_p / torch.tensor(lengths) if normalized else log_p).sum()
+    assert torch.allclose(loss - base, -0.3 * 0.5 * likelihood, rtol=1e-4)
     assert size == 6
-    expected = gradients(model, -0.3 * 0.5 * log_p.sum())
+    expected = gradients(model, -0.3 * 0.5 * likelihood)
     assert torch.allclose(gradient - base_gradient, expected, rtol=1e-3, atol=1e-4)
     _, _, log = with_references.loss(batch)
     assert torch.allclose(log["nll_references"], -log_p.sum(), rtol=1e-4)
@@ -610,18 +615,19 @@ def test_reward_baselines(kind):
     assert torch.allclose(loss, written.sum(), rtol=1e-4, atol=1e-6)
 
 
-def test_leave_one_out_needs_other_samples(caplog):
+@pytest.mark.parametrize("objective", ["rloo", "mrt"])
+def test_comparing_objectives_need_other_samples(objective, caplog):
     """One sample an input is refused; that some may get one is said once, in the log."""
-    with pytest.raises(EsrlError, match="--num-samples is 1"):
-        make_criterion(make_task(num_samples=1), objective="rloo")
+    with pytest.raises(EsrlError, match=f"--objective {objective} compares.*--num-samples is 1"):
+        make_criterion(make_task(num_samples=1), objective=objective)
     for quiet in ({"min_samples": 2}, {"min_samples": 0}, {"capability": "none"}):
-        make_criterion(make_task(**quiet), objective="rloo")
-    make_criterion(make_task(), objective="mrt")
+        make_criterion(make_task(**quiet), objective=objective)
+    make_criterion(make_task(), objective="fused")
     # Shrinkage leaves inputs of 3 or more samples two at least, of 2 samples perhaps one.
-    make_criterion(make_task(elimination_ratio="auto", num_samples=3), objective="rloo")
+    make_criterion(make_task(elimination_ratio="auto", num_samples=3), objective=objective)
     assert not caplog.records
     for warned in ({}, {"elimination_ratio": "auto", "num_samples": 2}):
-        make_criterion(make_task(**warned), objective="rloo")
+        make_criterion(make_task(**warned), objective=objective)
         assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
         caplog.clear()
 
@@ -630,7 +636,7 @@ def test_leave_one_out_needs_other_samples(caplog):
 def test_constant_rewards_have_no_gradient(objective, caplog):
     """The control: no objective finds anything in them, while logs and store keep the truth."""
     run, batch = Run(queue=(), objective=objective, reward_control="constant"), make_batch()
-    assert len(caplog.records) == 1 + (objective == "rloo")
+    assert len(caplog.records) == 1 + (objective in ("rloo", "mrt"))
     assert "--reward-control constant" in caplog.text
     true = Run(queue=(), objective=objective)
     loss, _, log = run.loss(batch)
@@ -732,6 +738,9 @@ def test_capability_noise(noise, caplog):
             "choose --ppo-level sequence",
         ),
         ({"reward": "rouge-of-mars"}, "rouge-of-mars"),
+        ({"reward_post_process": "sentence_piece"}, "--reward-post-process is 'sentence_piece'"),
+        ({"kl_reference": "start.pt"}, "--kl-reference is start.pt, but --kl-weight is 0"),
+        ({"reward_control": "constant", "input_baseline": True}, "--reward-control constant keeps"),
     ],
 )
 def test_bad_options_of_the_criterion(options, message):

@@ -42,7 +42,7 @@ def start(monkeypatch):
 
 
 def with_kl(weight=0.3, reference="other.pt", **options):
-    return Run(kl_weight=weight, kl_reference=reference, **options)
+    return Run(kl_weight=weight, kl_reference=reference if weight else None, **options)
 
 
 class TestMathematics:
@@ -410,7 +410,9 @@ class TestOptions:
     )
     def test_wrong_ones(self, options, message):
         """Each is refused with a sentence that names it."""
-        cfg = {"kl_reference": "start.pt", "finetune_from_model": None, **options}
+        cfg = {"finetune_from_model": None, **options}
+        if cfg.get("kl_weight"):
+            cfg = {"kl_reference": "start.pt", **cfg}
         cfg["restore_file"] = CheckpointConfig.restore_file
         with pytest.raises(EsrlError, match=message):
             make_criterion(make_task(), **cfg)

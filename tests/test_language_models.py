@@ -413,7 +413,8 @@ class TestCriterion:
         run = Run({"reward_text": text}, reward="share-of-a:0.5+bleu:0.5")
         batch = make_batch(make_prompts(), [1, 3])
         rows = make_rows([[B, A, EOS], [A, EOS]], [0, 1])
-        run.criterion.score_rows(batch, rows)
+        scored = run.criterion.score_rows(batch, rows)
+        assert (scored.words, scored.reference_words, scored.empty) == (3, 3, 0)
         sources, references, hypotheses = ShareOfA.seen[0]
         assert sources == ["b b a", "b a a"]
         expected = {True: ["b b a b a", "b a a a"], False: ["b a", "a"]}
@@ -421,6 +422,7 @@ class TestCriterion:
         unknown = "UNKNOWNTOKENINREF"
         expected = {True: [f"b b a {unknown} a", "b a a b"], False: [f"{unknown} a", "b"]}
         assert [own[0] for own in references] == expected[whole]
+        assert run.criterion.score_rows(batch, make_rows([[EOS], [A, EOS]], [0, 1])).empty == 1
 
     def test_kl_is_zero_at_the_start_model(self, monkeypatch):
         monkeypatch.setattr(frozen, "load_model", lambda *_: make_language_model())

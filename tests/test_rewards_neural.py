@@ -250,9 +250,14 @@ def test_comet_models_of_another_scale(calls):
         build_reward("comet", model="old")(["s"], ["x"], [["y"]])
 
 
-def test_comet_takes_files_as_they_are(calls, tmp_path):
-    (tmp_path / "model.ckpt").touch()
-    for model, path in ((str(tmp_path / "model.ckpt"),) * 2, ("name", "downloaded/name")):
+def test_comet_takes_files_and_folders_as_they_are(calls, tmp_path):
+    file = tmp_path / "checkpoints" / "model.ckpt"
+    with pytest.raises(EsrlError, match="the folder has no checkpoints/model.ckpt"):
+        build_reward("comet", model=str(tmp_path))
+    file.parent.mkdir()
+    file.touch()
+    downloaded = ("name", "downloaded/name")
+    for model, path in ((str(file), str(file)), (str(tmp_path), str(file)), downloaded):
         assert build_reward("comet", model=model)._model.path == path
 
 

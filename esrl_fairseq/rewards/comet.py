@@ -27,8 +27,8 @@ class CometReward(NeuralReward):
     training: those of 2020 and 2021 are standardised. Texts that are too long are cut by COMET.
 
     Args:
-        model: a name on the hub, or the path of a ``model.ckpt`` as COMET stores it (in a folder
-            ``checkpoints`` beside ``hparams.yaml``).
+        model: a name on the hub, or a folder with ``hparams.yaml`` and ``checkpoints/model.ckpt``
+            as COMET stores it, or the path of that ``model.ckpt``.
         references: whether the model gets references. By default it does if it cannot do without;
             models that can (XCOMET, say) then judge without.
         batch_size, device: see `NeuralReward`.
@@ -52,7 +52,7 @@ class CometReward(NeuralReward):
         self.model = model
         library = require(self.name, "comet", *INSTALL)
         with self.loading(model):
-            path = model if os.path.exists(str(model)) else library.download_model(model)
+            path = checkpoint_file(str(model)) or library.download_model(model)
             self._model = library.load_from_checkpoint(path).eval().to(self.device)
         required = self._model.requires_references()
         if required and references is False:
@@ -93,3 +93,17 @@ class CometReward(NeuralReward):
                 "scores in [0, 1]: choose one of 2022 or later, such as Unbabel/wmt22-comet-da"
             )
         return np.clip(values, low, high)
+
+
+def checkpoint_file(model: str) -> str | None:
+    """Where a model on this machine has its weights; None if it is not on this machine.
+
+    Raises:
+        OSError: it is a folder without weights.
+    """
+    if not os.path.isdir(model):
+        return model if os.path.exists(model) else None
+    path = os.path.join(model, "checkpoints", "model.ckpt")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"the folder has no {os.path.join('checkpoints', 'model.ckpt')}")
+    return path
