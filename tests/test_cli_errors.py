@@ -185,6 +185,50 @@ def test_store_of_another_run(commands, corpus, mle, folder, earlier, tmp_path):
     assert "belongs to another data set (200 samples, this one has 40)" in sentence
 
 
+BROKEN = """
+calls = 0
+
+def after(results):
+    def f(sources, hypotheses, references):
+        global calls
+        calls += 1
+        return [0.5 * (len(h) % 2) for h in hypotheses] if calls < 3 else results(hypotheses)
+    return f
+
+def fail(hypotheses):
+    raise ValueError("no server answers")
+
+raises = after(fail)
+nan = after(lambda hypotheses: [float("nan")] * len(hypotheses))
+short = after(lambda hypotheses: [0.5] * (len(hypotheses) - 1))
+"""
+
+
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        ("raises", ["raised ValueError: no server answers", "sample"]),
+        ("nan", ["returned nan", "sample", "must be a finite number"]),
+        ("short", ["returned", "instead of"]),
+    ],
+)
+def test_rewards_that_break_in_training(function, words, commands, corpus, folder, monkeypatch):
+    """In its third update a run ends with the sentence, and its checkpoints are as they were."""
+    (commands.folder / "broken_rewards.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(commands.folder))
+    before = {name: text for name, text in contents(folder).items() if name.endswith(".pt")}
+    options = [*esrl_options(corpus.data, folder), MODEL, JOINED, "--max-update 9"]
+    reward = f"python:broken_rewards.{function}"
+    result = commands.run(
+        "fairseq-train", *options, "--capability none --reward", reward, fresh=True
+    )
+    assert result.returncode not in (0, -9)
+    sentence = result.stderr.splitlines()[-1]
+    assert reward in sentence and all(word in sentence for word in words), sentence
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+
+
 @pytest.fixture(scope="module")
 def other_vocabulary(commands, corpus):
     """The corpus with a larger dictionary."""

@@ -154,6 +154,12 @@ def test_the_study_itself_is_sound(file):
         assert re.search(rf'(multi30k.sh"|recipe \w+) {pair.source} {pair.target}$', text, re.M)
 
 
+def test_studies_do_not_share_experiments():
+    """They share a page, which has one place for each name."""
+    studies = [plan.load(file) for file in (plan.STUDY, plan.HERE / "summarization.toml")]
+    assert not set(studies[0].experiments) & set(studies[1].experiments)
+
+
 # The bootstrap
 
 

@@ -32,9 +32,10 @@ MLE=(
     --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000
     --max-tokens 16384 --update-freq 2 --max-epoch "${MLE_EPOCHS:-20}"
 )
+# These lie in the first epoch, in which all inputs get all samples; the second begins after 4,487 updates.
 ESRL_UPDATES=${ESRL_UPDATES:-2000}
 ESRL=(
-    --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu --elimination-ratio 0.3
+    --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu --elimination-ratio auto
     --sample-max-len-a 0 --sample-max-len-b 140
     --rescoring-dropout
     --optimizer adam --adam-betas "(0.9, 0.98)"
@@ -42,8 +43,8 @@ ESRL=(
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --save-interval-updates 200 --keep-interval-updates 1 --log-interval 10
 )
-CONTINUE=("${MLE[@]}" --lr 1e-4 --lr-scheduler fixed --max-epoch 0)
-# Lengths, penalty and blocked trigrams of Lewis et al. 2020 (BART).
+CONTINUE=("${MLE[@]}" --lr 1e-4 --lr-scheduler fixed --warmup-updates 100 --max-epoch 0)
+# Lengths, penalty and blocked trigrams of Lewis et al. 2020 (BART), whose beam is 4 and not 5.
 GENERATE=(
     "${TRUNCATE[@]}" --lenpen 2.0 --min-len 55 --max-len-a 0 --max-len-b 140 --no-repeat-ngram-size 3
 )

@@ -2,12 +2,15 @@
 # RLHF of a LLaMA with 7 billion parameters, the paper's largest experiment: instructions of Alpaca,
 # one sample a prompt, a reward model of Hugging Face.
 #
-# Tested:  NOT RUN. Model, data and commands are tested with tiny models, and with one of 135 million
-#          parameters (tests/test_cli_huggingface.py); memory, time and these settings are not
-# Needs:   make env; pip install 'transformers>=4.57'; GPUs with some 150 GB: of 7
-#          billion parameters, 16-bit weights and gradients, 32-bit weights and Adam's state, and the
-#          frozen model (with 16-bit weights alone, updates of 1e-6 would be lost to rounding); the internet, or a folder with
-#          alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
+# Tested:  NOT RUN. Model, data and commands of the policy are tested with tiny models, and with one of
+#          135 million parameters (tests/test_cli_huggingface.py), in float32 and with other rewards;
+#          --reward hf-reward beside it, --bf16, memory, time and these settings are not
+# Needs:   make env; pip install 'transformers>=4.57'; more than 150 GB on EACH GPU, since every rank
+#          has all of it: of 7 billion parameters, 16-bit weights and gradients, 32-bit weights,
+#          gradients and Adam's state, and the frozen model (with 16-bit weights alone, updates of 1e-6
+#          would be lost to rounding). Smaller models fit on smaller ones. At the start two copies of
+#          the model in float32 in the main memory; some 100 GB of disk for each checkpoint kept. The
+#          internet, or a folder with alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
 # Launch:  LLAMA=FOLDER_OR_NAME recipes/rlhf_llama/run.sh
 #          LLAMA is a chat model that was trained on instructions; the paper trains LLaMA-7B on
 #          Alpaca's answers first
@@ -42,6 +45,7 @@ policy() {
 }
 
 export_policy() {
+    rm -rf "$ESRL_RUN-hf" # of an export that was interrupted
     PYTHONPATH=$REPO python -m esrl_fairseq.huggingface export \
         --checkpoint "$ESRL_RUN/checkpoint_last.pt" --out "$ESRL_RUN-hf"
 }
