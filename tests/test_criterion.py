@@ -32,7 +32,7 @@ from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, ppo_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.logs import BRANCHES
+from esrl_fairseq.logs import BRANCHES, peak_memory_gb
 from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.rescoring import Scores
 from esrl_fairseq.sampling_options import check_sampling_options, elimination_ratio
@@ -919,3 +919,11 @@ def test_fingerprints_pin_the_training_data(tmp_path):
     make_task(store_dir=str(tmp_path)).open_store()
     with pytest.raises(EsrlError, match="another data set"):
         make_task(make_dataset(seed=5), store_dir=str(tmp_path)).open_store()
+
+
+def test_memory_is_of_the_device_that_trains(monkeypatch):
+    """--cpu beside a GPU: resident memory, whatever the GPU holds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7_000_000_000)
+    assert peak_memory_gb(torch.device("cuda")) == 7
+    assert 0.05 < peak_memory_gb(torch.device("cpu")) < 7
