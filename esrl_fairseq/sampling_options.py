@@ -37,10 +37,11 @@ class SamplingConfig(FairseqDataclass):
         },
     )
     elimination_ratio: str = field(
-        default="0.3",
+        default=AUTO,
         metadata={
-            "help": "beta in [0, 1]: share of the samples above k_min that is never drawn; auto: "
-            "samples in proportion to the spread of an input's rewards, at most K"
+            "help": "auto: samples in proportion to the spread of an input's rewards, at most K; "
+            "or beta in [0, 1]: share of the samples above k_min that is never drawn, taken from "
+            "the most capable inputs first. --capability none draws K samples, whatever this says"
         },
     )
     sample_temperature: float = field(
@@ -146,17 +147,11 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
             upto = f"to {high:g}" if high < math.inf else "upwards"
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
-    if elimination_ratio(cfg) is None:
-        if cfg.capability == "none":
-            raise EsrlError(
-                f"--elimination-ratio {AUTO} has no effect with --capability none, which always "
-                "draws K samples: choose another capability, or leave out --elimination-ratio"
-            )
-        if cfg.min_samples == 0:
-            raise EsrlError(
-                f"--elimination-ratio {AUTO} never skips an input, but --min-samples is 0: it must "
-                "be at least 1"
-            )
+    if elimination_ratio(cfg) is None and cfg.capability != "none" and cfg.min_samples == 0:
+        raise EsrlError(
+            f"--min-samples is 0, but --elimination-ratio {AUTO} never skips an input: give it a "
+            "number, such as 0.3, or leave out --min-samples"
+        )
     for name in temperature:
         if not 0 < getattr(cfg, name) < math.inf:
             option = "--" + name.replace("_", "-")

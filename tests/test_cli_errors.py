@@ -53,7 +53,7 @@ def refuse(commands, folder, *options):
         ("--elimination-ratio", -0.1, ["--elimination-ratio is -0.1", "from 0 to 1"]),
         ("--elimination-ratio", "nan", ["--elimination-ratio is nan", "from 0 to 1"]),
         ("--elimination-ratio", "much", ["--elimination-ratio is much", "auto or a number"]),
-        ("--elimination-ratio auto --capability", "none", ["auto has no effect", "--capability"]),
+        ("--min-samples", 0, ["auto never skips an input", "--elimination-ratio", "such as 0.3"]),
         ("--num-samples", 0, ["--num-samples is 0", "from 1"]),
         ("--min-samples", 9, ["--min-samples is 9", "from 0 to 8"]),
         ("--sample-temperature", 0, ["--sample-temperature is 0", "positive"]),

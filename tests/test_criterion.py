@@ -777,15 +777,13 @@ def test_bad_options_of_sampling(name, value):
         check_sampling_options(task.cfg)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [("capability", "none", "always draws K"), ("min_samples", 0, "never skips an input")],
-)
-def test_auto_needs_dynamic_sampling(name, value, message):
-    """What contradicts --elimination-ratio auto is refused; without auto it is allowed."""
-    make_task(**{name: value})
-    with pytest.raises(EsrlError, match=f"--elimination-ratio auto .*{message}"):
-        make_task(elimination_ratio="auto", **{name: value})
+def test_auto_skips_no_input():
+    """--elimination-ratio auto is the default; beside --min-samples 0 it must give way to a β."""
+    assert elimination_ratio(make_task().options) is None
+    with pytest.raises(EsrlError, match="--min-samples is 0, but --elimination-ratio auto never"):
+        make_task(min_samples=0)
+    make_task(min_samples=0, elimination_ratio=0.3)
+    make_task(min_samples=0, capability="none")
 
 
 @pytest.mark.parametrize(

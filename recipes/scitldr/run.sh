@@ -52,7 +52,7 @@ ESRL_UPDATES=${ESRL_UPDATES:-300}
 ESRL=(
     --reward rouge --reward-detokenizer moses
     --reward-references valid # papers of the training set have one summary
-    --num-samples 8 --capability bleu --elimination-ratio auto
+    --num-samples 8 --capability bleu
     --sample-max-len-a 0 --sample-max-len-b 60
     --rescoring-dropout --dropout 0.3
     --optimizer adam --adam-betas "(0.9, 0.98)"
