@@ -6,9 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fairseq.models import BaseFairseqModel
+from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
+from fairseq.models.roberta import RobertaModel
 from torch import Tensor, nn
 
+from esrl_fairseq.errors import EsrlError
+
+ROBERTA_ENCODER = "encoder.sentence_encoder."
+"""Where RoBERTa's checkpoints have what is an encoder in others."""
 SPREAD_MOMENTUM = 0.02
 """Weight of an update in the running mean and variance of scores: they reach back 50 updates."""
 
@@ -27,11 +32,11 @@ class Float32BatchNorm(nn.BatchNorm1d):
 class RewardModel(BaseFairseqModel):
     """score = w · (mean of the encoder's states over a row's tokens) + b.
 
-    Any encoder of fairseq's encoder-decoder models will do; it reads ``source </s> output </s>``.
-    A checkpoint of such a model (``--finetune-from-model``) gives the encoder its parameters.
+    It reads ``source </s> output </s>``. A checkpoint of a model that has such an encoder
+    (``--finetune-from-model``) gives the encoder its parameters.
 
     Args:
-        encoder: a ``FairseqEncoder``.
+        encoder: see :func:`encoder_of`.
         pad, eos: ids of the dictionary.
     """
 
@@ -72,14 +77,33 @@ class RewardModel(BaseFairseqModel):
         return self.encoder.max_positions()
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
-        """Of an encoder-decoder's parameters take the encoder's; the head stays as it is."""
-        super().upgrade_state_dict_named(state_dict, name)
-        if any(key.startswith("decoder.") for key in state_dict):
-            for key in list(state_dict):
-                if not key.startswith("encoder."):
-                    del state_dict[key]
+        """Of another model's parameters take the encoder's; the head stays as it is."""
+        if "head.weight" not in state_dict:
+            roberta = any(key.startswith(ROBERTA_ENCODER) for key in state_dict)
+            prefix = ROBERTA_ENCODER if roberta else "encoder."
+            found = {key: state_dict.pop(key) for key in list(state_dict)}
+            for key, value in found.items():
+                if key.startswith(prefix):
+                    state_dict["encoder." + key.removeprefix(prefix)] = value
             own = self.state_dict()
             state_dict.update({k: v for k, v in own.items() if not k.startswith("encoder.")})
+        super().upgrade_state_dict_named(state_dict, name)
+
+
+def encoder_of(model: Any) -> Any:
+    """The ``FairseqEncoder`` of an encoder-decoder model, or of RoBERTa and its relatives.
+
+    Raises:
+        EsrlError: the model is of neither kind.
+    """
+    if isinstance(model, RobertaModel):
+        return model.encoder.sentence_encoder  # the rest predicts masked words
+    if isinstance(model, FairseqEncoderDecoderModel):
+        return model.encoder
+    raise EsrlError(
+        f"a reward model is made of the encoder of an encoder-decoder model or of RoBERTa, but "
+        f"{type(model).__name__} is neither: choose an --arch such as transformer or roberta"
+    )
 
 
 def encoder_states(encoder_out: Any) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from subword_nmt.apply_bpe import BPE
@@ -27,7 +26,7 @@ from esrl_fairseq.reward_data import (
     read_preferences,
     read_ratings,
 )
-from esrl_fairseq.reward_model import RewardModel
+from esrl_fairseq.reward_model import RewardModel, encoder_of
 from esrl_fairseq.text import UNK_IN_HYPOTHESIS
 
 logger = logging.getLogger(__name__)
@@ -111,13 +110,8 @@ class RewardModelTask(SameBatches, TranslationTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> RewardModel:
         """The encoder of the model that ``--arch`` names, with a head."""
         whole = super().build_model(cfg, from_checkpoint)
-        if not isinstance(whole, FairseqEncoderDecoderModel):
-            raise EsrlError(
-                f"the task {NAME} takes the encoder of an encoder-decoder model, which "
-                f"{type(whole).__name__} is not: choose an --arch such as transformer"
-            )
         dictionary = self.source_dictionary
-        model = RewardModel(whole.encoder, dictionary.pad(), dictionary.eos())
+        model = RewardModel(encoder_of(whole), dictionary.pad(), dictionary.eos())
         check_vocabulary_on_load(model, dictionary, dictionary)
         return model
 

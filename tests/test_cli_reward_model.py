@@ -202,6 +202,47 @@ def test_ratings_or_preferences_alone_and_an_encoder_from_mle(commands, judged, 
         assert {name for name in found if name not in given} >= {"head.weight", "head.bias"}
 
 
+def test_the_encoder_of_a_masked_language_model(commands, judged, tmp_path):
+    """As docs/rewards.md has it; the model is then a reward like any other."""
+    roberta = (
+        "--arch roberta --encoder-layers 1 --encoder-embed-dim 32 --encoder-ffn-embed-dim 32 "
+        "--encoder-attention-heads 2"
+    )
+    dictionary = judged / "data" / "dict.de.txt"
+    commands.succeed(
+        *["fairseq-preprocess", "--only-source", "--trainpref", judged / "bpe" / "train.de"],
+        *["--validpref", judged / "bpe" / "valid.de", "--srcdict", dictionary],
+        *["--destdir", tmp_path / "mono"],
+    )
+    commands.succeed(
+        *["fairseq-train", tmp_path / "mono", "--task masked_lm --criterion masked_lm", roberta],
+        *["--tokens-per-sample 64 --max-positions 64 --lr 1e-3 --max-update 2", COMMON],
+        *["--save-dir", tmp_path / "mlm"],
+    )
+    data = shutil.copytree(judged / "data", tmp_path / "data")
+    for language in ("de", "en"):
+        with (data / f"dict.{language}.txt").open("a") as f:
+            f.write("<mask> 1\n")
+    options = [data, "--user-dir", USER_DIR, COMMON, roberta, "--max-positions 64"]
+    result = commands.succeed(
+        *["fairseq-train", *options, "--task esrl_reward_model --criterion esrl_preference"],
+        *["--finetune-from-model", tmp_path / "mlm" / "checkpoint_last.pt", "--lr 1e-9"],
+        *["--max-update 1 --save-dir", tmp_path / "rm", "--subword-codes", judged / "codes"],
+    )
+    assert "pair_accuracy" in result.logged("valid")[0]
+    given = parameters(tmp_path / "mlm" / "checkpoint_last.pt")
+    found = parameters(tmp_path / "rm" / "checkpoint_last.pt")
+    encoder = [name for name in found if name.startswith("encoder.")]
+    for name in encoder:
+        before = given[name.replace("encoder.", "encoder.sentence_encoder.", 1)]
+        assert (before - found[name]).abs().max() < 1e-6
+    assert len(encoder) > 10
+    reward = build_reward("model", model=str(tmp_path / "rm" / "checkpoint_last.pt"))
+    assert len(set(reward(["ein haus", "ein baum"], ["a house", "a tree"]))) == 2
+    with pytest.raises(EsrlError, match="reads at most 6[0-9] tokens, but source and hypothesis"):
+        reward(["ein haus"], ["a house " * 40])
+
+
 def test_esrl_by_a_reward_model(commands, corpus, mle, trained, tmp_path):
     """Other sub-words and another dictionary than the policy's; alone and in a sum."""
     file = trained[0] / "checkpoint_best.pt"

@@ -1,11 +1,13 @@
 """The reward model, its losses and its data; the command lines are in test_cli_reward_model.py."""
 
 import math
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from fairseq.data import data_utils
+from fairseq.models.roberta import RobertaModel
 from helpers import ARCHS, EOS, PAD, SOURCE, TARGET, make_dataset, make_model
 
 from esrl_fairseq.core.preferences import bradley_terry_loss, correlation, rating_loss, wins
@@ -17,7 +19,7 @@ from esrl_fairseq.reward_data import (
     read_preferences,
     read_ratings,
 )
-from esrl_fairseq.reward_model import RewardModel
+from esrl_fairseq.reward_model import RewardModel, encoder_of
 from esrl_fairseq.reward_task import SubwordText
 
 NAN = math.nan
@@ -121,9 +123,24 @@ def test_batches_of_judgements():
     assert batch["nsentences"] == 3 and batch["ntokens"] == lengths.sum()
 
 
+def roberta(seed=1):
+    args = Namespace(
+        encoder_layers=2, encoder_embed_dim=8, encoder_ffn_embed_dim=8, encoder_attention_heads=2,
+        max_positions=32,
+    )  # fmt: skip
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = RobertaModel.build_model(args, Namespace(source_dictionary=SOURCE))
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.5)
+    return model
+
+
 def reward_model(arch="transformer"):
     torch.manual_seed(2)
-    return RewardModel(make_model(arch).encoder, PAD, EOS)
+    model = roberta() if arch == "roberta" else make_model(arch)
+    return RewardModel(encoder_of(model), PAD, EOS)
 
 
 def random_rows(seed=5):
@@ -132,7 +149,7 @@ def random_rows(seed=5):
     return [torch.tensor([*draw.choice(words, n), EOS]) for n in (3, 7, 1, 5, 7)]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [*ARCHS, "roberta"])
 def test_scores_depend_on_nothing_but_the_row(arch):
     model = reward_model(arch).eval()
     rows = random_rows()
@@ -193,6 +210,24 @@ def test_an_encoder_starts_from_an_mle_model():
     torch.nn.init.zeros_(other.head.weight)
     model.load_state_dict(other.state_dict(), strict=True)  # a reward model's own: all of it
     assert not model.head.weight.any()
+
+
+def test_an_encoder_starts_from_roberta():
+    """Its states are those that RoBERTa's heads see."""
+    pretrained, model = roberta(seed=9).eval(), reward_model("roberta").eval()
+    pretrained.register_classification_head("mine", num_classes=2)
+    model.load_state_dict(pretrained.state_dict(), strict=True)
+    row = random_rows()[1]
+    features, _ = pretrained.encoder(row[None], features_only=True)
+    expected = (features[0].mean(0) * model.head.weight[0]).sum() + model.head.bias[0]
+    torch.testing.assert_close(model(**collate_rows([row], PAD))[0], expected)
+    assert not any("lm_head" in name for name, _ in model.named_parameters())
+
+
+def test_models_without_an_encoder():
+    model = make_model().decoder
+    with pytest.raises(EsrlError, match="TransformerDecoder.* is neither: choose an --arch such"):
+        encoder_of(model)
 
 
 def test_criterion():
