@@ -103,9 +103,10 @@ progress() {
     }'
 }
 
-# download URL FILE: nothing half-downloaded remains.
+# download URL FILE: nothing half-downloaded remains. Given up is what stands still, however long it takes.
 download() {
-    if ! curl --fail --silent --show-error --location --retry 3 --max-time 600 --output "$2.part" "$1"; then
+    if ! curl --fail --silent --show-error --location --retry 3 --connect-timeout 30 \
+        --speed-limit 1000 --speed-time 60 --output "$2.part" "$1"; then
         rm -f "$2.part"
         die "could not download $1
 Download it by hand into a folder and set ESRL_DATA_DIR to that folder (recipes/README.md)."

@@ -32,6 +32,12 @@ MLE=(
     --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000
     --max-tokens 16384 --update-freq 2 --max-epoch "${MLE_EPOCHS:-20}"
 )
+# Then to convergence, the learning rate falling to zero, as in multi30k: some two epochs.
+DECAY_UPDATES=${DECAY_UPDATES:-10000}
+DECAY=(
+    "${MLE[@]}" --max-epoch 0 --lr 3e-4 --lr-scheduler polynomial_decay --warmup-updates 200
+    --total-num-update "$DECAY_UPDATES" --max-update "$DECAY_UPDATES"
+)
 # These lie in the first epoch, in which all inputs get all samples; the second begins after 4,487 updates.
 ESRL_UPDATES=${ESRL_UPDATES:-2000}
 ESRL=(
