@@ -55,7 +55,7 @@ def check_comparison(objective: str, num_samples: int, fewest_samples: int) -> N
     if fewest_samples == 1:
         logger.warning(
             "--objective %s learns nothing from an input with one sample, which dynamic sampling "
-            "gives to some: --min-samples 2 gives them two, 0 none",
+            "gives to some: --min-samples 2 gives them two",
             objective,
         )
 
@@ -170,7 +170,7 @@ def check_controls(cfg: Any) -> None:
         )
     logger.warning(
         "--capability-noise %s: the stored capabilities are wrong on purpose; it is a control for "
-        "studies",
+        "studies of temperatures, and of the counts of an --elimination-ratio other than auto",
         cfg.capability_noise,
     )
 

@@ -78,7 +78,7 @@ class RewardModel(BaseFairseqModel):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Of another model's parameters take the encoder's; the head stays as it is."""
-        if "head.weight" not in state_dict:
+        if not any(key.startswith(("head.", "spread.")) for key in state_dict):
             roberta = any(key.startswith(ROBERTA_ENCODER) for key in state_dict)
             prefix = ROBERTA_ENCODER if roberta else "encoder."
             found = {key: state_dict.pop(key) for key in list(state_dict)}

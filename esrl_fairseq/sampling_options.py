@@ -26,14 +26,18 @@ class SamplingConfig(FairseqDataclass):
     )
     min_samples: int = field(
         default=1,
-        metadata={"help": "k_min, the fewest samples of an input; 0 skips the most capable ones"},
+        metadata={
+            "help": "k_min, the fewest samples of an input; 0 skips the most capable "
+            "ones, and needs a number as --elimination-ratio"
+        },
     )
     capability: ChoiceEnum(["bleu", "entropy", "reward", "none"]) = field(  # type: ignore[valid-type]
         default="bleu",
         metadata={
             "help": "what tells how well the model handles an input, from the input's last visit: "
             "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
-            "(which must lie in [0, 1]), or none: always K samples"
+            "(which must lie in [0, 1]), or none: always K samples. Temperatures follow it, and "
+            "counts where --elimination-ratio is a number"
         },
     )
     elimination_ratio: str = field(

@@ -159,7 +159,9 @@ class SamplingTask(SameBatches):
         if options.capability == "none":
             u = np.full(len(ids), np.nan)
         most, least, beta = options.num_samples, options.min_samples, elimination_ratio(options)
-        if beta is None:
+        if options.capability == "none":
+            counts = np.full(len(ids), most)
+        elif beta is None:
             counts = neyman_counts(self.rl.variances(ids), self.rl.mean_variance, most, least)
         else:
             counts = sample_counts(u, most, least, beta)

@@ -335,6 +335,9 @@ def test_plan_follows_the_spread_of_rewards():
         plan = run.task.plan(batch)
         assert plan.counts[batch["id"].argsort().numpy()].tolist() == [3, 5, 6, 6, 6, 6]
     assert plan.temperature.tolist() == Run().task.plan(batch).temperature.tolist()
+    run.task.options.capability = "none"
+    assert run.task.plan(batch).counts.tolist() == [6] * 6
+    run.task.options.capability = "bleu"
     run.loss(batch)
     run.task.rl.commit()
     assert records["samples"].tolist() == [3, 5, 6, 6, 6, 6]
@@ -620,13 +623,14 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
     """One sample an input is refused; that some may get one is said once, in the log."""
     with pytest.raises(EsrlError, match=f"--objective {objective} compares.*--num-samples is 1"):
         make_criterion(make_task(num_samples=1), objective=objective)
+    beta = {"elimination_ratio": 0.3}
     for quiet in ({"min_samples": 2}, {"min_samples": 0}, {"capability": "none"}):
-        make_criterion(make_task(**quiet), objective=objective)
-    make_criterion(make_task(), objective="fused")
+        make_criterion(make_task(**beta, **quiet), objective=objective)
+    make_criterion(make_task(**beta), objective="fused")
     # Shrinkage leaves inputs of 3 or more samples two at least, of 2 samples perhaps one.
-    make_criterion(make_task(elimination_ratio="auto", num_samples=3), objective=objective)
+    make_criterion(make_task(num_samples=3), objective=objective)
     assert not caplog.records
-    for warned in ({}, {"elimination_ratio": "auto", "num_samples": 2}):
+    for warned in (beta, {"num_samples": 2}):
         make_criterion(make_task(**warned), objective=objective)
         assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
         caplog.clear()

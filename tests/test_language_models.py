@@ -373,7 +373,7 @@ class TestCriterion:
     @pytest.mark.parametrize("objective", ["fused", "reinforce"])
     def test_one_sample_is_reinforce(self, objective):
         """K = 1: the loss is −α (r − b) log p by the plain pass, with the queue's mean b."""
-        run, batch = Run({"num_samples": 1, "min_samples": 0}, objective=objective), prompts()
+        run, batch = Run({"num_samples": 1}, objective=objective), prompts()
         loss, inputs, log = run.loss(batch)
         torch.manual_seed(9)
         rows = run.criterion.sample_rows(run.model, batch, run.task.plan(batch))

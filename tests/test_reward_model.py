@@ -210,6 +210,9 @@ def test_an_encoder_starts_from_an_mle_model():
     torch.nn.init.zeros_(other.head.weight)
     model.load_state_dict(other.state_dict(), strict=True)  # a reward model's own: all of it
     assert not model.head.weight.any()
+    broken = {key: value for key, value in other.state_dict().items() if key != "head.weight"}
+    with pytest.raises(RuntimeError, match="head.weight"):
+        model.load_state_dict(broken, strict=True)
 
 
 def test_an_encoder_starts_from_roberta():

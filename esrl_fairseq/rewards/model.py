@@ -61,8 +61,9 @@ class ModelReward(NeuralReward):
         if longest > self._longest:
             raise EsrlError(
                 f"the reward model reads at most {self._longest} tokens, but source and hypothesis "
-                f"have {longest}: train it with a larger --max-source-positions, leave out so long "
-                "sources, or bound hypotheses by a smaller --sample-max-len-b"
+                f"have {longest}: train it with a larger --max-source-positions (--max-positions "
+                "for --arch roberta), leave out so long sources, or bound hypotheses by a smaller "
+                "--sample-max-len-b"
             )
         values = np.zeros(len(rows))
         for batch in self.batches(sources, hypotheses):

@@ -49,7 +49,8 @@ ESRL=(
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --save-interval-updates 200 --keep-interval-updates 1 --log-interval 10
 )
-CONTINUE=("${MLE[@]}" --lr 1e-4 --lr-scheduler fixed --warmup-updates 100 --max-epoch 0)
+# The control: such a decay once more, in about the time that ESRL takes.
+CONTINUE=("${DECAY[@]}")
 # Lengths, penalty and blocked trigrams of Lewis et al. 2020 (BART), whose beam is 4 and not 5.
 GENERATE=(
     "${TRUNCATE[@]}" --lenpen 2.0 --min-len 55 --max-len-a 0 --max-len-b 140 --no-repeat-ngram-size 3
