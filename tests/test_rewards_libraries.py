@@ -184,9 +184,10 @@ def test_bertscore(tiny, layers):
 
 @pytest.mark.slow
 def test_bertscore_on_real_translations(minilm):
+    """Not by the last layer: see `BertScoreReward` on cosines below 0."""
     pytest.importorskip("bert_score", reason="extra bertscore is not installed")
-    reward = build_reward("bertscore", model=minilm, num_layers=6)
-    values = compare_bertscore(reward, minilm, 6, real_batch(2000))
+    reward = build_reward("bertscore", model=minilm, num_layers=4)
+    values = compare_bertscore(reward, minilm, 4, real_batch(2000))
     assert len(values) == 2000 and 0.8 < np.mean(values) < 1
 
 
