@@ -143,7 +143,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, required=True, help="most tokens of a continuation")
     parser.add_argument("--kl-weight", type=float, required=True, help="of training")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt")
-    parser.add_argument("--compare", help="method whose differences to the others are shown")
+    parser.add_argument(
+        "--compare", nargs="*", default=[], help="methods whose differences to the others are shown"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -176,8 +178,8 @@ def main() -> None:
         trained = [json.loads((path.parent / "train.json").read_text()) for path in paths]
         updates, peak = ([row[key] or 0 for row in trained] for key in ("updates", "peak_mb"))
         print(f"> {name}: {np.mean(updates):.0f} updates, at most {max(peak):,.0f} MB")
-    if args.compare:
-        print_differences(values, args.compare)
+    for name in args.compare:
+        print_differences(values, name)
     for name, lines in texts.items():
         for line in lines:
             print(f"> {name}: {line}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # RLHF in small: a language model of film reviews learns to write what a reward model of sentiment likes,
-# with the KL to the start model bounded; ESRL, REINFORCE and PPO for the same CPU time, on one thread.
+# with the KL to the start model bounded; ESRL (by β and by default), REINFORCE and PPO for the same CPU
+# time, on one thread.
 #
 # Tested:  as a whole, in parts, beside other jobs: docs/results.md
 # Needs:   make env; the internet (nltk_data, 0.5 MB), or a folder with sentence_polarity.zip in
@@ -96,7 +97,7 @@ policy() {
 evaluate() {
     PYTHONPATH=$REPO python "$RECIPES/rlhf_sentiment/evaluate.py" data-prompts "$@" --length "$LENGTH" \
         --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt --judged clean/reward \
-        --kl-weight "$KL_WEIGHT" --compare esrl
+        --kl-weight "$KL_WEIGHT" --compare esrl esrl-auto
 }
 
 BPE_MERGES=3000
@@ -124,7 +125,9 @@ RL=(
     --num-samples 4 --batch-size 64 --log-interval 10
 )
 ESRL=(--objective fused --capability reward --elimination-ratio 0.3 --min-samples 0)
-# shellcheck disable=SC2034 # both are chosen by name below
+# shellcheck disable=SC2034 # these are chosen by name below
+ESRL_AUTO=(--objective fused --capability reward) # --elimination-ratio auto
+# shellcheck disable=SC2034
 REINFORCE=(--objective reinforce --capability none)
 # shellcheck disable=SC2034
 PPO=(--objective ppo --capability none)
@@ -136,8 +139,9 @@ step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODE
 step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
 step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
 runs=(lm/checkpoint_best.pt)
-for method in esrl reinforce ppo; do
-    declare -n own=${method^^}
+for method in esrl esrl-auto reinforce ppo; do
+    options=${method^^}
+    declare -n own=${options//-/_}
     models=()
     for seed in "${SEEDS[@]}"; do
         name=$method-s$seed
