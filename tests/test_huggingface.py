@@ -559,7 +559,7 @@ class TestRefusals:
 
     def test_no_library(self, folders, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        with pytest.raises(EsrlError, match=r"pip install esrl_fairseq\[hf\]"):
+        with pytest.raises(EsrlError, match=r"pip install 'transformers>=4.57' gguf accelerate .the extra 'hf'."):
             build(folders["llama"])
 
     def test_other_kinds(self, tmp_path):

@@ -30,7 +30,7 @@ def transformers() -> Any:
     except Exception as error:
         raise EsrlError(
             f"models of Hugging Face need transformers, which cannot be imported ({error}): "
-            "pip install esrl_fairseq[hf]"
+            "pip install 'transformers>=4.57' gguf accelerate (the extra 'hf')"
         ) from error
 
 

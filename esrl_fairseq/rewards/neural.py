@@ -26,7 +26,7 @@ class NeuralReward(Reward):
     gradients and in its own precision, whatever training's is, and belongs neither to the trained
     model nor to checkpoints. An empty hypothesis is not shown to it and gets the smallest value; of
     several references the best one counts. The order and the number of texts in a batch change
-    values by rounding errors alone.
+    values by rounding errors alone (but see `BertScoreReward`).
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``, …; by default a GPU if torch finds one.
