@@ -17,8 +17,9 @@ from methods import make_bench, run_update
 from workload import Workload, workloads
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards import build_reward, reward_names, score_rows
+from esrl_fairseq.rewards import build_reward, command_line_options, reward_names, score_rows
 from esrl_fairseq.rewards.bleu import SMOOTH_METHODS, TOKENIZERS
+from esrl_fairseq.rewards.comet import checkpoint_file
 
 COLUMNS = (
     "reward", "setting", "k", "pairs", "us_per_pair", "reference", "reference_us", "speedup",
@@ -38,6 +39,7 @@ def main() -> None:
     add("--rewards", nargs="+", default=reward_names(), help="any names that --reward takes")
     add("--tokenize", nargs="+", choices=TOKENIZERS, default=["13a", "none"], help="of bleu")
     add("--reward-model", help="folder or hub name, for rewards that need a model")
+    add("--reward-options", help="as fairseq-train's, of a reward that needs a model")
     add("--smoothing", nargs="+", choices=SMOOTH_METHODS, default=["exp"], help="of bleu")
     add("--max-sampled-tokens", type=int, default=4096, help="as in training")
     options = parser.parse_args()
@@ -56,11 +58,11 @@ def main() -> None:
     common.finish(rows, head, COLUMNS, options.json)
 
 
-def settings(name: str, options: argparse.Namespace) -> list[dict[str, str]]:
+def settings(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The options to measure a reward with."""
     if name in NEURAL:
-        model = {"model": options.reward_model} if options.reward_model else {}
-        return [{**model, "device": options.device}]
+        given = (options.reward_options, options.reward_model, options.device)
+        return [command_line_options(name, *given)[name]]
     if name != "bleu":
         return [{}]
     return [
@@ -105,8 +107,45 @@ def embedding_pairwise(setting: dict[str, str]) -> Pairwise:
     ) / 2  # fmt: skip
 
 
+def bertscore_pairwise(setting: dict[str, Any]) -> Pairwise:
+    """bert-score's F1."""
+    from bert_score import BERTScorer
+
+    setting = dict(setting)
+    scorer = BERTScorer(model_type=setting.pop("model", None), **setting)
+    return lambda hypothesis, reference: float(scorer.score([hypothesis], [reference])[2])
+
+
+def comet_pairwise(setting: dict[str, Any]) -> Pairwise:
+    """COMET's score with the reference as source, too, as `on_pairs` asks ours."""
+    import comet
+
+    model = comet.load_from_checkpoint(checkpoint_file(setting["model"]))
+
+    def score(hypothesis: str, reference: str) -> float:
+        sample = {"src": reference, "mt": hypothesis, "ref": reference}
+        found = model.predict([sample], batch_size=1, gpus=0, progress_bar=False)
+        return float(found["scores"][0])
+
+    return score
+
+
+def classifier_pairwise(setting: dict[str, Any]) -> Pairwise:
+    """The probability by transformers' pipeline, of the label if there are several."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", setting["model"], device=setting["device"])
+    label = setting.get("label")
+
+    def score(hypothesis: str, reference: str) -> float:
+        found = classify({"text": reference, "text_pair": hypothesis}, top_k=None)
+        return next(row["score"] for row in found if label in (None, row["label"]))
+
+    return score
+
+
 # reward -> (library, maker of its function of one hypothesis and one reference)
-REFERENCES: dict[str, tuple[str, Callable[[dict[str, str]], Pairwise]]] = {
+REFERENCES: dict[str, tuple[str, Callable[[dict[str, Any]], Pairwise]]] = {
     "bleu": (
         "sacrebleu",
         lambda setting: sacrebleu_pairwise(sacrebleu.BLEU(effective_order=True, **setting)),
@@ -119,10 +158,13 @@ REFERENCES: dict[str, tuple[str, Callable[[dict[str, str]], Pairwise]]] = {
         for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
     },
     "sentence-embedding": ("sentence-transformers", embedding_pairwise),
+    "bertscore": ("bert-score", bertscore_pairwise),
+    "comet": ("unbabel-comet", comet_pairwise),
+    "hf-reward": ("transformers", classifier_pairwise),
 }
 
 
-def on_pairs(name: str, setting: dict[str, str], k: int, pairs: Pairs, rounds: int) -> common.Row:
+def on_pairs(name: str, setting: dict[str, Any], k: int, pairs: Pairs, rounds: int) -> common.Row:
     """Microseconds a pair of ours and of the library, and how far their values differ."""
     references, hypotheses, index = pairs
     try:
@@ -150,7 +192,7 @@ def on_pairs(name: str, setting: dict[str, str], k: int, pairs: Pairs, rounds: i
     mine, other = common.medians(found["ours"]), common.medians(found["library"])
     row = {
         "reward": name,
-        "setting": "/".join(Path(value).name for value in setting.values()) or None,
+        "setting": "/".join(Path(str(value)).name for value in setting.values()) or None,
         "k": k,
         "pairs": len(index),
         "us_per_pair": mine.get("us"),

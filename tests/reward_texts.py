@@ -55,9 +55,13 @@ def random_batch(rng, inputs, rows_per_input):
 
 def real_batch(pairs):
     """`pairs` machine translations with their post-edits: references, hypotheses, row_input."""
-    rows = [row for name in ("train", "dev", "test") for row in _rows("mlqe_pe_ende", name)]
-    rows = random.Random(8).sample(rows, pairs)
+    rows = _translations(pairs)
     return [[row["pe"]] for row in rows], [row["mt"] for row in rows], list(range(pairs))
+
+
+def real_sources(pairs):
+    """What was translated in `real_batch`."""
+    return [row["src"] for row in _translations(pairs)]
 
 
 def real_summaries(pairs):
@@ -71,6 +75,11 @@ def real_summaries(pairs):
             references.append(row["target"])
     assert len(hypotheses) == pairs
     return references, hypotheses, row_input
+
+
+def _translations(number):
+    rows = [row for name in ("train", "dev", "test") for row in _rows("mlqe_pe_ende", name)]
+    return random.Random(8).sample(rows, number)
 
 
 def _rows(folder, name):

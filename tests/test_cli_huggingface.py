@@ -15,7 +15,7 @@ import torch
 from command_lines import COMMON, USER_DIR, environment
 from test_cli_language_model import REWARD, binarize, refused
 from test_cli_resume import comparable, load, same_model
-from tiny_causal_lm import save, transformers
+from tiny_causal_lm import make_tokenizer, save, transformers
 
 from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 from esrl_fairseq.huggingface.words import Words, make_dictionary
@@ -85,6 +85,26 @@ def options(prompts, folder, *more):
         *["--arch hf_causal_lm", "--hf-model", prompts.model, "--reward python:lm_reward.cats"],
         *["--sample-max-len-b 8 --num-samples 4", *more],
     ]
+
+
+def test_a_reward_model_of_hugging_face(commands, prompts, tmp_path):
+    """The setting of recipes/rlhf_llama: pairs of prompt and text, one sample, some prompts out."""
+    config = transformers.AutoConfig.from_pretrained(prompts.model, num_labels=1)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "judge")
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(tmp_path / "judge")
+    result = commands.succeed(
+        *options(prompts, tmp_path / "rl", "--max-epoch 2 --kl-weight 0.01 --num-samples 1"),
+        *["--min-samples 0 --elimination-ratio 0.5", "--reward hf-reward"],
+        *["--reward-model", tmp_path / "judge"],
+    )
+    training = result.logged("train_inner")
+    assert all(0 < line["reward"] < 1 and line["reward_std"] > 0 for line in training)
+    assert training[0]["samples"] == 1 and training[-1]["samples"] < 1
+    assert f"hf-reward|sigmoid|model:{tmp_path / 'judge'}" in result.stdout + result.stderr
 
 
 def test_from_text_to_a_trained_folder(commands, prompts, tmp_path):

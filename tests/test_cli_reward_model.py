@@ -12,6 +12,7 @@ from cli_fixtures import make_pairs, preprocess, write_pairs
 from command_lines import COMMON, FRESH, JOINED, MODEL, USER_DIR, esrl_options
 from fairseq.data import Dictionary
 from subword_nmt import apply_bpe, learn_bpe
+from test_cli_language_model import LM, binarize
 from test_cli_train import Malice, largest_difference, load, parameters
 
 from esrl_fairseq.errors import EsrlError
@@ -200,6 +201,24 @@ def test_ratings_or_preferences_alone_and_an_encoder_from_mle(commands, judged, 
         encoder = [name for name in found if name.startswith("encoder.")]
         assert max((given[name] - found[name]).abs().max() for name in encoder) < 1e-6
         assert {name for name in found if name not in given} >= {"head.weight", "head.bias"}
+
+
+def test_a_language_model_by_a_reward_model(commands, judged, trained, tmp_path):
+    """RLHF: what follows a prompt is judged beside it, in other sub-words; one sample a prompt."""
+    for split in ("train", "valid", "test"):
+        shutil.copy(judged / "text" / f"{split}.en", tmp_path / split)
+    data = binarize(commands, tmp_path, tmp_path / "data")
+    file = trained[0] / "checkpoint_best.pt"
+    result = commands.succeed(
+        *["fairseq-train", data, "--user-dir", USER_DIR, "--save-dir", tmp_path / "rl", COMMON, LM],
+        "--task esrl_language_modeling --criterion esrl --lr 1e-3 --max-update 3",
+        "--prompt-tokens 1 --num-samples 1 --sample-max-len-b 8 --valid-beam 0",
+        *["--reward model --reward-model", file],
+    )
+    training, valid = result.logged("train_inner"), result.logged("valid")
+    assert len(training) == 3 and all(line["samples"] == 1 for line in training)
+    assert all(0 < line["reward"] < 1 and line["reward_std"] > 0 for line in training)
+    assert all(0 < line["reward"] < 1 for line in valid) and valid
 
 
 def test_the_encoder_of_a_masked_language_model(commands, judged, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from command_lines import FRESH, JOINED, MODEL, esrl_options
-from reward_texts import WORDS, random_batch, real_batch
+from reward_texts import WORDS, random_batch, real_batch, real_sources
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import build_reward, score_rows
@@ -29,9 +29,10 @@ def texts(seed, inputs=12, rows_per_input=4):
     return random_batch(random.Random(seed), inputs, rows_per_input)
 
 
-def scored(reward, batch):
+def scored(reward, batch, sources=None):
+    """Values of the whole batch, and the sources, which are made up where none are given."""
     references, hypotheses, row_input = batch
-    sources = [f"{refs[0]} source" for refs in references]
+    sources = sources or [f"{refs[0]} source" for refs in references]
     ids = range(len(references))
     return score_rows(reward, sources, hypotheses, references, row_input, ids), sources
 
@@ -83,13 +84,13 @@ def minilm(tmp_path_factory):
 # --- hf-reward --------------------------------------------------------------------------------
 
 
-def compare_hf_reward(reward, folder, batch, limit, probability):
+def compare_hf_reward(reward, folder, batch, limit, probability, sources=None):
     """Ours on the whole batch against one text at a time, without padding, cut at `limit`.
 
     `probability` makes the expected value of a text's logits. Returns the values, and how many
     texts were cut.
     """
-    values, sources = scored(reward, batch)
+    values, sources = scored(reward, batch, sources)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.BertForSequenceClassification.from_pretrained(folder).eval()
     cut = 0
@@ -143,8 +144,9 @@ def test_hf_reward_on_real_translations(minilm, tmp_path):
     reward = build_reward("hf-reward", model=str(tmp_path), label=1)
     limit = transformers.AutoTokenizer.from_pretrained(tmp_path).model_max_length
     values, _ = compare_hf_reward(
-        reward, tmp_path, real_batch(2000), limit, lambda logits: logits.softmax(-1)[1]
-    )
+        reward, tmp_path, real_batch(2000), limit, lambda logits: logits.softmax(-1)[1],
+        real_sources(2000),
+    )  # fmt: skip
     assert len(values) == 2000 and np.std(values) > 0.01
 
 
@@ -325,7 +327,7 @@ def test_comet_on_real_translations(checkpoint, minilm):
     """An estimator of random weights on the trained encoder; the library's batches of 16."""
     path = checkpoint("RegressionMetric", minilm)
     batch = real_batch(2000)
-    values, sources = scored(build_reward("comet", model=path), batch)
+    values, sources = scored(build_reward("comet", model=path), batch, real_sources(2000))
     samples = [
         {"src": source, "mt": text, "ref": refs[0]}
         for source, text, refs in zip(sources, batch[1], batch[0])
