@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SciTLDR-A: one-sentence summaries (TLDRs) of papers' abstracts; ROUGE, with several references.
 #
-# Tested:  MLE as a whole; ESRL with the settings of benchmarks/study/summarization.toml (constant
-#          learning rate, 180 updates), and as a recipe with a few updates only
+# Tested:  as a whole, one seed; with a constant learning rate and three seeds by
+#          benchmarks/study/summarization.toml
 # Needs:   make env; the internet, or a folder with {train,dev,test}.jsonl (or .jsonl.gz) in ESRL_DATA_DIR.
 #          The data are under Apache-2.0: https://github.com/allenai/scitldr
 # Launch:  recipes/scitldr/run.sh
