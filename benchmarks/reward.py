@@ -136,6 +136,7 @@ def classifier_pairwise(setting: dict[str, Any]) -> Pairwise:
 
     classify = pipeline("text-classification", setting["model"], device=setting["device"])
     label = setting.get("label")
+    label = classify.model.config.id2label.get(label, label)  # given by number, perhaps
 
     def score(hypothesis: str, reference: str) -> float:
         found = classify({"text": reference, "text_pair": hypothesis}, top_k=None)
