@@ -6,10 +6,12 @@ import copy
 import hashlib
 import logging
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from torch import Tensor
 
 from esrl_fairseq.errors import EsrlError
 
@@ -47,7 +49,7 @@ class FrozenModel:
         """
         if self.model is None:
             frozen = load_model(self.path, self.task) if self.path else model.as_pretrained()
-            self.fingerprint = fingerprint(frozen)
+            self.fingerprint = fingerprint(frozen.state_dict())
             parameter = next(model.parameters())
             frozen.to(device=parameter.device, dtype=parameter.dtype)
             self.model = frozen.eval()
@@ -77,10 +79,10 @@ def load_model(path: str, task: Any) -> Any:
     return model
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over the names and values of a model's parameters and buffers, on the CPU."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         digest.update(name.encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -88,6 +88,7 @@ cd "$ESRL_WORK_DIR"
 ln -s "{corpus.data}" data-bin
 ln -s "{mle}" mle/checkpoint_best.pt
 for split in valid test; do sed 's/@@ //g' "{corpus.text}/$split.en" >clean/$split.en; done
+touch steps/binarize.done
 echo once >>steps/mle.done
 """
 

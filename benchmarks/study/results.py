@@ -83,8 +83,8 @@ def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, C
             continue
         rows.append(row)
     for pair in study.pairs:
-        starts = {row["settings"]["start"] for row in rows if row["settings"]["pair"] == pair}
-        if len(starts) > 1:
+        settings = [row["settings"] for row in rows if row["settings"]["pair"] == pair]
+        if len({one["start"] for one in settings if not one.get("cost_only")}) > 1:
             raise StudyError(
                 f"runs of {pair} do not all start from the same model: {work} has another one than "
                 "results.json, which has to go, with counts.npz, if these are to be replaced"

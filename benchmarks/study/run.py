@@ -154,7 +154,8 @@ async def run_study(options: argparse.Namespace) -> int:
         return 0
     runner.lock = take_lock(work)
     for pair in dict.fromkeys(run.pair for run in runs):
-        await runner.prepare(pair, options.redo)
+        start = not all(run.cost_only for run in runs if run.pair == pair)
+        await runner.prepare(pair, options.redo, start)
     for run in runs:
         runner.prepare_subset(run)
 

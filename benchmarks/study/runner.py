@@ -25,6 +25,8 @@ from about import about  # noqa: E402
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 LAST_LINES = 15  # of the log of what failed
+DIGITS = 12  # of digests
+DATA_STEP = "binarize"  # of the recipes: the last one of the data
 # Of every training. Data is loaded in the process itself, so that its CPU time counts; the models
 # are only evaluated, so that they need no optimizer state.
 TRAIN_OPTIONS = shlex.split(
@@ -49,24 +51,38 @@ class PairFolder:
         """The model that runs start from."""
         return self.folder / self.pair.start / "checkpoint_best.pt"
 
-    def ready(self) -> bool:
-        """Whether the recipe finished the step that makes the start (its last one here)."""
-        return (self.folder / "steps" / f"{self.pair.start}.done").exists()
+    def ready(self, step: str) -> bool:
+        """Whether the recipe finished a step, ``DATA_STEP`` or ``pair.start`` (its last here)."""
+        return (self.folder / "steps" / f"{step}.done").exists()
 
     def digests(self) -> dict[str, str]:
-        """What tells other data or another start model apart."""
-        patterns = [f"clean/{split}.{self.pair.target}*" for split in ("valid", "test")]
-        patterns.insert(0, "data-bin/*.bin")
-        data = [file for pattern in patterns for file in sorted(self.folder.glob(pattern))]
-        return {"start": digest([self.start]), "data": digest(data)}
+        """What tells other data or another start model apart, of what is there."""
+        found = {}
+        if self.ready(self.pair.start):
+            found["start"] = model_digest(self.start)
+        if self.ready(DATA_STEP):
+            patterns = [f"clean/{split}.{self.pair.target}*" for split in ("valid", "test")]
+            patterns.insert(0, "data-bin/*.bin")
+            data = [file for pattern in patterns for file in sorted(self.folder.glob(pattern))]
+            found["data"] = file_digest(data)
+        return found
 
 
-def digest(files: Sequence[Path]) -> str:
+def file_digest(files: Sequence[Path]) -> str:
     """The first digits of the files' SHA-256."""
     sha = hashlib.sha256()
     for file in files:
         sha.update(file.read_bytes())
-    return sha.hexdigest()[:12]
+    return sha.hexdigest()[:DIGITS]
+
+
+def model_digest(checkpoint: Path) -> str:
+    """The same of the model in a checkpoint, whose file also has times of its training."""
+    from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+    from esrl_fairseq.frozen import fingerprint
+
+    return fingerprint(load_checkpoint_to_cpu(str(checkpoint))["model"])[:DIGITS]
 
 
 class Runner:
@@ -79,27 +95,28 @@ class Runner:
 
     def __init__(self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path):
         self.work, self.pairs, self.jobs = work, pairs, jobs
-        self.digests = {name: pair.digests() for name, pair in pairs.items() if pair.ready()}
+        self.digests = {name: pair.digests() for name, pair in pairs.items()}
         self.lock = -1  # see take_lock
         recorded = read_json(results / "results.json") or {"runs": []}
         self.recorded = {row["run"]: row["settings"] for row in recorded["runs"]}
 
     # Before the runs
 
-    async def prepare(self, name: str, redo: bool) -> None:
-        """Have the recipe make what the pair's runs need, and score their start."""
+    async def prepare(self, name: str, redo: bool, start: bool) -> None:
+        """Have the recipe make what the pair's runs need, and score their start if it is needed."""
         pair = self.pairs[name]
-        if not pair.ready():
-            say(f"{pair.folder} has no start model yet: recipes/{pair.pair.recipe}/run.sh makes it")
-            variables = {"ESRL_WORK_DIR": str(pair.folder), "ESRL_STOP_AFTER": "mle"}
+        needed = pair.pair.start if start else DATA_STEP
+        if not pair.ready(needed):
+            say(f"{pair.folder} has no {needed} yet: recipes/{pair.pair.recipe}/run.sh makes it")
+            # More threads add up in another order: with one, the same model is made again.
+            variables = {"ESRL_WORK_DIR": str(pair.folder), "ESRL_STOP_AFTER": "mle", **ONE_THREAD}
             recipe = ROOT / "recipes" / pair.pair.recipe / "run.sh"
             await self.call([recipe], None, {**os.environ, **variables})
-        if not pair.ready():
-            raise StudyError(
-                f"recipes/{pair.pair.recipe} did not leave {pair.pair.start} in {pair.folder}"
-            )
+        if not pair.ready(needed):
+            raise StudyError(f"recipes/{pair.pair.recipe} did not leave {needed} in {pair.folder}")
         self.digests[name] = pair.digests()
-        await self.score_start(pair, redo)
+        if start:
+            await self.score_start(pair, redo)
 
     async def score_start(self, pair: PairFolder, redo: bool) -> None:
         """The start model as a run that trained for no update, in ``start/PAIR``."""
@@ -140,7 +157,10 @@ class Runner:
     def settings(self, run: Run) -> dict[str, Any]:
         """All that the run's result depends on."""
         scoring = self.pairs[run.pair].pair.scoring()
-        return {**run.settings(), **scoring, **self.digests.get(run.pair, {})}
+        settings = {**run.settings(), **scoring, **self.digests[run.pair]}
+        if run.cost_only:  # from random weights
+            settings.pop("start", None)
+        return settings
 
     def state(self, run: Run) -> str:
         """``done`` (here or in results.json), ``changed`` (with other settings) or ``to do``."""

@@ -44,7 +44,7 @@ class ModelReward(NeuralReward):
             )
         self._model, self._text = load_reward_model(model)
         self._longest = self._model.max_positions()
-        self._fingerprint = fingerprint(self._model)
+        self._fingerprint = fingerprint(self._model.state_dict())
         self._model.to(self.device)
 
     def signature(self) -> str:
