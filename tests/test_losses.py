@@ -325,6 +325,27 @@ def test_rloo_is_unbiased(draws):
     assert equal(found, exact)
 
 
+def test_one_baseline_for_all_inputs_moves_the_policy_from_or_to_another_sampler():
+    """Rows of q, loss of p: RLOO compares them with each other; REINFORCE adds
+    (b − r̄)·∇KL(q‖p) to that descent, and so moves p away from q where r̄ is below b."""
+    space = Space(temperature=2.0)
+    mean = (space.q * space.rewards).sum()
+    compared = space.gradient(-(space.q * (space.rewards - mean) * space.log_p).sum())
+    kl = space.gradient((space.q * (space.log_q.detach() - space.log_p)).sum())
+    assert kl.norm() > 0.1
+
+    def loss(baseline, rows, index, multiplicity):
+        common = (space.log_p[rows], space.rewards[rows], index, int(index.max()) + 1, ALPHA)
+        if baseline is None:
+            return losses.rloo_loss(*common, multiplicity)
+        return losses.reinforce_loss(*common, baseline, multiplicity)
+
+    assert equal(space.expected(2, lambda *x: loss(None, *x)), compared)
+    for baseline in (0.0, 1.0):
+        found = space.expected(2, lambda *x, b=baseline: loss(b, *x))
+        assert equal(found, compared + (mean - baseline) * kl)
+
+
 @pytest.mark.parametrize("draws", [2, 4])
 def test_the_batch_mean_shrinks_the_gradient(draws):
     """With the mean of the n draws as baseline it is 1 - 1/n of the exact one; with 0.3 all."""
