@@ -164,22 +164,20 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
     if start := results.start(pair):
         cells = ["", "", "", "", valid([start], metric)] if budget == "time" else [""]
         rows.append(["start", "", *cells, *score_cells([start], "time", metric, compared("start"))])
-    for method, entry in experiment.methods.items():
+    for method in experiment.rows:
         runs = results.shown(experiment, pair, method, budget)
-        if budget == "updates" and entry.updates_of:
-            continue
         if not runs:
             reached = "" if budget == "time" or not results.of(experiment, pair, method) else "–"
             rows.append([method, "0", reached, *[""] * (len(rows[0]) - 3)])
             continue
-        training = [run["training"] for run in runs]
         chosen = [run["evaluation"]["results"][budget] for run in runs]
-        seconds = mean_of(chosen, "seconds", ",.0f")
-        cells = [mean_of(training, "updates", ",.0f"), *cost_cells(training), f"{seconds} s"]
-        cells.append(valid(runs, metric))
-        name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
-        own = cells if budget == "time" else [seconds]
+        own = [mean_of(chosen, "seconds", ",.0f")]
+        if budget == "time":
+            training = [run["training"] for run in runs]
+            updates = mean_of(training, "updates", ",.0f")
+            own = [updates, *cost_cells(training), f"{own[0]} s", valid(runs, metric)]
         scores = score_cells(runs, budget, metric, compared(method))
+        name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
         rows.append([name, str(len(runs)), *own, *scores])
     return rows
 
@@ -216,27 +214,31 @@ def score_cells(
 def cost_rows(results: Results, experiment: Experiment, pair: str) -> list[list[str]]:
     """Header and one row a method, of what an update costs."""
     rows = [["", "n", "s/update", "peak MB"]]
-    for method in experiment.methods:
+    for method in experiment.rows:
         training = [run["training"] for run in results.of(experiment, pair, method)]
-        rows.append([method, str(len(training)), *(cost_cells(training) if training else ["", ""])])
+        cells = cost_cells(training, spread=True) if training else ["", ""]
+        rows.append([method, str(len(training)), *cells])
     return rows
 
 
-def cost_cells(training: Sequence[Row]) -> list[str]:
-    """CPU seconds of an update, and peak memory of the process."""
-    return [mean_of(training, "seconds_per_update", ".2f"), mean_of(training, "peak_mb", ",.0f")]
+def cost_cells(training: Sequence[Row], spread: bool = False) -> list[str]:
+    """CPU seconds of an update, and peak memory of the process; with their sd, if asked."""
+    columns = (("seconds_per_update", ".2f"), ("peak_mb", ",.0f"))
+    return [mean_of(training, key, form, spread) for key, form in columns]
 
 
-def mean_of(rows: Sequence[Row], key: str, form: str) -> str:
+def mean_of(rows: Sequence[Row], key: str, form: str, spread: bool = False) -> str:
     """Empty where a system does not tell (peak memory)."""
     values = [row[key] for row in rows]
-    return "" if None in values else format(statistics.mean(values), form)
+    if None in values:
+        return ""
+    return with_sd(values, form) if spread else format(statistics.mean(values), form)
 
 
-def with_sd(values: Sequence[float]) -> str:
+def with_sd(values: Sequence[float], form: str = ".2f") -> str:
     """41.65 ± 0.22, or the one value."""
     mean, sd = mean_sd(values)
-    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+    return format(mean, form) if sd is None else f"{mean:{form}} ± {sd:{form}}"
 
 
 def p_value(p: float) -> str:
@@ -251,7 +253,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(row[i] for i in shown) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(shown))
     if any(row[0].endswith("¹") for row in body):
-        lines.append("\n¹ Run with two-stage sampling, whose updates are the same but cost less.")
+        lines.append("\n¹ Further runs, which train for so many updates whatever time that takes.")
     return "\n".join(lines)
 
 

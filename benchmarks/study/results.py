@@ -118,7 +118,7 @@ def comparisons(results: Results, counts: Counts) -> list[Row]:
     for experiment in results.study.experiments.values():
         for pair, budget, search in product(experiment.pairs, BUDGETS, SEARCHES):
             systems = {}
-            for method in experiment.methods:
+            for method in experiment.rows:
                 runs = results.shown(experiment, pair, method, budget)
                 if runs:
                     names = [f"{run['run']}/{budget}.{search}" for run in runs]
