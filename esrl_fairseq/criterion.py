@@ -10,7 +10,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
 from esrl_fairseq import logs
-from esrl_fairseq.checks import check_comparison
+from esrl_fairseq.checks import check_comparison, check_dropout
 from esrl_fairseq.conditioning import reference_tokens
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards
@@ -68,6 +68,7 @@ class EsrlCriterion(FairseqCriterion):
             attach_sampling(task)
         options = task.options
         check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
+        check_dropout(cfg, options.num_samples)
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )

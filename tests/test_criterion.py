@@ -636,6 +636,22 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
         caplog.clear()
 
 
+@pytest.mark.parametrize(
+    ("samples", "options", "warned"),
+    [
+        (8, {"objective": "reinforce"}, True),
+        (1, {"objective": "fused"}, True),
+        (8, {"objective": "fused"}, False),
+        (8, {"objective": "rloo"}, False),
+        (8, {"objective": "reinforce", "sampling_mode": "standard"}, False),
+        (8, {"objective": "reinforce", "rescoring_dropout": False}, False),
+    ],
+)
+def test_dropout_in_stage_two_with_one_baseline_is_warned_of(samples, options, warned, caplog):
+    make_criterion(make_task(num_samples=samples), **{"rescoring_dropout": True, **options})
+    assert ["can fall apart" in record.message for record in caplog.records] == [True] * warned
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_constant_rewards_have_no_gradient(objective, caplog):
     """The control: no objective finds anything in them, while logs and store keep the truth."""
