@@ -404,6 +404,8 @@ def test_tables(results, tmp_path):
         "",
         "¹ Further runs, which train for so many updates whatever time that takes.",
         "",
+        "`python benchmarks/study/run.py --work DIR --only 'main/*'`",
+        "",
         "`B`",
         "`C`",
         "M, 2 at a time",
@@ -436,6 +438,7 @@ def test_tables_of_what_is_not_complete(results, tmp_path):
     """A shared run is shown where it is needed; one that is missing has a row without numbers."""
     samples = report.block(results, results.study.experiments["samples"], tmp_path)
     assert "| 8 | 1 | 600 |" in samples and "\n| 2 | 0 |" in samples
+    assert "run.py --work DIR --only 'main/*' --only 'samples/*'`" in samples
     size = report.block(results, results.study.experiments["size"], tmp_path)
     assert "| esrl 1M | 1 | 1.00 | 700 |" in size and "| esrl 3M | 0 |  |  |" in size
     assert "BLEU" not in size

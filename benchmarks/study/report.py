@@ -9,6 +9,7 @@ See README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,8 @@ def report(options: argparse.Namespace) -> None:
     page = options.docs / "study.md"
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     for experiment in study.experiments.values():
-        text = fill(text, experiment.name, block(results, experiment, options.docs), page)
+        filled = block(results, experiment, options.docs, options.study)
+        text = fill(text, experiment.name, filled, page)
     page.write_text(text, encoding="utf-8")
 
 
@@ -124,8 +126,8 @@ def fill(text: str, name: str, block: str, page: Path) -> str:
     return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
-def block(results: Results, experiment: Experiment, docs: Path) -> str:
-    """Tables of an experiment, with what they were made on."""
+def block(results: Results, experiment: Experiment, docs: Path, study: Path = STUDY) -> str:
+    """Tables of an experiment, with the command and what they were made on."""
     parts = []
     runs = []
     for pair in experiment.pairs:
@@ -146,7 +148,7 @@ def block(results: Results, experiment: Experiment, docs: Path) -> str:
         return "Not run yet."
     if (docs / picture(experiment)).exists():
         parts.append(f"![{experiment.title}]({picture(experiment)})")
-    return "\n\n".join([*parts, origin(runs)])
+    return "\n\n".join([*parts, command(experiment, study), origin(runs)])
 
 
 def score_rows(results: Results, experiment: Experiment, pair: str, budget: str) -> list[list[str]]:
@@ -255,6 +257,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     if any(row[0].endswith("¹") for row in body):
         lines.append("\n¹ Further runs, which train for so many updates whatever time that takes.")
     return "\n".join(lines)
+
+
+def command(experiment: Experiment, study: Path) -> str:
+    """What makes the runs of a table; shared ones belong to another experiment."""
+    owners = [m.same_as[0] if m.same_as else experiment.name for m in experiment.methods.values()]
+    words = ["python", "benchmarks/study/run.py", "--work", "DIR"]
+    if study.resolve() != STUDY:
+        words += ["--study", f"benchmarks/study/{study.name}"]
+    words += [word for name in dict.fromkeys(owners) for word in ("--only", f"{name}/*")]
+    return f"`{shlex.join(words)}`"
 
 
 def origin(runs: Sequence[Row]) -> str:
