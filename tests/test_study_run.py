@@ -322,10 +322,17 @@ def test_changed_settings_are_refused_or_repeated_by_word(tiny, tmp_path):
 
 
 def test_another_start_is_refused(tiny, tmp_path):
+    """Known by its weights: the same model trained again, which took another time, is no other."""
     shutil.copytree(tiny.pair, tmp_path / "other")
-    with (tmp_path / "other" / "mle" / "checkpoint_best.pt").open("ab") as start:
-        start.write(b" ")
-    status, printed = tiny.run("--only", "main/*/mle/1", "--pair", f"de-en={tmp_path / 'other'}")
+    file = tmp_path / "other" / "mle" / "checkpoint_best.pt"
+    command = ["--only", "main/*/mle/1", "--pair", f"de-en={tmp_path / 'other'}"]
+    start = torch.load(file, weights_only=True)
+    start["extra_state"]["previous_training_time"] = 1e6
+    torch.save(start, file)
+    assert tiny.run(*command)[0] == 0
+    next(iter(start["model"].values()))[0] += 1e-3
+    torch.save(start, file)
+    status, printed = tiny.run(*command)
     assert status != 0 and "another start model" in printed
 
 
