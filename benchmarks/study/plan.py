@@ -107,15 +107,11 @@ class Method:
     Attributes:
         options: of fairseq-train, all of them but paths and seed.
         same_as: (experiment, method) whose runs it shows; it has none of its own then.
-        updates_of: the method whose row of the equal-updates table it is; it has no row of its own.
-        budget: its own, where it is not the experiment's.
     """
 
     name: str
     options: tuple[str, ...] = ()
     same_as: tuple[str, str] | None = None
-    updates_of: str | None = None
-    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -131,11 +127,6 @@ class Experiment:
     cost_only: bool
     train_inputs: int = 0
     methods: dict[str, Method] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[str]:
-        """Methods that have a row of their own."""
-        return [name for name, method in self.methods.items() if not method.updates_of]
 
 
 @dataclass(frozen=True)
@@ -158,7 +149,7 @@ class Study:
             method,
             seed,
             found.options,
-            found.budget or chosen.budget,
+            chosen.budget,
             chosen.cost_only,
             chosen.train_inputs,
         )
@@ -232,7 +223,6 @@ def _experiment(
     name: str, entry: dict[str, Any], budget: Budget, groups: dict[str, list[str]]
 ) -> Experiment:
     shared = shlex.split(entry.pop("options", ""))
-    budget = replace(budget, **entry.pop("budget", {}))
     variants = entry.pop("variants", {"": ""})
     methods = {}
     for method, given in entry.pop("methods").items():
@@ -241,8 +231,6 @@ def _experiment(
             own = {"options": given} if isinstance(given, str) else dict(given)
             group = groups["all"] + groups[own.pop("group", "rl")]
             words = group + shared + shlex.split(own.pop("options", "")) + shlex.split(more)
-            if "budget" in own:
-                own["budget"] = replace(budget, **own["budget"])
             if "same_as" in own:
                 own["same_as"] = tuple(own["same_as"].split("/"))
             methods[full] = Method(full, tuple(words), **own)
@@ -251,7 +239,7 @@ def _experiment(
         title=entry.pop("title"),
         pairs=tuple(entry.pop("pairs")),
         seeds=tuple(entry.pop("seeds")),
-        budget=budget,
+        budget=replace(budget, **entry.pop("budget", {})),
         against=entry.pop("against", None),
         cost_only=entry.pop("cost_only", False),
         methods=methods,
@@ -265,28 +253,20 @@ def _check(study: Study) -> None:
             raise StudyError(f"pair {pair.name}: metric {pair.metric!r} is not of {[*METRICS]}")
     for experiment in study.experiments.values():
         about = f"experiment {experiment.name}"
-        methods = experiment.methods
+        budget, methods = experiment.budget, experiment.methods
         if unknown := set(experiment.pairs) - set(study.pairs):
             raise StudyError(f"{about} has the pair {unknown.pop()!r}, which is not in [pairs]")
         if experiment.against not in (None, *methods):
             raise StudyError(f"{about} is against {experiment.against!r}, not one of its methods")
-        _check_budget(experiment.budget, about)
+        if budget.updates < 1 or budget.seconds < 0 or (budget.seconds and budget.checkpoints < 1):
+            raise StudyError(f"{about} has a budget that leaves no model: {budget}")
         for method in methods.values():
-            if method.budget:
-                _check_budget(method.budget, f"{about}: {method.name}")
             if "/" in method.name or method.name == "start":
                 raise StudyError(
                     f"{about} has a method {method.name!r}: a name has no slash and is not start"
                 )
-            if method.updates_of not in (None, *methods):
-                raise StudyError(f"{about}: updates_of = {method.updates_of!r} is no method of it")
             if method.same_as:
                 _check_same(study, experiment, method)
-
-
-def _check_budget(budget: Budget, about: str) -> None:
-    if budget.updates < 1 or budget.seconds < 0 or (budget.seconds and budget.checkpoints < 1):
-        raise StudyError(f"{about} has a budget that leaves no model: {budget}")
 
 
 def _check_same(study: Study, experiment: Experiment, method: Method) -> None:

@@ -56,7 +56,7 @@ def draw(results: Results, experiment: Experiment, pairs: Sequence[str], file: P
 def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
     """Greedy score on valid of each method, the mean over its seeds."""
     start, metric = results.start(pair), results.metric(pair)
-    for place, method in enumerate(experiment.rows):
+    for place, method in enumerate(experiment.methods):
         runs = results.of(experiment, pair, method)
         points = list(zip(*(run["evaluation"]["valid"] for run in runs), strict=False))
         seconds = [statistics.mean(state["seconds"] for state in states) for states in points]
@@ -74,7 +74,7 @@ def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any)
 
 def draw_scores(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
     """Score on test with beam 5, mean and standard deviation, under both budgets."""
-    names, metric = experiment.rows, results.metric(pair)
+    names, metric = list(experiment.methods), results.metric(pair)
     for budget, shift in zip(BUDGETS, (-0.1, 0.1), strict=True):
         for place, method in enumerate(names):
             runs = results.shown(experiment, pair, method, budget)
@@ -92,7 +92,7 @@ def draw_scores(results: Results, experiment: Experiment, pair: str, panel: Any)
 
 def draw_costs(results: Results, experiment: Experiment, pair: str, panel: Any) -> None:
     """CPU seconds of an update."""
-    names = experiment.rows
+    names = list(experiment.methods)
     for place, method in enumerate(names):
         training = [run["training"] for run in results.of(experiment, pair, method)]
         if training:

@@ -166,7 +166,7 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
     if start := results.start(pair):
         cells = ["", "", "", "", valid([start], metric)] if budget == "time" else [""]
         rows.append(["start", "", *cells, *score_cells([start], "time", metric, compared("start"))])
-    for method in experiment.rows:
+    for method in experiment.methods:
         runs = results.shown(experiment, pair, method, budget)
         if not runs:
             reached = "" if budget == "time" or not results.of(experiment, pair, method) else "–"
@@ -179,8 +179,7 @@ def score_rows(results: Results, experiment: Experiment, pair: str, budget: str)
             updates = mean_of(training, "updates", ",.0f")
             own = [updates, *cost_cells(training), f"{own[0]} s", valid(runs, metric)]
         scores = score_cells(runs, budget, metric, compared(method))
-        name = method if runs[0] in results.of(experiment, pair, method) else f"{method} ¹"
-        rows.append([name, str(len(runs)), *own, *scores])
+        rows.append([method, str(len(runs)), *own, *scores])
     return rows
 
 
@@ -216,7 +215,7 @@ def score_cells(
 def cost_rows(results: Results, experiment: Experiment, pair: str) -> list[list[str]]:
     """Header and one row a method, of what an update costs."""
     rows = [["", "n", "s/update", "peak MB"]]
-    for method in experiment.rows:
+    for method in experiment.methods:
         training = [run["training"] for run in results.of(experiment, pair, method)]
         cells = cost_cells(training, spread=True) if training else ["", ""]
         rows.append([method, str(len(training)), *cells])
@@ -254,8 +253,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     shown = [i for i in range(len(header)) if i == 0 or any(row[i] for row in body)]
     lines = ["| " + " | ".join(row[i] for i in shown) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(shown))
-    if any(row[0].endswith("¹") for row in body):
-        lines.append("\n¹ Further runs, which train for so many updates whatever time that takes.")
     return "\n".join(lines)
 
 

@@ -118,7 +118,7 @@ def comparisons(results: Results, counts: Counts) -> list[Row]:
     for experiment in results.study.experiments.values():
         for pair, budget, search in product(experiment.pairs, BUDGETS, SEARCHES):
             systems = {}
-            for method in experiment.rows:
+            for method in experiment.methods:
                 runs = results.shown(experiment, pair, method, budget)
                 if runs:
                     names = [f"{run['run']}/{budget}.{search}" for run in runs]
@@ -169,10 +169,7 @@ class Results:
         return [run for method in experiment.methods for run in self.of(experiment, pair, method)]
 
     def shown(self, experiment: Experiment, pair: str, method: str, budget: str) -> list[Row]:
-        """Those with a result under a budget; of equal updates, of the method that stands in."""
-        if budget == "updates":
-            stand_ins = [m.name for m in experiment.methods.values() if m.updates_of == method]
-            method = (stand_ins or [method])[0]
+        """Those with a result under a budget."""
         rows = self.of(experiment, pair, method)
         return [row for row in rows if budget in row.get("evaluation", {}).get("results", {})]
 
