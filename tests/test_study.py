@@ -522,6 +522,21 @@ def test_another_work_folder_adds_its_runs(gathered, tmp_path):
     assert again == both and len(counted) == 2 * len(both["runs"])
 
 
+def test_a_run_with_other_settings_does_not_replace_one_of_the_study(gathered, capsys):
+    """Nor does one with more settings than the study's count as its own."""
+    study, work, (found, counts) = gathered
+    run = study.run("main", "de-en", "mle", 1)
+    leave(work / "runs" / run.name, "other", settings_of(run, seed=7))
+    assert results_file.gather(study, work, found, counts)[0] == found
+    assert f"left out, done with other settings: {run.name}" in capsys.readouterr().err
+    for row in found["runs"]:
+        if row["run"] == run.name:
+            row["settings"]["train_inputs"] = 40
+    kept, _ = results_file.gather(study, None, found, counts)
+    assert run.name not in {row["run"] for row in kept["runs"]}
+    assert f"left out, done with other settings: {run.name}" in capsys.readouterr().err
+
+
 def test_runs_from_another_start_are_refused(gathered):
     study, work, _ = gathered
     run = study.run("main", "de-en", "mle", 1)

@@ -44,7 +44,7 @@ def main() -> None:
     """Errors in one sentence."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--work", type=Path, help="of run.py; without it results.json stays as it is")
+    add("--work", type=Path, help="of run.py, whose runs are added to results.json")
     add("--study", type=Path, default=STUDY, help="what was run (default: study.toml)")
     add("--results", type=Path, help="folder of the JSON files (default: the study's)")
     add("--docs", type=Path, default=ROOT / "docs", help="folder of study.md and the plots")
@@ -56,17 +56,16 @@ def main() -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Gather if there is a work folder, then write all that follows from results.json."""
+    """Gather, then write all that follows from results.json."""
     study = load(options.study)
     folder = options.results or results_of(options.study)
     found, counts = read(folder)
-    if options.work:
-        found, counts = gather(study, options.work, found, counts)
-        write(folder, found, counts)
-    elif not found["runs"]:
+    if not (options.work or found["runs"]):
         raise StudyError(
             f"there is no results.json in {folder} yet: give --work, the folder of run.py"
         )
+    found, counts = gather(study, options.work, found, counts)
+    write(folder, found, counts)
     results = Results(study, found)
     if rows := summary(results):
         write_rows(folder / "summary.json", rows)

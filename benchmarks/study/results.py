@@ -53,8 +53,8 @@ def write_rows(file: Path, rows: Any) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, Counts]:
-    """Add what run.py left in ``work`` to what was gathered before.
+def gather(study: Study, work: Path | None, found: Row, counts: Counts) -> tuple[Row, Counts]:
+    """Add what run.py left in ``work`` to what was gathered before, as far as it is of the study.
 
     Returns:
         ``runs``: every run that is done, and every pair's start; ``comparisons``: of every method
@@ -64,27 +64,26 @@ def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, C
     counts, rows = dict(counts), []
     for pair in study.pairs:
         name = f"start/{pair}"
-        result = read_result(work / name)
+        result = read_result(work / name) if work else None
         if row := {"run": name, **result} if result else before.get(name):
             rows.append(row)
-        if result:
-            counts.update(read_counts({"run": name, **result}, work / name / "out"))
+        if work and result:
+            counts.update(read_counts(row, work / name / "out"))
     for run in study.runs():
-        folder, row = work / "runs" / run.name, before.get(run.name)
-        if result := read_result(folder):
+        settings = run.settings() | study.pairs[run.pair].scoring()
+        result = read_result(work / "runs" / run.name) if work else None
+        row = before.get(run.name)
+        if result and same_settings(result, settings):
             row = {"run": run.name, **result}
             counts = {name: x for name, x in counts.items() if name.rpartition("/")[0] != run.name}
-            counts.update(read_counts(row, folder / "out"))
-        if row is None:
-            continue
-        settings = run.settings() | study.pairs[run.pair].scoring()
-        if any(row["settings"].get(key) != value for key, value in settings.items()):
+            counts.update(read_counts(row, work / "runs" / run.name / "out"))
+        elif result or (row and not same_settings(row, settings)):
             print(f"left out, done with other settings: {run.name}", file=sys.stderr)
-            continue
-        rows.append(row)
+        if row and same_settings(row, settings):
+            rows.append(row)
     for pair in study.pairs:
-        settings = [row["settings"] for row in rows if row["settings"]["pair"] == pair]
-        if len({one["start"] for one in settings if not one.get("cost_only")}) > 1:
+        of_pair = [row["settings"] for row in rows if row["settings"]["pair"] == pair]
+        if len({one["start"] for one in of_pair if not one.get("cost_only")}) > 1:
             raise StudyError(
                 f"runs of {pair} do not all start from the same model: {work} has another one than "
                 "results.json, which has to go, with counts.npz, if these are to be replaced"
@@ -93,6 +92,11 @@ def gather(study: Study, work: Path, found: Row, counts: Counts) -> tuple[Row, C
     counts = {name: x for name, x in counts.items() if name.rpartition("/")[0] in kept}
     results = Results(study, {"runs": rows, "comparisons": []})
     return {"runs": rows, "comparisons": comparisons(results, counts)}, counts
+
+
+def same_settings(row: Row, settings: Row) -> bool:
+    """Whether a run was done with these; the start model and the data are not among them."""
+    return {k: v for k, v in row["settings"].items() if k not in ("start", "data")} == settings
 
 
 def read_result(folder: Path) -> Row | None:

@@ -211,7 +211,8 @@ class Runner:
         """Where the run's training data is, or is to be."""
         if not run.train_inputs:
             return self.pairs[run.pair].folder / "data-bin"
-        return self.work / "data" / run.pair / str(run.train_inputs)
+        digest = self.digests[run.pair]["data"]
+        return self.work / "data" / run.pair / f"{run.train_inputs}-{digest}"
 
     def evaluate_command(self, folder: Path, pair: PairFolder) -> list[str]:
         """Of a run's folder."""
