@@ -526,7 +526,7 @@ def test_a_run_with_other_settings_does_not_replace_one_of_the_study(gathered, c
     """Nor does one with more settings than the study's count as its own."""
     study, work, (found, counts) = gathered
     run = study.run("main", "de-en", "mle", 1)
-    leave(work / "runs" / run.name, "other", settings_of(run, seed=7))
+    leave(work / "runs" / run.name, "mle", settings_of(run, seed=7))
     assert results_file.gather(study, work, found, counts)[0] == found
     assert f"left out, done with other settings: {run.name}" in capsys.readouterr().err
     for row in found["runs"]:
