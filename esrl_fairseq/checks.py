@@ -52,29 +52,27 @@ def check_comparison(objective: str, num_samples: int, fewest_samples: int) -> N
             f"--objective {objective} compares an input's samples with each other, but "
             f"--num-samples is {num_samples}: it must be at least 2"
         )
-    if fewest_samples == 1:
+    if fewest_samples < 2:
         logger.warning(
             "--objective %s learns nothing from an input with one sample, which dynamic sampling "
-            "gives to some: --min-samples 2 gives them two",
+            "gives to some: --min-samples 2 gives all of them two at least",
             objective,
         )
 
 
-def check_dropout(cfg: Any, num_samples: int) -> None:
+def check_dropout(cfg: Any, one_sample: bool) -> None:
     """Warn where dropout in stage two can drive the policy away from the one that samples.
 
     Samples come from the policy without dropout. With one baseline for all inputs, REINFORCE moves
     the policy with dropout away from it on inputs whose rewards are below the baseline, ever faster
     (docs/method.md 4); the other losses compare an input's samples with each other.
     """
-    common_baseline = cfg.objective == "reinforce" or (
-        cfg.objective == "fused" and num_samples == 1
-    )
-    if common_baseline and cfg.rescoring_dropout and cfg.sampling_mode == "two-stage":
+    alone = cfg.objective == "reinforce" or (cfg.objective == "fused" and one_sample)
+    if alone and cfg.rescoring_dropout and cfg.sampling_mode == "two-stage":
         logger.warning(
             "--rescoring-dropout with REINFORCE on two-stage samples can fall apart after some 100 "
-            "updates: choose --objective rloo or fused with --num-samples 2 or more, leave out "
-            "--rescoring-dropout, or watch reward and truncation"
+            "updates: choose --objective rloo or fused with --num-samples 3 or more, or leave out "
+            "--rescoring-dropout"
         )
 
 

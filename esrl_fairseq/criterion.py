@@ -42,7 +42,7 @@ from esrl_fairseq.ppo import Ppo
 from esrl_fairseq.replay import Replay, Samples
 from esrl_fairseq.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rewards import build_reward, command_line_options
-from esrl_fairseq.sampling_options import fewest_samples
+from esrl_fairseq.sampling_options import elimination_ratio, fewest_samples
 from esrl_fairseq.scoring import Scored, Scorer
 from esrl_fairseq.standard import Draw, sample_with_graph
 from esrl_fairseq.state import KLState
@@ -67,8 +67,11 @@ class EsrlCriterion(FairseqCriterion):
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
         options = task.options
-        check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
-        check_dropout(cfg, options.num_samples)
+        fewest = fewest_samples(options)
+        check_comparison(cfg.objective, options.num_samples, fewest)
+        # With a number as β, single samples are for inputs whose rewards are high: no harm.
+        by_spread = elimination_ratio(options) is None
+        check_dropout(cfg, options.num_samples == 1 or (by_spread and fewest == 1))
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )

@@ -153,8 +153,8 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "two-stage: sample without a graph, then score in one parallel pass; standard: "
             "keep the graph while sampling, as published REINFORCE and MRT do, for comparison: "
-            "slower and larger, same samples and gradients; standard-nocache: also without the "
-            "decoder's cache",
+            "slower and larger, same samples and gradients (but with --rescoring-dropout it draws "
+            "with dropout); standard-nocache: also without the decoder's cache",
             # The field cannot have that name: fairseq would set its own generation.sampling, too.
             "argparse_alias": "--sampling",
         },

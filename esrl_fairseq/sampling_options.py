@@ -49,13 +49,16 @@ class SamplingConfig(FairseqDataclass):
         },
     )
     sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of inputs that were not visited yet"}
+        default=1.0,
+        metadata={"help": "temperature of inputs that were not visited yet; of all by default"},
     )
-    min_sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of the most capable input"}
+    min_sample_temperature: Optional[float] = field(
+        default=None,
+        metadata={"help": "temperature of the most capable input (default: --sample-temperature)"},
     )
-    max_sample_temperature: float = field(
-        default=1.0, metadata={"help": "temperature of the least capable input"}
+    max_sample_temperature: Optional[float] = field(
+        default=None,
+        metadata={"help": "temperature of the least capable input (default: --sample-temperature)"},
     )
     sample_max_len_a: float = field(
         default=1.2,
@@ -120,6 +123,13 @@ def elimination_ratio(cfg: SamplingConfig) -> Optional[float]:
     return beta
 
 
+def temperature_range(cfg: SamplingConfig) -> tuple[float, float]:
+    """Temperatures of the most and of the least capable input."""
+    given = cfg.min_sample_temperature, cfg.max_sample_temperature
+    low, high = (cfg.sample_temperature if value is None else value for value in given)
+    return low, high
+
+
 def fewest_samples(cfg: SamplingConfig) -> int:
     """The fewest samples that an input can get."""
     beta = elimination_ratio(cfg)
@@ -157,8 +167,20 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
             "number, such as 0.3, or leave out --min-samples"
         )
     for name in temperature:
-        if not 0 < getattr(cfg, name) < math.inf:
-            option = "--" + name.replace("_", "-")
-            raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be a positive number")
-    if cfg.min_sample_temperature > cfg.max_sample_temperature:
-        raise EsrlError("--min-sample-temperature is above --max-sample-temperature: swap them")
+        value = getattr(cfg, name)
+        option = "--" + name.replace("_", "-")
+        if value is None:
+            continue
+        if not 0 < value < math.inf:
+            raise EsrlError(f"{option} is {value}, but must be a positive number")
+        if name != "sample_temperature" and cfg.capability == "none":
+            raise EsrlError(
+                f"{option} is {value}, but --capability none tells no input from another: all "
+                "have --sample-temperature"
+            )
+    low, high = temperature_range(cfg)
+    if low > high:
+        raise EsrlError(
+            f"the temperature of the most capable input is {low}, above that of the least capable "
+            f"one, {high}: change --min-sample-temperature or --max-sample-temperature"
+        )

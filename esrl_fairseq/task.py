@@ -29,7 +29,12 @@ from esrl_fairseq.frozen import FrozenModel
 from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.monitor import Monitor
 from esrl_fairseq.references import reference_files, with_references
-from esrl_fairseq.sampling_options import SamplingConfig, check_sampling_options, elimination_ratio
+from esrl_fairseq.sampling_options import (
+    SamplingConfig,
+    check_sampling_options,
+    elimination_ratio,
+    temperature_range,
+)
 from esrl_fairseq.state import RLState
 from esrl_fairseq.text import Decode
 
@@ -167,12 +172,7 @@ class SamplingTask(SameBatches):
             counts = sample_counts(u, most, least, beta)
         if not counts.any():
             counts[0] = 1  # a batch without any row would leave other ranks waiting
-        temperature = temperatures(
-            u,
-            options.min_sample_temperature,
-            options.max_sample_temperature,
-            options.sample_temperature,
-        )
+        temperature = temperatures(u, *temperature_range(options), options.sample_temperature)
         return Plan(counts, temperature, capability)
 
     def least_plan(self, inputs: int) -> Plan:

@@ -42,6 +42,7 @@ OBJECTIVES = ("fused", "mrt", "reinforce", "rloo", "ppo")
 DYNAMIC = dict(
     num_samples=6, elimination_ratio=0.5, min_sample_temperature=0.7, max_sample_temperature=1.5
 )
+ALIKE = {"min_sample_temperature": None, "max_sample_temperature": None}
 
 
 class Run:
@@ -313,7 +314,9 @@ def test_plan_follows_capability():
     assert (np.diff(plan.temperature[known][order]) < 0).all()
     assert plan.counts[~known].tolist() == [6]
     assert plan.temperature[~known].tolist() == [np.float32(1.1)]
-    off = Run(task_options={"capability": "none", "sample_temperature": 1.1}).task
+    one = Run(task_options={**ALIKE, "sample_temperature": 1.1}).task.plan(make_batch())
+    assert one.temperature.tolist() == [np.float32(1.1)] * 6
+    off = Run(task_options={**ALIKE, "capability": "none", "sample_temperature": 1.1}).task
     assert off.plan(make_batch()).counts.tolist() == [6] * 6
     assert off.plan(make_batch()).temperature.tolist() == [np.float32(1.1)] * 6
 
@@ -346,7 +349,7 @@ def test_plan_follows_the_spread_of_rewards():
 @pytest.mark.parametrize("kind", ["bleu", "entropy", "reward", "none"])
 def test_visit(kind):
     """What is remembered of an input, from plain scores: draws count, not distinct rows."""
-    run, batch = Run(task_options={"capability": kind}), make_batch()
+    run, batch = Run(task_options={"capability": kind, **ALIKE}), make_batch()
     run.loss(batch)
     (visit,) = run.task.rl._pending
     _, rows = run.rows(batch)
@@ -624,13 +627,13 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
     with pytest.raises(EsrlError, match=f"--objective {objective} compares.*--num-samples is 1"):
         make_criterion(make_task(num_samples=1), objective=objective)
     beta = {"elimination_ratio": 0.3}
-    for quiet in ({"min_samples": 2}, {"min_samples": 0}, {"capability": "none"}):
+    for quiet in ({"min_samples": 2}, {"capability": "none"}):
         make_criterion(make_task(**beta, **quiet), objective=objective)
     make_criterion(make_task(**beta), objective="fused")
     # Shrinkage leaves inputs of 3 or more samples two at least, of 2 samples perhaps one.
     make_criterion(make_task(num_samples=3), objective=objective)
     assert not caplog.records
-    for warned in (beta, {"num_samples": 2}):
+    for warned in (beta, {**beta, "min_samples": 0}, {"num_samples": 2}):
         make_criterion(make_task(**warned), objective=objective)
         assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
         caplog.clear()
@@ -641,6 +644,7 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
     [
         (8, {"objective": "reinforce"}, True),
         (1, {"objective": "fused"}, True),
+        (2, {"objective": "fused"}, True),  # auto: one sample where two hardly differed
         (8, {"objective": "fused"}, False),
         (8, {"objective": "rloo"}, False),
         (8, {"objective": "reinforce", "sampling_mode": "standard"}, False),
@@ -795,6 +799,11 @@ def test_bad_options_of_sampling(name, value):
     setattr(task.cfg, name, value)
     with pytest.raises(EsrlError, match="--" + name.replace("_", "-")):
         check_sampling_options(task.cfg)
+
+
+def test_temperatures_by_capability_need_capability():
+    with pytest.raises(EsrlError, match="--max-sample-temperature is 1.5, but --capability none"):
+        make_task(capability="none", max_sample_temperature=1.5)
 
 
 def test_auto_skips_no_input():

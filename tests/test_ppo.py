@@ -487,7 +487,7 @@ def test_other_objectives_and_older_checkpoints(caplog):
 def test_dropout_warns(caplog):
     """Only where later passes compare with the first."""
     make_criterion(make_task(), objective="ppo", ppo_passes=1, rescoring_dropout=True)
-    make_criterion(make_task(), objective="reinforce", rescoring_dropout=True)
+    make_criterion(make_task(), objective="rloo", rescoring_dropout=True)
     assert not caplog.records
     make_criterion(make_task(), objective="ppo", rescoring_dropout=True)
     assert len(caplog.records) == 1 and "--rescoring-dropout" in caplog.text
