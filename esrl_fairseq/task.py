@@ -161,11 +161,9 @@ class SamplingTask(SameBatches):
         self.open_store()
         capability = self.rl.store.capability(ids.cpu().numpy())
         u = self.rl.quantiles(ids)
-        if options.capability == "none":
-            u = np.full(len(ids), np.nan)
         most, least, beta = options.num_samples, options.min_samples, elimination_ratio(options)
         if options.capability == "none":
-            counts = np.full(len(ids), most)
+            u, counts = np.full(len(ids), np.nan), np.full(len(ids), most)
         elif beta is None:
             counts = neyman_counts(self.rl.variances(ids), self.rl.mean_variance, most, least)
         else:

@@ -284,6 +284,18 @@ def test_cost_only(tiny):
     assert "--finetune-from-model" not in result["command"]
 
 
+def test_cost_only_needs_no_start(tiny, tmp_path):
+    pair, work = tmp_path / "pair", tmp_path / "work"
+    shutil.copytree(tiny.pair, pair, symlinks=True)
+    (pair / "steps" / "mle.done").unlink()
+    options = ["--work", str(work), "--pair", f"de-en={pair}", "--only", "size/*"]
+    status, printed = tiny.run(*options)
+    assert status == 0 and "makes it" not in printed and not (work / "start").exists()
+    settings = json.loads((work / "runs/size/de-en/esrl/1/result.json").read_text())["settings"]
+    assert settings == tiny.result("size/de-en/esrl/1")["settings"]
+    assert "data" in settings and "start" not in settings
+
+
 def test_few_inputs(tiny, corpus):
     """Training sees the first 40 alone; the rest of the data is as it was."""
     assert tiny.result("few/de-en/esrl/1")["training"]["updates"] == 3
