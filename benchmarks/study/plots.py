@@ -13,6 +13,7 @@ from results import BUDGETS, Results, mean_sd, score
 
 COLOURS = 10  # of matplotlib, after which they come again
 LINES = ("-", "--", ":", "-.")
+FALL = 2.0  # below the start: what falls farther leaves the panel, so that others can be told apart
 
 
 def picture(experiment: Experiment) -> str:
@@ -66,6 +67,9 @@ def draw_curves(results: Results, experiment: Experiment, pair: str, panel: Any)
             values.insert(0, start["evaluation"]["results"]["time"][f"valid_{metric.key}"])
         if points:
             panel.plot(seconds, values, LINES[place // COLOURS], label=method)
+    if start:
+        least = start["evaluation"]["results"]["time"][f"valid_{metric.key}"] - FALL
+        panel.set_ylim(bottom=max(least, panel.get_ylim()[0]))
     panel.set(
         title=pair, xlabel="CPU seconds of training", ylabel=f"{metric.name} on valid, greedy"
     )
