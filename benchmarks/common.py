@@ -102,7 +102,8 @@ def print_header(head: Row) -> None:
 def _command() -> str:
     """As typed, but of files only the names: a row must not tell of this machine's folders."""
     script, *arguments = sys.argv
-    shown = [Path(a).name if os.sep in a else a for a in arguments]
+    # Not every slash is of a file: "beta 0.3, at least K / 2".
+    shown = [Path(a).name if os.sep in a and Path(a).parent.is_dir() else a for a in arguments]
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *shown])
 
 
