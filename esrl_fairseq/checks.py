@@ -65,7 +65,7 @@ def check_dropout(cfg: Any, one_sample: bool) -> None:
 
     Samples come from the policy without dropout. With one baseline for all inputs, REINFORCE moves
     the policy with dropout away from it on inputs whose rewards are below the baseline, ever faster
-    (docs/method.md 4); the other losses compare an input's samples with each other.
+    (docs/method.md 4); the other losses compare an input's samples with each other, and are safe.
     """
     alone = cfg.objective == "reinforce" or (cfg.objective == "fused" and one_sample)
     if alone and cfg.rescoring_dropout and cfg.sampling_mode == "two-stage":

@@ -69,7 +69,7 @@ class EsrlCriterion(FairseqCriterion):
         options = task.options
         fewest = fewest_samples(options)
         check_comparison(cfg.objective, options.num_samples, fewest)
-        # With a number as β, single samples are for inputs whose rewards are high: no harm.
+        # With a number as β, single samples are for the few most capable inputs alone.
         by_spread = elimination_ratio(options) is None
         check_dropout(cfg, options.num_samples == 1 or (by_spread and fewest == 1))
         task.rl.baseline = build_baseline(
