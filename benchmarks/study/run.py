@@ -147,12 +147,12 @@ async def run_study(options: argparse.Namespace) -> int:
     work = options.work.resolve()
     folders = pair_folders(study, work, options.pair)
     results = options.results or results_of(options.study)
-    runner = Runner(work, folders, max(options.jobs, 1), results)
+    lock = -1 if options.list else take_lock(work)  # first, as digests take seconds
+    runner = Runner(work, folders, max(options.jobs, 1), results, lock)
     if options.list:
         for run in runs:
             print(f"{runner.state(run):8} {run.name}")
         return 0
-    runner.lock = take_lock(work)
     for pair in dict.fromkeys(run.pair for run in runs):
         start = not all(run.cost_only for run in runs if run.pair == pair)
         await runner.prepare(pair, options.redo, start)

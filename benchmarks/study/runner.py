@@ -93,10 +93,12 @@ class Runner:
     ``result.json`` (all of these together; written last).
     """
 
-    def __init__(self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path):
+    def __init__(
+        self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path, lock: int = -1
+    ):
         self.work, self.pairs, self.jobs = work, pairs, jobs
+        self.lock = lock  # see take_lock
         self.digests = {name: pair.digests() for name, pair in pairs.items()}
-        self.lock = -1  # see take_lock
         recorded = read_json(results / "results.json") or {"runs": []}
         self.recorded = {row["run"]: row["settings"] for row in recorded["runs"]}
 
