@@ -20,7 +20,7 @@ from helpers import (
     plain_scores,
     take,
 )
-from test_criterion import OBJECTIVES, Run
+from test_criterion import ALIKE, OBJECTIVES, Run
 from test_losses import ALPHA, Space, equal
 
 from esrl_fairseq import frozen
@@ -227,7 +227,8 @@ def plain_log_probs(run, model, batch, rows, correction):
 
 def exact_kl_after(weight, updates):
     """Σ_y p(y|x)·(log p(y|x) − log p_ref(y|x)), summed over the batch's inputs."""
-    run = with_kl(weight, "start.pt", objective="rloo", task_options={"capability": "none"})
+    options = {"capability": "none", **ALIKE}
+    run = with_kl(weight, "start.pt", objective="rloo", task_options=options)
     batch, space = make_batch(), every_row(3, 1, inputs=6)
     optimizer = torch.optim.Adam(run.model.parameters(), lr=0.01)
     for update in range(updates):

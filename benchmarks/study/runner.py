@@ -94,7 +94,7 @@ class Runner:
     """
 
     def __init__(
-        self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path, lock: int = -1
+        self, work: Path, pairs: dict[str, PairFolder], jobs: int, results: Path, lock: int
     ):
         self.work, self.pairs, self.jobs = work, pairs, jobs
         self.lock = lock  # see take_lock
