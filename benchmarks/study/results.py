@@ -85,8 +85,8 @@ def gather(study: Study, work: Path | None, found: Row, counts: Counts) -> tuple
         of_pair = [row["settings"] for row in rows if row["settings"]["pair"] == pair]
         if len({one["start"] for one in of_pair if not one.get("cost_only")}) > 1:
             raise StudyError(
-                f"runs of {pair} do not all start from the same model: results.json has to go, with "
-                "counts.npz, if its runs are to be replaced by those of a work folder"
+                f"runs of {pair} do not all start from the same model: results.json and "
+                "counts.npz have to go if their runs are to be replaced by those of a work folder"
             )
     kept = {row["run"] for row in rows}
     counts = {name: x for name, x in counts.items() if name.rpartition("/")[0] in kept}
