@@ -34,7 +34,7 @@ from results import (
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = ("mle", "reinforce", "mrt", "rloo", "ppo", "esrl")  # methods of summary.json
-MAIN = "main"  # its experiment
+MAIN = ("main", "main-2560")  # its experiments, each with pairs of its own
 
 Compared = Mapping[tuple[str, str], Row | None]
 """A row of results.json's comparisons, by search and score."""
@@ -82,33 +82,32 @@ def report(options: argparse.Namespace) -> None:
 
 
 def summary(results: Results) -> list[Row]:
-    """The main experiment with beam 5, one row a pair, method and budget."""
-    experiment = results.study.experiments.get(MAIN)
+    """The main experiments with beam 5, one row a pair, method and budget."""
     rows: list[Row] = []
-    if not experiment:
-        return rows
-    methods = [method for method in SUMMARY if method in experiment.methods]
-    for pair in experiment.pairs:
-        for budget in BUDGETS:
-            for method in methods:
-                runs = results.shown(experiment, pair, method, budget)
-                if not runs:
-                    continue
-                mean, sd = mean_sd([score(run, budget, "beam5", "bleu") for run in runs])
-                key = (MAIN, pair, budget, "beam5", "bleu", method)
-                compared = results.comparisons.get(key)
-                rows.append(
-                    {
-                        "pair": pair,
-                        "method": method,
-                        "budget": budget,
-                        "bleu_mean": round(mean, 3),
-                        "bleu_sd": None if sd is None else round(sd, 3),
-                        "n": len(runs),
-                        "p_vs_esrl": compared["p"] if compared else None,
-                        "search": "beam5",
-                    }
-                )
+    for name in MAIN:
+        experiment = results.study.experiments.get(name)
+        if not experiment:
+            continue
+        methods = [method for method in SUMMARY if method in experiment.methods]
+        for pair, budget, method in product(experiment.pairs, BUDGETS, methods):
+            runs = results.shown(experiment, pair, method, budget)
+            if not runs:
+                continue
+            mean, sd = mean_sd([score(run, budget, "beam5", "bleu") for run in runs])
+            compared = results.comparisons.get((name, pair, budget, "beam5", "bleu", method))
+            rows.append(
+                {
+                    "pair": pair,
+                    "method": method,
+                    "budget": budget,
+                    "bleu_mean": round(mean, 3),
+                    "bleu_sd": None if sd is None else round(sd, 3),
+                    "n": len(runs),
+                    "p_vs_esrl": compared["p"] if compared else None,
+                    "search": "beam5",
+                    "experiment": name,
+                }
+            )
     return rows
 
 
