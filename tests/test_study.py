@@ -356,9 +356,18 @@ def test_summary(results):
         "n": 2,
         "p_vs_esrl": 0.0005,
         "search": "beam5",
+        "experiment": "main",
     }
     assert rows[2]["p_vs_esrl"] is None
     assert rows[4]["bleu_mean"] == pytest.approx(41.25)
+
+
+def test_summary_of_the_second_main_experiment(tmp_path):
+    text = STUDY.replace("experiments.main", "experiments.main-2560")
+    study = load(tmp_path, text.replace("main/esrl", "main-2560/esrl"))
+    run = row("main-2560/de-en/esrl/1", 3.0, time=result(41.5))
+    (only,) = report.summary(results_file.Results(study, {"runs": [run], "comparisons": []}))
+    assert (only["experiment"], only["method"], only["n"]) == ("main-2560", "esrl", 1)
 
 
 def test_tables(results, tmp_path):
