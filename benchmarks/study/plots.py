@@ -22,7 +22,7 @@ def picture(experiment: Experiment) -> str:
 
 
 def draw_all(results: Results, docs: Path) -> None:
-    """One picture an experiment that has runs; needs matplotlib."""
+    """One picture an experiment that has runs of its own; needs matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -31,7 +31,7 @@ def draw_all(results: Results, docs: Path) -> None:
     matplotlib.use("Agg")
     for experiment in results.study.experiments.values():
         pairs = [pair for pair in experiment.pairs if results.all_of(experiment, pair)]
-        if pairs:
+        if pairs and not all(method.same_as for method in experiment.methods.values()):
             draw(results, experiment, pairs, docs / picture(experiment))
 
 
