@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 README = Path(__file__).parent / "README.md"
 
@@ -64,12 +64,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.9",
-    packages=[
-        "esrl_fairseq",
-        "esrl_fairseq.core",
-        "esrl_fairseq.huggingface",
-        "esrl_fairseq.rewards",
-    ],
+    packages=find_packages(include=["esrl_fairseq", "esrl_fairseq.*"]),
     package_data={"esrl_fairseq": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

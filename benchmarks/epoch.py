@@ -13,8 +13,8 @@ import numpy as np
 from methods import STAGES, Bench, make_bench, run_update
 from workload import Workload, workloads
 
-from esrl_fairseq.capability import Records
-from esrl_fairseq.sampling_options import AUTO
+from esrl_fairseq.sampling.options import AUTO
+from esrl_fairseq.state.capability import Records
 
 COLUMNS = (
     "params", "k", "method", "beta", "seconds", "spread", "to_beta_0", "samples", "eliminated",

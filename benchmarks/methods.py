@@ -18,11 +18,11 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 from workload import Workload
 
-from esrl_fairseq.conditioning import decoder_prefix
 from esrl_fairseq.core.losses import mrt_loss
 from esrl_fairseq.core.sequences import Rows, decoder_inputs
 from esrl_fairseq.criterion import EsrlCriterion
-from esrl_fairseq.logs import Clock
+from esrl_fairseq.monitoring.logs import Clock
+from esrl_fairseq.sampling.conditioning import decoder_prefix
 
 STAGES = ("stage_one", "reward", "stage_two", "backward", "step")
 

@@ -18,9 +18,9 @@ from methods import Bench, make_bench
 from torch import Tensor
 from workload import Workload, workloads
 
-from esrl_fairseq.capability import Records
 from esrl_fairseq.core.baselines import Baseline, NoBaseline
 from esrl_fairseq.core.controls import PERMUTED, perturb_capability
+from esrl_fairseq.state.capability import Records
 
 COLUMNS = (
     "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cost", "reason",

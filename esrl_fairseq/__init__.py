@@ -10,12 +10,12 @@ from esrl_fairseq import compat
 
 compat.apply()
 
+import esrl_fairseq.reward_models.criterion  # noqa: E402,F401
+import esrl_fairseq.reward_models.task  # noqa: E402,F401
 from esrl_fairseq import (  # noqa: E402,F401  (registration)
     criterion,
     huggingface,
     language_task,
-    preference,
-    reward_task,
     task,
 )
 

@@ -15,9 +15,9 @@ from esrl_fairseq.huggingface.model import HfCausalLMConfig
 from esrl_fairseq.huggingface.words import HfTokenizerConfig
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig
 from esrl_fairseq.options import EsrlCriterionConfig
-from esrl_fairseq.preference import PreferenceConfig
-from esrl_fairseq.reward_task import SubwordConfig
-from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
+from esrl_fairseq.reward_models.criterion import PreferenceConfig
+from esrl_fairseq.reward_models.task import SubwordConfig
+from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig
 
 
 def make_parser() -> argparse.ArgumentParser:

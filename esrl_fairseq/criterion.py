@@ -9,9 +9,7 @@ import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
-from esrl_fairseq import logs
 from esrl_fairseq.checks import check_comparison, check_dropout
-from esrl_fairseq.conditioning import reference_tokens
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
@@ -31,7 +29,8 @@ from esrl_fairseq.core.sequences import (
     distinct_rows,
 )
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.frozen import FrozenModel
+from esrl_fairseq.monitoring import logs
+from esrl_fairseq.monitoring.validation import validate
 from esrl_fairseq.options import (
     DEFAULT_RISK_ALPHA,
     EsrlCriterionConfig,
@@ -39,16 +38,17 @@ from esrl_fairseq.options import (
     kl_reference_file,
 )
 from esrl_fairseq.ppo import Ppo
-from esrl_fairseq.replay import Replay, Samples
-from esrl_fairseq.rescoring import Scores, rescore, unwrap
+from esrl_fairseq.rescoring.frozen import FrozenModel
+from esrl_fairseq.rescoring.rescoring import Scores, rescore, unwrap
+from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
 from esrl_fairseq.rewards import build_reward, command_line_options
-from esrl_fairseq.sampling_options import elimination_ratio, fewest_samples
-from esrl_fairseq.scoring import Scored, Scorer
-from esrl_fairseq.standard import Draw, sample_with_graph
-from esrl_fairseq.state import KLState
+from esrl_fairseq.rewards.scorer import Scored, Scorer
+from esrl_fairseq.sampling.conditioning import reference_tokens
+from esrl_fairseq.sampling.options import elimination_ratio, fewest_samples
+from esrl_fairseq.state.replay import Replay, Samples
+from esrl_fairseq.state.rl_state import KLState
+from esrl_fairseq.state.visits import Observer, of_draws
 from esrl_fairseq.task import SamplingTask, attach_sampling
-from esrl_fairseq.validation import validate
-from esrl_fairseq.visits import Observer, of_draws
 
 logger = logging.getLogger(__name__)
 

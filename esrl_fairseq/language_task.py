@@ -9,9 +9,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import LanguageModelingConfig
 from omegaconf import II
 
+from esrl_fairseq.data.prompts import PromptTask, check_references, check_room
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.prompts import PromptTask, check_references, check_room
-from esrl_fairseq.sampling_options import PromptConfig, SamplingConfig
+from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig
 from esrl_fairseq.task import SamplingTask
 
 WITHOUT_EFFECT = {

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.replay import Samples
-from esrl_fairseq.rescoring import Scores
+from esrl_fairseq.rescoring.rescoring import Scores
+from esrl_fairseq.state.replay import Samples
 
 
 class Ppo:

@@ -14,8 +14,6 @@ from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq import compat
-from esrl_fairseq.batches import SameBatches
-from esrl_fairseq.capability import data_fingerprint
 from esrl_fairseq.checks import (
     WITH_TARGETS,
     WITHOUT_EMPTY_LINES,
@@ -24,19 +22,21 @@ from esrl_fairseq.checks import (
     check_vocabulary_on_load,
 )
 from esrl_fairseq.core.schedules import Plan, neyman_counts, sample_counts, temperatures
+from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.references import reference_files, with_references
+from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.frozen import FrozenModel
-from esrl_fairseq.generation import RowSampler
-from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.references import reference_files, with_references
-from esrl_fairseq.sampling_options import (
+from esrl_fairseq.monitoring.warnings import Monitor
+from esrl_fairseq.rescoring.frozen import FrozenModel
+from esrl_fairseq.sampling.generation import RowSampler
+from esrl_fairseq.sampling.options import (
     SamplingConfig,
     check_sampling_options,
     elimination_ratio,
     temperature_range,
 )
-from esrl_fairseq.state import RLState
-from esrl_fairseq.text import Decode
+from esrl_fairseq.state.capability import data_fingerprint
+from esrl_fairseq.state.rl_state import RLState
 
 logger = logging.getLogger(__name__)
 

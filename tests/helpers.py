@@ -16,9 +16,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.criterion import EsrlCriterion
+from esrl_fairseq.data.prompts import prompt_dataset
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.options import EsrlCriterionConfig
-from esrl_fairseq.prompts import prompt_dataset
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 ARCHS = ("transformer", "lstm", "lightconv")

@@ -27,15 +27,15 @@ from helpers import (
 )
 from omegaconf import OmegaConf
 
-from esrl_fairseq.capability import RECORD
 from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, ppo_loss, reinforce_loss, rloo_loss
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.logs import BRANCHES, peak_memory_gb
-from esrl_fairseq.monitor import Monitor
-from esrl_fairseq.rescoring import Scores
-from esrl_fairseq.sampling_options import check_sampling_options, elimination_ratio
+from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
+from esrl_fairseq.monitoring.warnings import Monitor
+from esrl_fairseq.rescoring.rescoring import Scores
+from esrl_fairseq.sampling.options import check_sampling_options, elimination_ratio
+from esrl_fairseq.state.capability import RECORD
 from esrl_fairseq.task import EsrlTranslationConfig, SamplingTask
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo", "ppo")

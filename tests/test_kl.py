@@ -23,14 +23,14 @@ from helpers import (
 from test_criterion import ALIKE, OBJECTIVES, Run
 from test_losses import ALPHA, Space, equal
 
-from esrl_fairseq import frozen
-from esrl_fairseq.capability import RECORD
 from esrl_fairseq.core import losses
 from esrl_fairseq.core.kl import adapted_weight, penalised_rewards
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.options import EsrlCriterionConfig, kl_reference_file
-from esrl_fairseq.rescoring import rescore
-from esrl_fairseq.state import KLState, RLState, Visit
+from esrl_fairseq.rescoring import frozen
+from esrl_fairseq.rescoring.rescoring import rescore
+from esrl_fairseq.state.capability import RECORD
+from esrl_fairseq.state.rl_state import KLState, RLState, Visit
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 

@@ -17,8 +17,8 @@ from helpers import (
     take,
 )
 
-from esrl_fairseq import replay
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics, reinforce_loss
+from esrl_fairseq.state import replay
 
 ALPHA, CLIP, BASELINE = 0.3, 0.2, 0.4
 REWARDS = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9], dtype=torch.float64)  # A = 0.5 or -0.3

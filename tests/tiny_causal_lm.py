@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import _Lines
 
+from esrl_fairseq.data.prompts import prompt_dataset
 from esrl_fairseq.huggingface.words import make_dictionary
-from esrl_fairseq.prompts import prompt_dataset
 
 transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
 tokenizers = pytest.importorskip("tokenizers")

@@ -12,11 +12,11 @@ from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
 
 from esrl_fairseq.core.token_scores import FORBIDDEN
+from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.words import Words, check_dictionary
-from esrl_fairseq.steps import DecoderSteps
-from esrl_fairseq.text import Decode
+from esrl_fairseq.sampling.steps import DecoderSteps
 
 CACHE = "past_key_values"
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.frozen import fingerprint
-from esrl_fairseq.reward_data import collate_rows
-from esrl_fairseq.reward_task import load_reward_model
+from esrl_fairseq.rescoring.frozen import fingerprint
+from esrl_fairseq.reward_models.data import collate_rows
+from esrl_fairseq.reward_models.task import load_reward_model
 from esrl_fairseq.rewards.base import register_reward
 from esrl_fairseq.rewards.neural import NeuralReward
 from esrl_fairseq.rewards.ngrams import Floats

@@ -24,11 +24,11 @@ import torch
 from fairseq import checkpoint_utils
 
 import esrl_fairseq  # noqa: F401 (fairseq then loads checkpoints)
-from esrl_fairseq.generation import RowSampler
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
-from esrl_fairseq.rescoring import rescore
+from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rewards import Reward, build_reward
-from esrl_fairseq.scoring import Scorer
+from esrl_fairseq.rewards.scorer import Scorer
+from esrl_fairseq.sampling.generation import RowSampler
 from recipes.intervals import interval
 
 SEED = 1

@@ -1,0 +1,269 @@
+"""Stage two: one parallel, teacher-forced pass with gradient (docs/method.md 4).
+
+The model's ``forward`` is called once, as distributed wrappers demand, and its encoder, if it has
+one, runs once an input. Inside, the decoder's turn is taken by :class:`RowScorer`, which scores the
+rows in pieces of similar length and returns their log-probabilities, not a [rows, length, words]
+tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from esrl_fairseq.core.sequences import Prefix, Rows, decoder_inputs
+from esrl_fairseq.core.token_scores import tempered_scores
+from esrl_fairseq.rescoring.recompute import recomputed
+from esrl_fairseq.sampling.conditioning import (
+    decoder_prefix,
+    forward_arguments,
+    reorder_encoder_out,
+)
+from esrl_fairseq.sampling.generation import kept_modes
+
+PIECE_TOKENS = 2048
+"""Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
+HEAD_POSITIONS = 512
+"""Positions that are projected to the vocabulary at once; backward projects them again."""
+
+
+@dataclass
+class Scores:
+    """What stage two knows of each row.
+
+    Attributes:
+        log_probs: float32 ``[rows]`` with gradient, Σ_t log p(y_t | y_<t, x) of the chosen tokens.
+        entropy: float32 ``[rows]`` without gradient, Σ_t H(p(· | y_<t, x)) in nats.
+        lengths: int64 ``[rows]``, tokens that the sums run over.
+        tempered: like ``log_probs``, of the distribution that the rows were drawn from; None where
+            that was not asked for.
+        token_log_probs: float32 ``[rows, length]`` with gradient, what ``log_probs`` is the sum of,
+            0 for other tokens; None where that was not asked for.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    lengths: Tensor
+    tempered: Tensor | None = None
+    token_log_probs: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> Scores:
+        """The scores of some rows."""
+        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
+        return replace(self, **parts)
+
+
+def rescore(
+    model: nn.Module,
+    net_input: dict[str, Tensor],
+    rows: Rows,
+    pad: int,
+    eos: int,
+    min_len: int = 0,
+    dropout: bool = False,
+    max_tokens: int = 4096,
+    temperature: Tensor | None = None,
+    tokens: bool = False,
+) -> Scores:
+    """Log-probabilities of ``rows`` under the policy that stage one samples from at temperature 1.
+
+    That policy is the model's softmax without the tokens that are never drawn: padding, and EOS
+    before ``min_len`` tokens. A forced EOS and padding do not count.
+
+    Args:
+        model: wrapped for distributed training or not.
+        net_input: ``src_tokens`` and ``src_lengths`` of the inputs; for a model without an encoder
+            these are the prompts, see :func:`decoder_prefix`.
+        rows: sequences to score.
+        dropout: keep the model's dropout as in MLE training.
+        max_tokens: positions whose activations are kept for the backward pass; those of further
+            rows are computed again there, so that memory does not grow with the samples.
+        temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
+        tokens: return each token's log-probability, too.
+    """
+    inner = unwrap(model)
+    prefix = decoder_prefix(inner, net_input, eos)
+    scorer = RowScorer(
+        inner, rows, prefix, pad, eos, min_len, max_tokens, dropout, temperature, tokens
+    )
+    with training_mode(model, dropout), in_place_of_decoder(inner, scorer):
+        arguments = forward_arguments(inner, net_input, scorer.decoder_inputs())
+        log_probs, *others, entropy = model(**arguments)
+    return Scores(
+        log_probs,
+        entropy,
+        rows.scored().sum(1),
+        tempered=None if temperature is None else others.pop(0),
+        token_log_probs=others.pop(0) if tokens else None,
+    )
+
+
+class RowScorer:
+    """Takes the decoder's place in one ``forward`` and scores its rows piece by piece."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Rows,
+        prefix: Prefix,
+        pad: int,
+        eos: int,
+        min_len: int,
+        max_tokens: int,
+        dropout: bool,
+        temperature: Tensor | None = None,
+        tokens: bool = False,
+    ):
+        self.model = model
+        self.rows = rows
+        self.prefix = prefix[rows.input_index]
+        # The decoder's output at this place predicts a row's first token.
+        self.begin = self.prefix.lengths - 1
+        self.lengths = self.begin + rows.lengths
+        self.pad, self.eos, self.min_len = pad, eos, min_len
+        self.max_tokens = max_tokens
+        self.dropout = dropout
+        self.temperature = temperature
+        self.tokens = tokens
+        self.decode = model.decoder.forward
+        # The Transformer family can stop before the vocabulary projection, which then needs to
+        # be computed for real tokens only.
+        self.features_only = "features_only" in inspect.signature(
+            self.decode
+        ).parameters and hasattr(model.decoder, "output_layer")
+
+    def decoder_inputs(self) -> Tensor:
+        """What the decoder reads, int64 ``[rows, length]``."""
+        return decoder_inputs(self.rows.tokens, self.rows.lengths, self.prefix, self.pad)
+
+    def __call__(
+        self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
+    ) -> tuple[Tensor, ...]:
+        """Of each row: log-probability, that at its temperature and of its tokens if asked for,
+        and entropy."""
+        order, kept = [], 0
+        scores: list[tuple[Tensor, ...]] = []
+        for piece in self.pieces():
+            kept += len(piece) * int(self.lengths[piece].max())
+            if kept <= self.max_tokens or not torch.is_grad_enabled():
+                scores.append(self.score(piece, prev_output_tokens, encoder_out))
+            else:
+                run = functools.partial(self.score, piece, prev_output_tokens)
+                scores.append(recomputed(run, encoder_out, self.model.parameters()))
+            order.append(piece)
+        back = torch.cat(order).argsort()
+        return tuple(torch.cat(parts)[back] for parts in zip(*scores))
+
+    def pieces(self) -> list[Tensor]:
+        """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
+        lengths, order = self.lengths.sort(descending=True, stable=True)
+        pieces, start, all_lengths = [], 0, lengths.tolist()
+        while start < len(order):
+            size = max(PIECE_TOKENS // all_lengths[start], 1)
+            pieces.append(order[start : start + size])
+            start += size
+        # Large ones first: what they free then fits those that follow, and the heap stops growing.
+        return sorted(pieces, key=lambda piece: -len(piece) * int(self.lengths[piece[0]]))
+
+    def score(
+        self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
+    ) -> tuple[Tensor, ...]:
+        """The same of the rows ``piece``."""
+        longest = int(self.lengths[piece].max())
+        own = reorder_encoder_out(self.model, encoder_out, self.rows.input_index[piece])
+        keywords = {"features_only": True} if self.features_only else {}
+        # The mode is set here, too, because backward computes pieces again outside of rescore().
+        with training_mode(self.model.decoder, self.dropout):
+            decoder_out = self.decode(
+                prev_output_tokens[piece, :longest], encoder_out=own, **keywords
+            )
+        row, step = self.rows.scored()[piece].nonzero(as_tuple=True)
+        states = decoder_out[0][row, self.begin[piece[row]] + step]
+        targets = self.rows.tokens[piece[row], step]
+        # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
+        no_eos = (step < self.min_len) & (targets != self.eos)
+        temperature = None if self.temperature is None else self.temperature[piece[row]]
+        arguments = (states, targets, no_eos, temperature)
+        values = self.head(*arguments) if self.features_only else self.token_scores(*arguments)
+        zeros = values[0].new_zeros(len(piece))
+        sums = [zeros.index_add(0, row, value) for value in values]
+        if self.tokens:
+            table = values[0].new_zeros(len(piece), self.rows.tokens.size(1))
+            sums.insert(-1, table.index_put((row, step), values[0]))
+        return tuple(sums)
+
+    def head(
+        self, states: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Token scores of decoder states; no [positions, words] tensor outlives its chunk."""
+
+        def score(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            return self.token_scores(self.model.decoder.output_layer(states), *rest)
+
+        scored = []
+        for start in range(0, len(states), HEAD_POSITIONS):
+            part = slice(start, start + HEAD_POSITIONS)
+            tau = None if temperature is None else temperature[part]
+            chunk = states[part], targets[part], no_eos[part], tau
+            scored.append(checkpoint(score, *chunk, use_reentrant=False))
+        return tuple(torch.cat(parts) for parts in zip(*scored))
+
+    def token_scores(
+        self, words: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return tempered_scores(words, targets, self.pad, self.eos, no_eos, temperature)
+
+
+@contextlib.contextmanager
+def in_place_of_decoder(model: Any, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Within, ``stand_in`` is the decoder of ``model`` (not wrapped)."""
+    model.decoder.forward = stand_in
+    try:
+        yield
+    finally:
+        del model.decoder.forward
+
+
+def unwrap(model: Any) -> Any:
+    """The fairseq model inside its distributed wrappers, each of which holds it as ``module``."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    return model
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
+    """Switch dropout; modes are restored at the end.
+
+    A recurrent module stays in training mode with its dropout at 0: cuDNN refuses to
+    differentiate one in eval mode. Layers of ``--checkpoint-activations`` keep their activations
+    within: backward would compute them again in the restored mode, and fairseq's checkpoints refuse
+    the ``autograd.grad`` of :func:`recomputed`, which bounds what is kept already.
+    """
+    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    rates = [m.dropout for m in recurrent]
+    checkpointed: dict[Any, Any] = {
+        m: m.forward for m in model.modules() if hasattr(m, "precheckpoint_forward")
+    }
+    with kept_modes(model):
+        model.train(dropout)
+        for module in recurrent:
+            module.train()
+            module.dropout = module.dropout if dropout else 0.0
+        for layer in checkpointed:
+            layer.forward = layer.precheckpoint_forward
+        try:
+            yield
+        finally:
+            for module, rate in zip(recurrent, rates):
+                module.dropout = rate
+            for layer, forward in checkpointed.items():
+                layer.forward = forward

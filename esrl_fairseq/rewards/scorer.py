@@ -1,0 +1,190 @@
+"""From a batch's token ids to rewards (docs/method.md 3)."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fairseq.data import encoders
+from numpy.typing import NDArray
+
+from esrl_fairseq.data.references import FURTHER, encode
+from esrl_fairseq.data.text import (
+    UNK_IN_HYPOTHESIS,
+    UNK_IN_REFERENCE,
+    Decode,
+    hypothesis_text,
+    reference_text,
+    source_text,
+)
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards import Reward, score_rows
+
+
+@dataclass
+class Scored:
+    """Rewards of a batch's rows, and what the logs need of their texts.
+
+    Attributes:
+        rewards: float32 ``[rows]``.
+        empty: number of rows without any word.
+        words: words of all rows, without their prompts.
+        reference_words: words of each row's first reference, likewise, summed.
+    """
+
+    rewards: NDArray[np.float32]
+    empty: int
+    words: int
+    reference_words: int
+
+
+class Scorer:
+    """Turns ids into the text that ``fairseq-generate`` would print, and texts into rewards.
+
+    Args:
+        reward: what to score with.
+        task: a fairseq task with source and target dictionary; where its ``word_decoder`` is not
+            None, words are turned into text by that first.
+        post_process: as ``--post-process`` of ``fairseq-generate``; ``None`` leaves BPE joints in.
+        detokenizer: a fairseq tokenizer (``moses``, ``space``, …) that undoes tokenisation, or
+            ``None`` for the tokenised text.
+        first_reference: compare with the first reference only, the target side.
+        whole_text: hypotheses and references are continuations of their sources, and are scored
+            with these before them.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        task: Any,
+        post_process: str | None,
+        detokenizer: str | None,
+        first_reference: bool = False,
+        whole_text: bool = False,
+    ):
+        self.reward = reward
+        self.first_reference = first_reference
+        self.whole_text = whole_text
+        self.src_dict = task.source_dictionary
+        self.tgt_dict = task.target_dictionary
+        self.post_process = post_process
+        self.strip_ids = {self.tgt_dict.eos()}
+        to_text = getattr(task, "word_decoder", None)
+        self.source_decode = self.target_decode = None if to_text is None else to_text()
+        if detokenizer is not None:
+            source, target = task.languages
+            self.source_decode = _chain(self.source_decode, build_detokenizer(detokenizer, source))
+            self.target_decode = _chain(self.target_decode, build_detokenizer(detokenizer, target))
+
+    def hypotheses(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of rows of token ids, padding allowed."""
+        return [
+            hypothesis_text(
+                row,
+                self.tgt_dict,
+                self.post_process,
+                self.strip_ids,
+                self.target_decode,
+                UNK_IN_HYPOTHESIS,
+            )
+            for row in tokens
+        ]
+
+    def references(self, sample: dict[str, Any]) -> list[list[str]] | None:
+        """One list of references an input, ``None`` for data without a target side.
+
+        The first one is the target side's.
+        """
+        if sample.get("target") is None:
+            return None
+        targets = sample["target"].tolist()
+        found = [
+            [self.reference(row)] for row in self.with_prompts(sample, targets, range(len(targets)))
+        ]
+        if not self.first_reference:
+            for references, lines in zip(found, sample.get(FURTHER, [])):
+                references += [self.reference(encode(line, self.tgt_dict)) for line in lines]
+        return found
+
+    def reference(self, tokens: Any) -> str:
+        """Text of the token ids of one reference, padding allowed."""
+        return reference_text(
+            tokens,
+            self.tgt_dict,
+            self.post_process,
+            self.strip_ids,
+            self.target_decode,
+            UNK_IN_REFERENCE,
+        )
+
+    def with_prompts(
+        self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
+    ) -> Sequence[Sequence[int]]:
+        """The ids of rows, behind those of their sources where the whole text is scored."""
+        if not self.whole_text:
+            return tokens
+        prompts = sample["net_input"]["src_tokens"].tolist()
+        return [[*prompts[i], *row] for i, row in zip(row_input, tokens)]
+
+    def sources(self, sample: dict[str, Any]) -> list[str]:
+        """Texts of a batch's inputs."""
+        return [
+            source_text(row, self.src_dict, self.post_process, self.source_decode)
+            for row in sample["net_input"]["src_tokens"].tolist()
+        ]
+
+    def score(
+        self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
+    ) -> Scored:
+        """Score rows of a batch.
+
+        Args:
+            sample: a fairseq batch.
+            tokens: ``[rows]`` lists of ids.
+            row_input: ``[rows]`` positions of the rows' inputs in the batch.
+
+        Raises:
+            EsrlError: for a missing reference or a bad reward, naming the sample.
+        """
+        hypotheses = self.hypotheses(self.with_prompts(sample, tokens, row_input))
+        references = self.references(sample)
+        rewards = score_rows(
+            self.reward,
+            self.sources(sample),
+            hypotheses,
+            references,
+            row_input,
+            sample["id"].tolist(),
+        )
+        firsts = [texts[0] for texts in references or []]
+        if self.whole_text:  # counted are the continuations
+            hypotheses = self.hypotheses(tokens)
+            firsts = [self.reference(row) for row in sample["target"].tolist()] if firsts else []
+        lengths = [len(text.split()) for text in hypotheses]
+        reference_lengths = [len(text.split()) for text in firsts]
+        return Scored(
+            rewards=rewards,
+            empty=lengths.count(0),
+            words=sum(lengths),
+            reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
+        )
+
+
+def _chain(first: Decode | None, then: Decode) -> Decode:
+    return then if first is None else lambda words: then(first(words))
+
+
+def build_detokenizer(name: str, lang: str) -> Decode:
+    """The ``decode`` of fairseq's tokenizer ``name`` for ``lang``.
+
+    Raises:
+        EsrlError: fairseq knows no such tokenizer.
+    """
+    if name not in encoders.TOKENIZER_REGISTRY:
+        known = ", ".join(sorted(encoders.TOKENIZER_REGISTRY))
+        raise EsrlError(f"unknown --reward-detokenizer {name!r}: choose one of {known}")
+    options = Namespace(tokenizer=name, source_lang=lang, target_lang=lang)
+    return encoders.build_tokenizer(options).decode

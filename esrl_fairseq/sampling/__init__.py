@@ -1,0 +1,1 @@
+"""Stage one: draws sequences, without a graph."""

@@ -1,0 +1,87 @@
+"""What a batch showed of its inputs, for reward baseline, λ and capability store."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from esrl_fairseq.core.controls import perturb_capability
+from esrl_fairseq.core.losses import segment_mean, segment_sum
+from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.rescoring.rescoring import Scores
+from esrl_fairseq.rewards.scorer import Scorer
+from esrl_fairseq.state.capability import RECORD, Records
+from esrl_fairseq.state.replay import Samples
+from esrl_fairseq.state.rl_state import Visit
+
+
+class Observer:
+    """Makes a :class:`~esrl_fairseq.state.rl_state.Visit` of each batch that was sampled.
+
+    Args:
+        task: whose ``options.capability`` names the estimator.
+        scorer: of what capability is measured by, if that is not the reward; else None.
+        noise: ``--capability-noise``.
+    """
+
+    def __init__(self, task: Any, scorer: Scorer | None, noise: str | None):
+        self.task, self.scorer, self.noise = task, scorer, noise
+
+    def visit(self, samples: Samples, scores: Scores) -> Visit:
+        """Of the inputs that had samples; the baseline gets the rewards of every draw."""
+        ids = samples.batch["id"].cpu().numpy()
+        records = input_records(samples.rows, samples.scored.rewards, scores, len(ids))
+        records["capability"] = self.capability(samples, records)
+        seen = records["samples"] > 0
+        ids, records = ids[seen], records[seen]
+        if self.noise is not None:
+            records["capability"] = perturb_capability(
+                records["capability"], self.noise, torch.initial_seed(), ids
+            )
+        return Visit(ids, records, of_draws(samples.rewards, samples.rows), samples.kl)
+
+    def capability(self, samples: Samples, records: Records) -> np.ndarray:
+        """c_i in [0, 1] of every input, by the estimator of ``--capability``."""
+        kind, rows = self.task.options.capability, samples.rows
+        if kind == "entropy":
+            words = math.log(len(self.task.target_dictionary))
+            return np.clip(1 - records["entropy"] / words, 0, 1)
+        if kind == "bleu" and self.scorer is not None:
+            given = (samples.batch, rows.tokens.tolist(), rows.input_index.tolist())
+            return mean_of_draws(self.scorer.score(*given).rewards, rows, len(records))
+        return records["reward_mean"]
+
+
+def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) -> Records:
+    """The store's records [inputs], but capability and epoch, from the inputs' draws.
+
+    Args:
+        rewards: float ``[rows]``.
+    """
+    index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
+    rewards = rewards.astype(np.float64)
+    mean = mean_of_draws(rewards, rows, inputs)
+    spread = mean_of_draws(rewards**2, rows, inputs) - mean**2
+    # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
+    tokens = np.maximum(mean_of_draws(scores.lengths, rows, inputs), 1e-9)
+    records = np.zeros(inputs, dtype=RECORD)
+    records["samples"] = segment_sum(weights.double(), index, inputs).numpy()
+    records["reward_mean"] = mean
+    records["reward_std"] = np.sqrt(np.maximum(spread, 0))
+    records["entropy"] = mean_of_draws(scores.entropy, rows, inputs) / tokens
+    return records
+
+
+def mean_of_draws(values: Any, rows: Rows, inputs: int) -> np.ndarray:
+    """Mean of values [rows] over the draws of each input, float64 [inputs]; 0 without draws."""
+    values = torch.as_tensor(values, dtype=torch.float64).cpu()
+    index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
+    return segment_mean(values, weights, index, inputs).numpy()
+
+
+def of_draws(values: np.ndarray, rows: Rows) -> np.ndarray:
+    """Values [rows] of every draw, equal ones included."""
+    return np.repeat(values, rows.multiplicity.cpu().numpy())

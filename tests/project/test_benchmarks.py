@@ -1,0 +1,146 @@
+"""The benchmarks run as documented and write the rows that are asked for; no speed is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esrl_fairseq.rewards import reward_names
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
+HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
+
+
+def run(script, *arguments):
+    """The script's output; it has to succeed."""
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows_of(folder, script, *arguments):
+    """The JSON rows of a tiny run, all with the header's entries."""
+    file = folder / "rows.json"
+    printed = run(script, *TINY, "--json", file, *arguments)
+    rows = json.loads(file.read_text())
+    assert all(row.keys() >= HEADER for row in rows)
+    assert rows[0]["commit"] in printed
+    assert str(folder) not in file.read_text()
+    return rows
+
+
+def test_stage_one(tmp_path):
+    """An engine has a speed or a reason; the others' speeds stand beside the plain products'."""
+    rows = rows_of(tmp_path, "stage_one.py", "--k", "2", "--rounds", "1")
+    engines = ["esrl", "sequence_generator", "transformers", "ctranslate2", "gemm"]
+    assert [(row["engine"], row["k"]) for row in rows] == [(engine, 2) for engine in engines]
+    for row in rows:
+        assert row["params"] == "tiny"
+        if row["tokens_per_s"] is None:
+            assert row["engine"] in ("transformers", "ctranslate2")
+            assert "not available" in row["reason"]
+        else:
+            assert row["tokens_per_s"] > 0 and row["gemm_share"] > 0
+            assert row["tokens"] == 3 * row["k"] * 5  # inputs, samples, words and EOS
+
+
+def test_what_is_measured_is_kept_after_every_round():
+    code = (
+        "import common, json; cases = {'good': lambda: {'x': 1}, 'bad': lambda: 1 / 0}; kept = []; "
+        "keep = lambda found: kept.append({name: len(rows) for name, rows in found.items()}); "
+        "common.interleave(cases, 2, after_round=keep); print(json.dumps(kept))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True)
+    assert json.loads(done.stdout) == [{"good": 1, "bad": 1}, {"good": 2, "bad": 1}], done.stderr
+
+
+def test_update(tmp_path):
+    """Each method draws as much; the peak is that of a process of its own."""
+    rows = rows_of(tmp_path, "update.py", "--k", "2", "--methods", "two_stage", "fairseq_mrt")
+    assert [row["method"] for row in rows] == ["two_stage", "fairseq_mrt"]
+    for row in rows:
+        assert row["k"] == 2 and row["seconds"] > 0 and row["peak_bytes"] >= 0
+        assert (row["samples"], row["sampled_tokens"]) == (6, 30)
+        assert row["seconds_stage_one"] > 0 and row["seconds_backward"] > 0
+
+
+def test_update_that_does_not_fit_has_a_reason(tmp_path):
+    """Beyond --max-gb a case is reported, not crashed."""
+    case = ("--methods", "standard_nokv", "--k", "64", "--length", "30", "--inputs", "16")
+    (row,) = rows_of(tmp_path, "update.py", *case, "--max-gb", "0.01")
+    assert row["seconds"] is None and row["peak_bytes"] is None
+    assert "--max-gb" in row["reason"]
+
+
+def test_epoch(tmp_path):
+    """A larger β draws less, and auto where rewards spread less; the standard method everything."""
+    sizes = ("--k", "4", "--inputs", "8", "--batches", "2", "--betas", "0", "0.5", "auto")
+    full, half, auto, standard = rows_of(tmp_path, "epoch.py", *sizes)
+    assert (full["method"], full["beta"], full["samples"]) == ("two_stage", 0, 4)
+    assert half["beta"] == 0.5 and 0.3 < half["eliminated"] < 0.7
+    assert half["sampled_tokens"] < full["sampled_tokens"] == standard["sampled_tokens"]
+    assert auto["beta"] == "auto" and 2 < auto["samples"] < 4
+    assert (standard["method"], standard["beta"]) == ("standard_kv", None)
+
+
+def test_variance(tmp_path):
+    """A row a case; eliminated samples are not drawn."""
+    sizes = ("--k", "4", "--inputs", "8", "--rounds", "3", "--references", "4")
+    rows = {row["case"]: row for row in rows_of(tmp_path, "variance.py", *sizes)}
+    assert rows["fused"]["samples"] == 4 and rows["fused, K / 2"]["samples"] == 2
+    assert 2 < rows["beta 0.5"]["samples"] < rows["beta 0.5, at least K / 2"]["samples"] < 3.5
+    assert len({rows[name]["noise"] for name in rows if name.startswith("beta 0.3")}) > 4
+    for row in rows.values():
+        assert row["noise_low"] <= row["noise"] <= row["noise_high"]
+        assert row["noise"] > 0 and row["cost"] == pytest.approx(row["noise"] * row["seconds"])
+
+
+def test_noise_of_known_gradients():
+    """Half of the true gradient, and noise whose variance is 9 times its square."""
+    code = (
+        "import common, json, torch, variance; torch.manual_seed(1); n = 10000; "
+        "true = torch.randn(n); noisy = lambda scale: scale * torch.randn(n); "
+        "given = [true / 2 + noisy(1.5) for _ in range(40)]; "
+        "print(json.dumps(variance.noise(given, [true + noisy(0.5), true + noisy(0.5)], 2.0)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True)
+    found = json.loads(done.stdout)
+    assert found["noise"] == pytest.approx(9, rel=0.05), done.stderr
+    assert found["scale"] == pytest.approx(0.5, rel=0.05)
+    assert found["cost"] == 2 * found["noise"]
+    assert found["noise_low"] < 9 < found["noise_high"] < 1.2 * found["noise"]
+
+
+def test_reward(tmp_path):
+    """Every reward; the values equal the library's; the share of an update is known."""
+    *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
+    assert [row["reward"] for row in rows] == reward_names()
+    neural = ("bertscore", "comet", "hf-reward", "model", "sentence-embedding")
+    for row in rows:
+        if row["reward"] in neural:
+            assert "needs a" in row["reason"]  # library or model
+            continue
+        assert row["pairs"] == 6 and row["us_per_pair"] > 0
+        if row["reward"] in ("length", "repetition"):
+            assert "no reference library" in row["reason"]
+        else:
+            assert row["reference_us"] > 0 and row["largest_difference"] < 1e-6
+    assert 0 < update["update_share"] < 1
+
+
+def test_plot(tmp_path):
+    """The picture is drawn from rows of any number of files."""
+    pytest.importorskip("matplotlib")
+    about = {"machine": "none", "dtype": "fp32", "commit": "none", "params": "3M", "length": 16}
+    rows = [
+        {**about, "parameters": 3e6, "k": k, "method": "two_stage", "seconds": k, "peak_bytes": 1}
+        for k in (1, 4)
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    run("plot.py", file, "--output", tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 0
