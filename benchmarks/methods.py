@@ -121,7 +121,7 @@ def fairseq_mrt(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Ten
         words = model.get_normalized_probs(output, log_probs=True)
         chosen = words.gather(2, rows.tokens.unsqueeze(2)).squeeze(2)
         log_probs = chosen.masked_fill(~rows.scored(), 0).float().sum(1)
-        inputs, alpha = len(sample["id"]), bench.criterion.alpha
+        inputs, alpha = len(sample["id"]), bench.criterion.objective.alpha
         loss = mrt_loss(log_probs, rewards, rows.input_index, inputs, alpha).sum()
     return loss, _counts(rows)
 

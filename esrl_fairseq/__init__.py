@@ -19,4 +19,6 @@ from esrl_fairseq import (  # noqa: E402,F401  (registration)
     task,
 )
 
+compat.keep_old_names()
+
 __version__ = "0.1.0"

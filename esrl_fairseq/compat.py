@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
 import inspect
+import sys
 import types
 from typing import Any
 
@@ -70,7 +72,35 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
+MOVED = {
+    "generation": "sampling.generation",
+    "steps": "sampling.steps",
+    "conditioning": "sampling.conditioning",
+    "standard": "rescoring.standard",
+    "recompute": "rescoring.recompute",
+    "frozen": "rescoring.frozen",
+    "scoring": "rewards.scorer",
+    "text": "data.text",
+    "references": "data.references",
+    "capability": "state.capability",
+    "replay": "state.replay",
+    "logs": "monitoring.logs",
+    "monitor": "monitoring.warnings",
+}
+
+
+def keep_old_names() -> None:
+    """Let ``import esrl_fairseq.generation`` and the like find the modules where they are now.
+
+    Reason: until November 2026 they lay beside this file, and scripts of users import them there.
+    Remove when: version 0.2 is out.
+    """
+    package = __name__.rpartition(".")[0]
+    for old, new in MOVED.items():
+        sys.modules[f"{package}.{old}"] = importlib.import_module(f"{package}.{new}")
+
+
 def apply() -> None:
-    """Apply every shim; harmless when repeated."""
+    """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
     give_numpy_long_back()

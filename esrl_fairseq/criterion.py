@@ -2,24 +2,17 @@
 
 import logging
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
-from esrl_fairseq.checks import check_comparison, check_dropout
+from esrl_fairseq.checks.options import check_comparison, check_dropout, check_reward
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
-from esrl_fairseq.core.losses import (
-    fused_loss,
-    importance_weights,
-    mrt_loss,
-    reinforce_loss,
-    rloo_loss,
-)
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.core.sequences import (
@@ -28,27 +21,22 @@ from esrl_fairseq.core.sequences import (
     collapse_duplicates,
     distinct_rows,
 )
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring import logs
 from esrl_fairseq.monitoring.validation import validate
-from esrl_fairseq.options import (
-    DEFAULT_RISK_ALPHA,
-    EsrlCriterionConfig,
-    check_criterion_options,
-    kl_reference_file,
-)
-from esrl_fairseq.ppo import Ppo
+from esrl_fairseq.objective import Objective
+from esrl_fairseq.options import EsrlCriterionConfig, check_criterion_options, kl_reference_file
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.rescoring.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
-from esrl_fairseq.rewards import build_reward, command_line_options
-from esrl_fairseq.rewards.scorer import Scored, Scorer
+from esrl_fairseq.rewards.scorer import Scored, build_scorer
 from esrl_fairseq.sampling.conditioning import reference_tokens
 from esrl_fairseq.sampling.options import elimination_ratio, fewest_samples
-from esrl_fairseq.state.replay import Replay, Samples
+from esrl_fairseq.sampling_task import SamplingTask
+from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
+from esrl_fairseq.state.samples import Samples
 from esrl_fairseq.state.visits import Observer, of_draws
-from esrl_fairseq.task import SamplingTask, attach_sampling
+from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +50,6 @@ class EsrlCriterion(FairseqCriterion):
         check_criterion_options(cfg, getattr(task, "pretrained", ""))
         self.cfg = cfg
         self.pad, self.eos = task.target_dictionary.pad(), task.target_dictionary.eos()
-        self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
@@ -78,29 +65,19 @@ class EsrlCriterion(FairseqCriterion):
         task.rl.kl = KLState(cfg.kl_weight, cfg.kl_target)
         if cfg.kl_weight > 0:
             task.frozen = FrozenModel(kl_reference_file(cfg), task)
-        self.ppo = Ppo(cfg, self.alpha)
+        self.objective = Objective(cfg)
         if cfg.objective == "ppo":
-            task.rl.replay = Replay(cfg.ppo_passes, self.ppo.kind)
-        self.scorer = self._build_scorer(cfg.reward)
+            task.rl.replay = Replay(cfg.ppo_passes, self.objective.ppo.kind)
+        self.scorer = build_scorer(cfg, task, cfg.reward)
         logger.info("reward: %s", self.scorer.reward.signature())
         capability_scorer = None  # the reward's
         if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
             # BLEU grows with the number of references, which inputs can have different ones of.
-            capability_scorer = self._build_scorer("bleu", first_reference=True)
+            capability_scorer = build_scorer(cfg, task, "bleu", first_reference=True)
         self.observer = Observer(task, capability_scorer, cfg.capability_noise)
         task.trained_by_reward = True
         task.references_for = self._references_for()
-        if not self.scorer.reward.higher_is_better:
-            raise EsrlError(
-                f"training raises the reward, but lower is better for {cfg.reward!r}: give it a "
-                f"negative weight, --reward {cfg.reward}:-1"
-            )
-        low, high = self.scorer.reward.range
-        if task.options.capability == "reward" and not 0 <= low <= high <= 1:
-            raise EsrlError(
-                f"--capability reward needs a reward in [0, 1], {cfg.reward!r} lies in "
-                f"{(low, high)}: choose --capability entropy, bleu or none"
-            )
+        check_reward(self.scorer.reward, task.options.capability)
 
     @classmethod
     def build_criterion(cls, cfg: EsrlCriterionConfig, task: Any) -> "EsrlCriterion":
@@ -114,23 +91,6 @@ class EsrlCriterion(FairseqCriterion):
             return "--capability bleu"
         return f"--mle-weight {self.cfg.mle_weight}" if self.cfg.mle_weight > 0 else ""
 
-    def _build_scorer(self, name: str, first_reference: bool = False) -> Scorer:
-        cfg = self.cfg
-        options = command_line_options(
-            cfg.reward, cfg.reward_options, cfg.reward_model, cfg.reward_device
-        )
-        bleu = {"tokenize": cfg.reward_tokenize, "smooth_method": cfg.reward_smoothing}
-        options["bleu"] = {**bleu, **options.get("bleu", {})}
-        post_process = cfg.reward_post_process
-        return Scorer(
-            build_reward(name, part_options=options),
-            self.task,
-            None if post_process == "none" else post_process,
-            self.cfg.reward_detokenizer,
-            first_reference,
-            whole_text=self.task.reward_text == "whole",
-        )
-
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
@@ -140,48 +100,22 @@ class EsrlCriterion(FairseqCriterion):
         self.task.monitor.end_validation()
         clock = logs.Clock()
 
-        samples = self.task.rl.replay.next(sample["id"].device)
-        first_pass, known = samples is None, None
+        samples = self.task.rl.replay.next(sample["id"].device)  # later passes of PPO
+        drawn = samples is None
         if samples is None:
-            samples, known = self.draw(model, sample, clock)
-        batch, rows = samples.batch, samples.rows
-        inputs = len(batch["id"])
+            samples = self.draw(model, sample, clock)
         with clock("stage_two"):
-            scores, references = known or self.rescore(model, batch, rows, samples.plan)
-            if first_pass:
-                self.judge(model, samples, scores)
-            rewards = torch.as_tensor(samples.rewards, device=rows.tokens.device)
-            losses = self.objective(
-                scores, rewards, rows, inputs, samples.baseline, samples.old_log_probs
-            )
+            if samples.scores is None:
+                self.rescore(model, samples)
+            if drawn:
+                self.judge(model, samples)
+            losses = self.objective.losses(samples)
             loss = losses.sum()
-            if references is not None:
-                loss = loss - self.cfg.mle_weight * self.alpha * self.likelihood(batch, references)
-
-        if first_pass:
-            self.remember(samples, scores)
-        log = logs.training_log(
-            self.task,
-            samples.plan,
-            rows,
-            samples.scored,
-            scores,
-            losses,
-            references,
-            samples.baseline,
-            self.cfg.objective,
-            clock.seconds,
-        )
-        if self.cfg.objective == "ppo":
-            current_pass = self.task.rl.replay.current_pass
-            log.update(self.ppo.log(samples, scores, rewards, current_pass))
-        log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
-        log.update(ntokens=batch["ntokens"])
-        if self.task.frozen is not None:
-            log.update(kl=samples.kl, kl_weight=self.task.rl.kl.weight)
-        if samples.dummy:  # fairseq leaves out those that it gives, not those that were kept
-            return 0 * loss, 0, {key: 0 * value for key, value in log.items()}
-        return loss, inputs, log
+            if samples.references is not None:
+                loss = loss - self.cfg.mle_weight * self.likelihood(samples)
+        if drawn:
+            self.remember(samples)
+        return self.result(samples, loss, losses, clock.seconds)
 
     def train(self, mode: bool = True) -> "EsrlCriterion":
         """fairseq calls it with True before the batches of each update."""
@@ -189,26 +123,49 @@ class EsrlCriterion(FairseqCriterion):
             self.task.rl.begin_update()
         return super().train(mode)
 
-    def draw(
-        self, model: Any, sample: dict[str, Any], clock: logs.Clock
-    ) -> tuple[Samples, Optional[tuple[Scores, Optional[Tensor]]]]:
-        """Stage one and the rewards; with standard sampling also what stage two would give."""
+    def draw(self, model: Any, sample: dict[str, Any], clock: logs.Clock) -> Samples:
+        """Stage one and the rewards; standard sampling knows the scores, too."""
         plan = self.task.plan(sample)
-        known = None
+        scores = references = None
         with clock("stage_one"):
             if self.cfg.sampling_mode == "two-stage":
                 rows = self.sample_rows(model, sample, plan)
             else:
-                rows, known = self.sample_with_graph(model, sample, plan)
+                rows, scores, references = self.sample_with_graph(model, sample, plan)
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             rewards = self.given_rewards(sample, scored)
-        return Samples(sample, plan, rows, scored, rewards, self.task.dummy_batch), known
+        return Samples(
+            sample,
+            plan,
+            rows,
+            scored,
+            rewards,
+            self.task.dummy_batch,
+            scores=scores,
+            references=references,
+        )
 
-    def judge(self, model: Any, samples: Samples, scores: Scores) -> None:
+    def rescore(self, model: Any, samples: Samples) -> None:
+        """Stage two: the rows' scores, and log-probabilities of the references if needed.
+
+        References ride along as further rows, so the wrapped model's forward is called once.
+        """
+        rows, batch = samples.rows, samples.batch
+        if not self.cfg.mle_weight:
+            samples.scores = self.score(
+                model, batch, rows, samples.plan, self.cfg.rescoring_dropout
+            )
+            return
+        given = append_rows(rows, self.references(batch), self.pad)
+        scores = self.score(model, batch, given, samples.plan, self.cfg.rescoring_dropout)
+        n = len(rows)
+        samples.scores, samples.references = scores[:n], scores.log_probs[n:]
+
+    def judge(self, model: Any, samples: Samples) -> None:
         """Subtract the KL penalty and what was expected from the samples' rewards, and choose their
         baseline."""
-        log_ratio = self.log_ratio(model, samples.batch, samples.rows, samples.plan, scores)
+        log_ratio = self.log_ratio(model, samples)
         samples.kl = float(of_draws(log_ratio, samples.rows).sum(dtype=np.float64))
         samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
         if self.cfg.input_baseline and not samples.dummy:
@@ -216,19 +173,36 @@ class EsrlCriterion(FairseqCriterion):
             samples.rewards = samples.rewards - expected[samples.rows.input_index.cpu().numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
-    def remember(self, samples: Samples, scores: Scores) -> None:
+    def remember(self, samples: Samples) -> None:
         """Keep what was drawn for later passes, and what it showed; no dummy shows anything."""
-        rows = samples.rows
+        rows, scores = samples.rows, samples.scores
+        assert scores is not None
         if self.cfg.objective == "ppo":
-            old_log_probs = self.ppo.log_probs(scores, rows)
+            old_log_probs = self.objective.ppo.log_probs(scores, rows)
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
         if samples.dummy:
             return
-        self.task.rl.add(self.observer.visit(samples, scores))
+        self.task.rl.add(self.observer.visit(samples))
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
         rewards = of_draws(scored.rewards, rows)
         words = (scored.words, scored.reference_words)
         self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated, *words)
+
+    def result(
+        self, samples: Samples, loss: Tensor, losses: Tensor, seconds: dict[str, float]
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """What fairseq wants of a batch."""
+        inputs = samples.inputs
+        log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
+        if self.cfg.objective == "ppo":
+            log.update(self.objective.ppo.log(samples, self.task.rl.replay.current_pass))
+        log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
+        log.update(ntokens=samples.batch["ntokens"])
+        if self.task.frozen is not None:
+            log.update(kl=samples.kl, kl_weight=self.task.rl.kl.weight)
+        if samples.dummy:  # fairseq leaves out those that it gives, not those that were kept
+            return 0 * loss, 0, {key: 0 * value for key, value in log.items()}
+        return loss, inputs, log
 
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
         """Stage one; equal samples of an input become one row with a multiplicity."""
@@ -239,7 +213,7 @@ class EsrlCriterion(FairseqCriterion):
 
     def sample_with_graph(
         self, model: Any, sample: dict[str, Any], plan: Plan
-    ) -> tuple[Rows, tuple[Scores, Optional[Tensor]]]:
+    ) -> tuple[Rows, Scores, Tensor | None]:
         """Standard sampling: what sample_rows and rescore give, in one pass."""
         rows, scores, references = sample_with_graph(
             model,
@@ -256,7 +230,7 @@ class EsrlCriterion(FairseqCriterion):
             draw=self.draw_word,
         )
         keep, multiplicity = distinct_rows(rows)
-        return replace(rows[keep], multiplicity=multiplicity), (scores[keep], references)
+        return replace(rows[keep], multiplicity=multiplicity), scores[keep], references
 
     def score_rows(self, sample: dict[str, Any], rows: Rows) -> Scored:
         """Rewards of the rows' texts."""
@@ -268,42 +242,25 @@ class EsrlCriterion(FairseqCriterion):
         return control_rewards(scored.rewards, self.cfg.reward_control, torch.initial_seed(), ids)
 
     @torch.no_grad()
-    def log_ratio(
-        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, scores: Scores
-    ) -> np.ndarray:
+    def log_ratio(self, model: Any, samples: Samples) -> np.ndarray:
         """log p − log p_ref of each row, [rows], under what is trained; 0 without --kl-weight."""
-        plain = unwrap(model)
+        plain, rows, scores = unwrap(model), samples.rows, samples.scores
+        assert scores is not None
         frozen = self.task.frozen_model(plain)
         if frozen is None:
             return np.zeros(len(rows), dtype=np.float32)
+        given = samples.batch, rows, samples.plan
         if self.cfg.rescoring_dropout:  # which makes p smaller, and is not in p_ref
-            scores = self.score(plain, sample, rows, plan, dropout=False)
-        reference = self.score(frozen, sample, rows, plan, dropout=False)
-        return (self.trained(scores) - self.trained(reference)).cpu().numpy()
+            scores = self.score(plain, *given, dropout=False)
+        reference = self.score(frozen, *given, dropout=False)
+        trained = self.objective.trained
+        return (trained(scores) - trained(reference)).cpu().numpy()
 
-    def rescore(
-        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan
-    ) -> tuple[Scores, Optional[Tensor]]:
-        """Stage two: the rows' scores, and log-probabilities [inputs] of the references if needed.
-
-        References ride along as further rows, so the wrapped model's forward is called once.
-        """
-        given = rows
-        if self.cfg.mle_weight:
-            given = append_rows(rows, self.references(sample), self.pad)
-        scores = self.score(model, sample, given, plan, self.cfg.rescoring_dropout)
-        if given is rows:
-            return scores, None
-        n = len(rows)
-        return scores[:n], scores.log_probs[n:]
-
-    def likelihood(self, sample: dict[str, Any], log_probs: Tensor) -> Tensor:
-        """Of all references [inputs], on the scale of the losses (times α): its weight depends
-        neither on α nor on whether lengths are normalised."""
-        if self.cfg.length_normalization:
-            tokens = (self.references(sample) != self.pad).sum(dim=1)
-            log_probs = log_probs / tokens.clamp(min=1)
-        return log_probs.sum()
+    def likelihood(self, samples: Samples) -> Tensor:
+        """Of the references, see :meth:`Objective.likelihood`."""
+        assert samples.references is not None
+        references = self.references(samples.batch)
+        return self.objective.likelihood(samples.references, references, self.pad)
 
     def references(self, sample: dict[str, Any]) -> Tensor:
         """Their tokens, [inputs, length]. Training data have them; fairseq's dummy may be of a
@@ -332,37 +289,6 @@ class EsrlCriterion(FairseqCriterion):
             temperature=temperature,
             tokens=self.cfg.objective == "ppo" and self.cfg.ppo_level == "token",
         )
-
-    def trained(self, scores: Scores) -> Tensor:
-        """log p of the distribution that is trained, [rows]."""
-        if scores.tempered is not None and self.cfg.temperature_correction == "tempered":
-            return scores.tempered
-        return scores.log_probs
-
-    def objective(
-        self,
-        scores: Scores,
-        rewards: Tensor,
-        rows: Rows,
-        inputs: int,
-        baseline: float,
-        old_log_probs: Optional[Tensor] = None,
-    ) -> Tensor:
-        """The loss of each input, [inputs]."""
-        if self.cfg.objective == "ppo":
-            return self.ppo.loss(scores, rewards, rows, inputs, baseline, old_log_probs)
-        log_probs, weights = self.trained(scores), None
-        if scores.tempered is not None and self.cfg.temperature_correction == "importance":
-            weights = importance_weights(log_probs, scores.tempered, self.cfg.importance_clip)
-        if self.cfg.length_normalization:
-            log_probs = log_probs / scores.lengths.clamp(min=1)
-        common = (log_probs, rewards, rows.input_index, inputs, self.alpha)
-        if self.cfg.objective == "mrt":
-            return mrt_loss(*common, weights)
-        if self.cfg.objective == "rloo":
-            return rloo_loss(*common, rows.multiplicity, weights)
-        loss = fused_loss if self.cfg.objective == "fused" else reinforce_loss
-        return loss(*common, baseline, rows.multiplicity, weights)
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

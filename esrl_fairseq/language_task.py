@@ -1,18 +1,22 @@
 """The task ``esrl_language_modeling``: decoder-only policies, which continue prompts."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairseq import utils
+from fairseq.data import data_utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks import register_task
-from fairseq.tasks.language_modeling import LanguageModelingConfig
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
 from omegaconf import II
 
-from esrl_fairseq.data.prompts import PromptTask, check_references, check_room
+from esrl_fairseq.data.prompts import check_references, check_room, prompt_dataset
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.sampling.conditioning import is_decoder_only
 from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig
-from esrl_fairseq.task import SamplingTask
+from esrl_fairseq.sampling_task import SamplingTask
 
 WITHOUT_EFFECT = {
     "sample_break_mode": ("none", "eos"),
@@ -65,6 +69,62 @@ def check_language_options(cfg: EsrlLanguageModelingConfig) -> None:
                 f"--{name.replace('_', '-')} does not go with --task esrl_language_modeling, where "
                 "each line of the data is a prompt: leave it out"
             )
+
+
+class PromptTask(LanguageModelingTask):
+    """fairseq's language modeling, on data sets of prompts.
+
+    Each line is an input. Its prompt are its first ``--prompt-tokens`` words, or all of them.
+    """
+
+    @classmethod
+    def setup_dictionary(cls, args: Any, **kwargs: Any) -> Any:
+        path = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
+        if not os.path.exists(path):
+            raise EsrlError(
+                f"there is no dictionary {path}: binarize the prompts with fairseq-preprocess "
+                "--only-source --srcdict, the dictionary that the model was trained with"
+            )
+        return super().setup_dictionary(args, **kwargs)
+
+    @property
+    def start(self) -> int:
+        """Id of what the model reads first, as in fairseq's generation with language models."""
+        dictionary = self.dictionary
+        return dictionary.bos() if self.args.add_bos_token else dictionary.eos()
+
+    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
+        # fairseq's own asks for targets, which models with an encoder do not know.
+        model = super(LanguageModelingTask, self).build_model(args, from_checkpoint)
+        if not is_decoder_only(model):
+            raise EsrlError(
+                "--task esrl_language_modeling trains language models, which "
+                f"{type(model).__name__} is not: choose an --arch such as transformer_lm, or "
+                "--task esrl_translation"
+            )
+        self.places = int(model.max_positions())
+        self.never = set(getattr(model, "never", ()))
+        self.pretrained = getattr(model, "pretrained", "")
+        self.word_decoder = getattr(model, "word_decoder", None)
+        return model
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Prompts, and the rests of their lines as targets."""
+        paths = utils.split_paths(self.args.data)
+        prefix = os.path.join(paths[(epoch - 1) % len(paths)], split)
+        lines = data_utils.load_indexed_dataset(
+            prefix, self.dictionary, self.args.dataset_impl, combine=combine
+        )
+        if lines is None:
+            raise EsrlError(
+                f"there are no prompts {prefix}: make them with fairseq-preprocess --only-source"
+            )
+        shuffle = split == self.args.train_subset
+        self.datasets[split] = prompt_dataset(
+            lines, self.dictionary, self.args.prompt_tokens, self.start, shuffle
+        )
 
 
 @register_task("esrl_language_modeling", dataclass=EsrlLanguageModelingConfig)

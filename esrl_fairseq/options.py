@@ -8,7 +8,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import CheckpointConfig
 from omegaconf import II
 
-from esrl_fairseq.checks import (
+from esrl_fairseq.checks.options import (
     check_baseline_options,
     check_controls,
     check_kl_options,

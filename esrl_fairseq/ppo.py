@@ -10,7 +10,7 @@ from torch import Tensor
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring.rescoring import Scores
-from esrl_fairseq.state.replay import Samples
+from esrl_fairseq.state.samples import Samples
 
 
 class Ppo:
@@ -52,42 +52,35 @@ class Ppo:
             counts = counts / scores.lengths.clamp(min=1).unsqueeze(1)
         return counts
 
-    def loss(
-        self,
-        scores: Scores,
-        rewards: Tensor,
-        rows: Rows,
-        inputs: int,
-        baseline: float,
-        old_log_probs: Tensor | None,
-    ) -> Tensor:
+    def loss(self, samples: Samples, scores: Scores, rewards: Tensor) -> Tensor:
         """The loss of each input, [inputs]."""
+        rows = samples.rows
         return ppo_loss(
             self.log_probs(scores, rows),
-            old_log_probs,
+            samples.old_log_probs,
             rewards,
             rows.input_index,
-            inputs,
+            samples.inputs,
             self.alpha,
-            baseline,
+            samples.baseline,
             rows.multiplicity,
             self.cfg.ppo_clip,
             self.counts(scores, rows),
         )
 
     @torch.no_grad()
-    def log(
-        self, samples: Samples, scores: Scores, rewards: Tensor, current_pass: int
-    ) -> dict[str, Any]:
+    def log(self, samples: Samples, current_pass: int) -> dict[str, Any]:
         """Sums over one batch of what PPO alone logs."""
+        rows, scores = samples.rows, samples.scores
+        assert scores is not None
         statistics = ppo_statistics(
-            self.log_probs(scores, samples.rows),
+            self.log_probs(scores, rows),
             samples.old_log_probs,
-            rewards,
+            torch.as_tensor(samples.rewards, device=rows.tokens.device),
             samples.baseline,
-            samples.rows.multiplicity,
+            rows.multiplicity,
             self.cfg.ppo_clip,
-            self.counts(scores, samples.rows),
+            self.counts(scores, rows),
         )
         log: dict[str, Any] = {f"ppo_{name}": value for name, value in statistics.items()}
         log["ppo_pass"] = current_pass

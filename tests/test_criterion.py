@@ -35,8 +35,10 @@ from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.sampling.options import check_sampling_options, elimination_ratio
+from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.capability import RECORD
-from esrl_fairseq.task import EsrlTranslationConfig, SamplingTask
+from esrl_fairseq.state.samples import Samples
+from esrl_fairseq.task import EsrlTranslationConfig
 
 OBJECTIVES = ("fused", "mrt", "reinforce", "rloo", "ppo")
 DYNAMIC = dict(
@@ -257,7 +259,9 @@ def test_duplicates_are_one_row(objective):
     assert rows.multiplicity.tolist() == [3, 2, 1] and rows.input_index.tolist() == [0, 1, 1]
     log_p = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
     scores = Scores(log_p, torch.zeros(3), torch.ones(3))
-    loss = run.criterion.objective(scores, torch.tensor([0.9, 0.2, 0.6]), rows, 2, 0.4)
+    rewards = np.float32([0.9, 0.2, 0.6])
+    samples = Samples(batch, None, rows, None, rewards, False, baseline=0.4, scores=scores)
+    loss = run.criterion.objective.losses(samples)
     (gradient,) = torch.autograd.grad(loss.sum(), log_p)
     q = torch.sigmoid(torch.tensor(0.5))  # of the second row against the third
     slope = 0.5 * q * (1 - q) * 0.4

@@ -24,6 +24,7 @@ from test_criterion import ALIKE, OBJECTIVES, Run
 from test_losses import ALPHA, Space, equal
 
 from esrl_fairseq.core import losses
+from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.core.kl import adapted_weight, penalised_rewards
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.options import EsrlCriterionConfig, kl_reference_file
@@ -366,7 +367,7 @@ class TestFile:
         models = [frozen.load_model(str(mle), task) for _ in range(3)]
         with torch.no_grad():
             next(models[2].parameters()).view(-1)[0] += 1e-6
-        one, same, other = (frozen.fingerprint(model.state_dict()) for model in models)
+        one, same, other = (fingerprint(model.state_dict()) for model in models)
         assert one == same != other and len(one) == 64
 
     def test_missing(self, task, tmp_path):

@@ -80,7 +80,7 @@ def model_digest(checkpoint: Path) -> str:
     """The same of the model in a checkpoint, whose file also has times of its training."""
     from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-    from esrl_fairseq.rescoring.frozen import fingerprint
+    from esrl_fairseq.core.fingerprint import fingerprint
 
     return fingerprint(load_checkpoint_to_cpu(str(checkpoint))["model"])[:DIGITS]
 

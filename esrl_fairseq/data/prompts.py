@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq import utils
-from fairseq.data import Dictionary, LanguagePairDataset, data_utils
-from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq.data import Dictionary, LanguagePairDataset
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.sampling.conditioning import is_decoder_only
 
 
 class PromptSide:
@@ -122,59 +118,3 @@ def check_references(dataset: LanguagePairDataset, split: str, never: set[int]) 
                 f"the reference in line {line + 1} of {split} has a token that ends texts of this "
                 "model, before its end: leave out such lines, or --prompt-tokens"
             )
-
-
-class PromptTask(LanguageModelingTask):
-    """fairseq's language modeling, on data sets of prompts.
-
-    Each line is an input. Its prompt are its first ``--prompt-tokens`` words, or all of them.
-    """
-
-    @classmethod
-    def setup_dictionary(cls, args: Any, **kwargs: Any) -> Any:
-        path = os.path.join(utils.split_paths(args.data)[0], "dict.txt")
-        if not os.path.exists(path):
-            raise EsrlError(
-                f"there is no dictionary {path}: binarize the prompts with fairseq-preprocess "
-                "--only-source --srcdict, the dictionary that the model was trained with"
-            )
-        return super().setup_dictionary(args, **kwargs)
-
-    @property
-    def start(self) -> int:
-        """Id of what the model reads first, as in fairseq's generation with language models."""
-        dictionary = self.dictionary
-        return dictionary.bos() if self.args.add_bos_token else dictionary.eos()
-
-    def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
-        # fairseq's own asks for targets, which models with an encoder do not know.
-        model = super(LanguageModelingTask, self).build_model(args, from_checkpoint)
-        if not is_decoder_only(model):
-            raise EsrlError(
-                "--task esrl_language_modeling trains language models, which "
-                f"{type(model).__name__} is not: choose an --arch such as transformer_lm, or "
-                "--task esrl_translation"
-            )
-        self.places = int(model.max_positions())
-        self.never = set(getattr(model, "never", ()))
-        self.pretrained = getattr(model, "pretrained", "")
-        self.word_decoder = getattr(model, "word_decoder", None)
-        return model
-
-    def load_dataset(
-        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
-    ) -> None:
-        """Prompts, and the rests of their lines as targets."""
-        paths = utils.split_paths(self.args.data)
-        prefix = os.path.join(paths[(epoch - 1) % len(paths)], split)
-        lines = data_utils.load_indexed_dataset(
-            prefix, self.dictionary, self.args.dataset_impl, combine=combine
-        )
-        if lines is None:
-            raise EsrlError(
-                f"there are no prompts {prefix}: make them with fairseq-preprocess --only-source"
-            )
-        shuffle = split == self.args.train_subset
-        self.datasets[split] = prompt_dataset(
-            lines, self.dictionary, self.args.prompt_tokens, self.start, shuffle
-        )

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from esrl_fairseq.core.losses import segment_sum
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring.rescoring import Scores
-from esrl_fairseq.rewards.scorer import Scored
+from esrl_fairseq.state.samples import Samples
 
 HISTOGRAM_BINS = 4
 """Samples per input are counted in quarters of K (and skipped inputs apart)."""
@@ -57,19 +56,18 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def training_log(
-    task: Any,
-    plan: Any,
-    rows: Rows,
-    scored: Scored,
-    scores: Scores,
-    losses: Tensor,
-    references: Tensor | None,
-    baseline: float,
-    objective: str,
-    seconds: dict[str, float],
+    options: Any, objective: str, samples: Samples, losses: Tensor, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """Sums over one batch; every rank has the same keys, so they can be added up."""
-    inputs, options = len(plan.counts), task.options
+    """Sums over one batch; every rank has the same keys, so they can be added up.
+
+    Args:
+        options: of the task, for the budget.
+        losses: ``[inputs]``.
+        seconds: by stage.
+    """
+    plan, rows, scored, scores = samples.plan, samples.rows, samples.scored, samples.scores
+    assert scores is not None
+    inputs = samples.inputs
     draws = rows.multiplicity.cpu().numpy()
     known = ~np.isnan(plan.capability)
     log: dict[str, Any] = {
@@ -78,8 +76,8 @@ def training_log(
         "rows": len(rows),
         "reward": float((scored.rewards * draws).sum()),
         "reward_squared": float((scored.rewards.astype(np.float64) ** 2 * draws).sum()),
-        "baseline": baseline,
-        "nll_references": -references.detach().sum() if references is not None else 0.0,
+        "baseline": samples.baseline,
+        "nll_references": nll_references(samples),
         "budget": inputs * (options.num_samples - options.min_samples),
         "optional": int(plan.counts.sum()) - inputs * options.min_samples,
         "temperature": float(plan.temperature.sum()),
@@ -102,6 +100,11 @@ def training_log(
     counts = np.bincount(quarter, minlength=HISTOGRAM_BINS + 1)
     log.update({f"quarter_{i}": int(count) for i, count in enumerate(counts)})
     return log
+
+
+def nll_references(samples: Samples) -> Any:
+    """Of the references, summed; 0 where the loss does not need it."""
+    return 0.0 if samples.references is None else -samples.references.detach().sum()
 
 
 def branches(objective: str, rows: Rows, inputs: int) -> dict[str, Tensor]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
-from torch import Tensor
 
+from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.errors import EsrlError
 
 logger = logging.getLogger(__name__)
@@ -77,12 +75,3 @@ def load_model(path: str, task: Any) -> Any:
             "--kl-reference the checkpoint of a fairseq model with the data's dictionaries"
         ) from error
     return model
-
-
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and values of a model's parameters and buffers, on the CPU."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

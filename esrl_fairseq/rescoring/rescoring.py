@@ -27,7 +27,7 @@ from esrl_fairseq.sampling.conditioning import (
     forward_arguments,
     reorder_encoder_out,
 )
-from esrl_fairseq.sampling.generation import kept_modes
+from esrl_fairseq.sampling.modes import training_mode
 
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
@@ -237,33 +237,3 @@ def unwrap(model: Any) -> Any:
     while hasattr(model, "module") and isinstance(model.module, nn.Module):
         model = model.module
     return model
-
-
-@contextlib.contextmanager
-def training_mode(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """Switch dropout; modes are restored at the end.
-
-    A recurrent module stays in training mode with its dropout at 0: cuDNN refuses to
-    differentiate one in eval mode. Layers of ``--checkpoint-activations`` keep their activations
-    within: backward would compute them again in the restored mode, and fairseq's checkpoints refuse
-    the ``autograd.grad`` of :func:`recomputed`, which bounds what is kept already.
-    """
-    recurrent = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    rates = [m.dropout for m in recurrent]
-    checkpointed: dict[Any, Any] = {
-        m: m.forward for m in model.modules() if hasattr(m, "precheckpoint_forward")
-    }
-    with kept_modes(model):
-        model.train(dropout)
-        for module in recurrent:
-            module.train()
-            module.dropout = module.dropout if dropout else 0.0
-        for layer in checkpointed:
-            layer.forward = layer.precheckpoint_forward
-        try:
-            yield
-        finally:
-            for module, rate in zip(recurrent, rates):
-                module.dropout = rate
-            for layer, forward in checkpointed.items():
-                layer.forward = forward

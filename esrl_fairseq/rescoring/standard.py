@@ -21,7 +21,6 @@ from esrl_fairseq.rescoring.rescoring import (
     RowScorer,
     Scores,
     in_place_of_decoder,
-    training_mode,
     unwrap,
 )
 from esrl_fairseq.sampling.conditioning import (
@@ -30,6 +29,7 @@ from esrl_fairseq.sampling.conditioning import (
     reorder_encoder_out,
 )
 from esrl_fairseq.sampling.generation import Draws, RowSampler
+from esrl_fairseq.sampling.modes import training_mode
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Draws a word for each row, from logits ``[rows, words]``, which it may overwrite, temperature and

@@ -16,7 +16,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from subword_nmt.apply_bpe import BPE
 from torch import Tensor
 
-from esrl_fairseq.checks import check_vocabulary_on_load, refuse_empty_lines
+from esrl_fairseq.checks.data import refuse_empty_lines
+from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.data.batches import SameBatches
 from esrl_fairseq.data.text import UNK_IN_HYPOTHESIS
 from esrl_fairseq.errors import EsrlError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rescoring.frozen import fingerprint
 from esrl_fairseq.reward_models.data import collate_rows
 from esrl_fairseq.reward_models.task import load_reward_model
 from esrl_fairseq.rewards.base import register_reward

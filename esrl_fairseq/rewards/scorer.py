@@ -21,7 +21,7 @@ from esrl_fairseq.data.text import (
     source_text,
 )
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards import Reward, score_rows
+from esrl_fairseq.rewards import Reward, build_reward, command_line_options, score_rows
 
 
 @dataclass
@@ -171,6 +171,27 @@ class Scorer:
             words=sum(lengths),
             reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
         )
+
+
+def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) -> Scorer:
+    """The scorer of the reward `name` with the options of the criterion, `cfg`.
+
+    Raises:
+        EsrlError: an option cannot be read, or what the reward needs is not there.
+    """
+    options = command_line_options(
+        cfg.reward, cfg.reward_options, cfg.reward_model, cfg.reward_device
+    )
+    bleu = {"tokenize": cfg.reward_tokenize, "smooth_method": cfg.reward_smoothing}
+    options["bleu"] = {**bleu, **options.get("bleu", {})}
+    return Scorer(
+        build_reward(name, part_options=options),
+        task,
+        None if cfg.reward_post_process == "none" else cfg.reward_post_process,
+        cfg.reward_detokenizer,
+        first_reference,
+        whole_text=task.reward_text == "whole",
+    )
 
 
 def _chain(first: Decode | None, then: Decode) -> Decode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from esrl_fairseq.compat import forget_casts
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows, moved
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
+from esrl_fairseq.sampling.modes import kept_modes
 from esrl_fairseq.sampling.steps import DecoderSteps, decoding_steps
 
 COMPACT_AT = 0.05
@@ -25,17 +25,6 @@ ROWS_AT_ONCE = (1024, 16384)
 """Rows in the decoder's batch, on a CPU and on other devices: more are not faster."""
 SCORED_AT_ONCE = 256
 """Rows that are projected to the vocabulary and sampled at once on a CPU."""
-
-
-@contextlib.contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Restore every module's training or eval mode at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _groups(counts: list[int], most: int) -> Iterator[slice]:

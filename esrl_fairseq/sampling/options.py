@@ -7,7 +7,7 @@ from typing import Optional
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
-from esrl_fairseq.checks import number_or_nan
+from esrl_fairseq.checks.options import number_or_nan
 from esrl_fairseq.core.schedules import neyman_counts, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 

@@ -3,49 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, is_dataclass
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from fairseq import utils
-from numpy.typing import NDArray
-from torch import Tensor
 
-from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rewards.scorer import Scored
 from esrl_fairseq.state.ranks import from_all_ranks, number_of_ranks, own_rank
+from esrl_fairseq.state.samples import Samples, pack, unpack
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Samples:
-    """A batch of inputs with what was drawn for them and what that is worth.
-
-    Attributes:
-        batch: fairseq's batch of the inputs.
-        plan: how they were sampled.
-        rows: what was drawn.
-        scored: the rows' true rewards.
-        rewards: float32 ``[rows]``, those that the loss gets.
-        dummy: whether fairseq made the batch up for a rank that has none left.
-        baseline: b, what the loss subtracts from the rewards.
-        kl: sum of the draws' log-ratios to the frozen model, 0 without one.
-        old_log_probs: float32 ``[rows, actions]`` under the policy that drew them, without
-            gradient; None in the update that draws them, whose own they are.
-    """
-
-    batch: dict[str, Any]
-    plan: Plan
-    rows: Rows
-    scored: Scored
-    rewards: NDArray[np.float32]
-    dummy: bool
-    baseline: float = 0.0
-    kl: float = 0.0
-    old_log_probs: Tensor | None = None
 
 
 class Replay:
@@ -108,7 +74,7 @@ class Replay:
     def keep(self, samples: Samples) -> None:
         """Keep what was drawn, with its ``old_log_probs``."""
         if self.passes > 1:
-            self._drawn.append(pack(samples))
+            self._drawn.append(pack(replace(samples, scores=None, references=None)))
 
     def commit(self) -> None:
         """The update is over; a collective if it drew its samples."""
@@ -145,34 +111,3 @@ class Replay:
             )
             return
         self._kept, self._first, self._epoch = kept, state["first"], state["epoch"]
-
-
-def pack(value: Any) -> Any:
-    """Samples as dictionaries of numbers and tensors, which are copies on the CPU."""
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {name: pack(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
-    return value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
-
-
-def unpack(packed: dict[str, Any], device: torch.device) -> Samples:
-    """The samples that :func:`pack` got, their batch and rows on ``device``."""
-
-    def arrays(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in values.items()}
-
-    there = utils.apply_to_sample(lambda tensor: tensor.to(device), packed)
-    return Samples(
-        batch=there["batch"],
-        plan=Plan(**arrays(packed["plan"])),
-        rows=Rows(**there["rows"]),
-        scored=Scored(**arrays(packed["scored"])),
-        rewards=packed["rewards"].numpy(),
-        dummy=packed["dummy"],
-        baseline=packed["baseline"],
-        kl=packed["kl"],
-        old_log_probs=there["old_log_probs"],
-    )

@@ -14,8 +14,8 @@ from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.rewards.scorer import Scorer
 from esrl_fairseq.state.capability import RECORD, Records
-from esrl_fairseq.state.replay import Samples
 from esrl_fairseq.state.rl_state import Visit
+from esrl_fairseq.state.samples import Samples
 
 
 class Observer:
@@ -30,10 +30,11 @@ class Observer:
     def __init__(self, task: Any, scorer: Scorer | None, noise: str | None):
         self.task, self.scorer, self.noise = task, scorer, noise
 
-    def visit(self, samples: Samples, scores: Scores) -> Visit:
+    def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
+        assert samples.scores is not None
         ids = samples.batch["id"].cpu().numpy()
-        records = input_records(samples.rows, samples.scored.rewards, scores, len(ids))
+        records = input_records(samples.rows, samples.scored.rewards, samples.scores, len(ids))
         records["capability"] = self.capability(samples, records)
         seen = records["samples"] > 0
         ids, records = ids[seen], records[seen]

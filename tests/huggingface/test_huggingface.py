@@ -25,6 +25,7 @@ from tiny_causal_lm import (
     transformers,
 )
 
+from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.core.sequences import append_rows
 from esrl_fairseq.data.prompts import check_references
@@ -35,7 +36,6 @@ from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 from esrl_fairseq.huggingface.words import HfTokenizer, Words, make_dictionary
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.rescoring import rescoring
-from esrl_fairseq.rescoring.frozen import fingerprint
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.rewards import base

@@ -17,3 +17,13 @@ def test_checkpoints_with_numpy_are_read(tmp_path):
     loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert loaded["args"] == saved["args"]
     np.testing.assert_equal(loaded["meters"], meters)
+
+
+def test_modules_are_found_under_their_old_names():
+    from esrl_fairseq.generation import RowSampler
+    from esrl_fairseq.text import UNK_IN_HYPOTHESIS
+
+    from esrl_fairseq.rescoring import rescore
+    from esrl_fairseq.sampling import generation
+
+    assert RowSampler is generation.RowSampler and callable(rescore) and UNK_IN_HYPOTHESIS

@@ -1,4 +1,4 @@
-"""Checks of options, data and checkpoints that fairseq does not make, with one sentence each."""
+"""Refusals of options that cannot work, and warnings of some that may not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 import math
 from typing import Any
 
-import numpy as np
 from fairseq.data import data_utils
-from torch import nn
 
 from esrl_fairseq.core.controls import PERMUTED
 from esrl_fairseq.errors import EsrlError
@@ -159,6 +157,25 @@ def check_post_process(name: str) -> None:
         ) from error
 
 
+def check_reward(reward: Any, capability: str) -> None:
+    """Refuse a reward that training cannot raise, or cannot take for a capability.
+
+    Raises:
+        EsrlError: naming the reward and what to choose.
+    """
+    if not reward.higher_is_better:
+        raise EsrlError(
+            f"training raises the reward, but lower is better for {reward.name!r}: give it a "
+            f"negative weight, --reward {reward.name}:-1"
+        )
+    low, high = reward.range
+    if capability == "reward" and not 0 <= low <= high <= 1:
+        raise EsrlError(
+            f"--capability reward needs a reward in [0, 1], {reward.name!r} lies in "
+            f"{(low, high)}: choose --capability entropy, bleu or none"
+        )
+
+
 def check_controls(cfg: Any) -> None:
     """Refuse controls that cannot work, and warn of those that are on.
 
@@ -197,111 +214,3 @@ def number_or_nan(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-WITH_TARGETS = "run fairseq-preprocess without --only-source"
-"""How data get references."""
-
-
-WITHOUT_EMPTY_LINES = "remove them from both sides and run fairseq-preprocess again"
-"""What to do about empty lines."""
-
-
-def check_training_data(
-    dataset: Any,
-    split: str,
-    references_for: str,
-    mend: str = WITH_TARGETS,
-    mend_empty: str = WITHOUT_EMPTY_LINES,
-) -> None:
-    """Refuse data with an empty line; it holds nothing to learn from.
-
-    Args:
-        dataset: a fairseq ``LanguagePairDataset``.
-        references_for: the option that needs target lines, too; empty if none does.
-        mend: see :func:`check_target_side`.
-        mend_empty: see :func:`refuse_empty_lines`.
-
-    Raises:
-        EsrlError: naming the first such line (counted from 1) and their number.
-    """
-    refuse_empty_lines(
-        dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}", mend_empty
-    )
-    if not references_for:
-        return
-    check_target_side(dataset, split, references_for, mend)
-    refuse_empty_lines(
-        dataset.tgt,
-        dataset.tgt_sizes,
-        dataset.tgt_dict,
-        f"target side (the references) of {split}",
-        mend_empty,
-    )
-
-
-WITHOUT_REFERENCES = {
-    "--reward": "choose a reward that needs none",
-    "--capability": "choose --capability entropy, reward or none",
-    "--mle-weight": "leave it out",
-    "--eval-bleu": "leave it out",
-}
-"""What to do about an option that needs references."""
-
-
-def check_target_side(
-    dataset: Any, split: str, references_for: str, mend: str = WITH_TARGETS
-) -> None:
-    """Refuse data without a target side where an option needs one.
-
-    Args:
-        dataset: a fairseq ``LanguagePairDataset``.
-        references_for: the option with its value; empty if none needs references.
-        mend: how to bring references, for the message.
-
-    Raises:
-        EsrlError: naming the option and what to choose instead.
-    """
-    if references_for and dataset.tgt is None:
-        raise EsrlError(
-            f"{split!r} has no target side, but {references_for} needs references: "
-            f"{WITHOUT_REFERENCES[references_for.split()[0]]}, or {mend}"
-        )
-
-
-def refuse_empty_lines(
-    lines: Any, sizes: Any, dictionary: Any, name: str, mend: str = WITHOUT_EMPTY_LINES
-) -> None:
-    """Refuse one side of a data set if it has an empty line; ``mend`` says what to do about it.
-
-    Raises:
-        EsrlError: naming the first such line (counted from 1) and their number.
-    """
-    special = {dictionary.pad(), dictionary.eos(), dictionary.bos()}
-    candidates = np.flatnonzero(np.asarray(sizes) <= 2)
-    empty = [i for i in candidates.tolist() if set(lines[i].tolist()) <= special]
-    if empty:
-        raise EsrlError(
-            f"the {name} has {len(empty)} empty line(s), the first is line {empty[0] + 1}: {mend}"
-        )
-
-
-def check_vocabulary_on_load(model: nn.Module, src_dict: Any, tgt_dict: Any) -> None:
-    """Have ``model`` refuse a checkpoint whose vocabulary has another size than the data's.
-
-    It is a plain ``SystemExit``: fairseq replaces any ``Exception`` in loading by its own, which
-    names neither vocabularies nor sizes.
-    """
-
-    def check(state: dict[str, Any], *_: Any) -> None:
-        for side, dictionary in (("encoder", src_dict), ("decoder", tgt_dict)):
-            weight = state.get(f"{side}.embed_tokens.weight")
-            if weight is not None and len(weight) != len(dictionary):
-                raise SystemExit(
-                    f"the checkpoint was trained with another vocabulary: its {side} has "
-                    f"{len(weight)} words, the data's dictionary has {len(dictionary)}; binarize "
-                    "the data with the checkpoint's dictionary (fairseq-preprocess "
-                    "--srcdict/--tgtdict), or choose another checkpoint"
-                )
-
-    model.register_load_state_dict_pre_hook(lambda _module, state, *args: check(state))

@@ -1,0 +1,1 @@
+"""Refusals and warnings that fairseq does not make, one sentence each."""

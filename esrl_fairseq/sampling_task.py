@@ -1,0 +1,242 @@
+"""What any task needs for ESRL: dynamic sampling, stage one, state that checkpoints keep."""
+
+import logging
+import os
+from typing import Any, Callable, Optional
+
+import torch
+from fairseq import utils
+from fairseq.sequence_generator import SequenceGenerator
+
+from esrl_fairseq import compat
+from esrl_fairseq.checks.data import (
+    WITH_TARGETS,
+    WITHOUT_EMPTY_LINES,
+    check_target_side,
+    check_training_data,
+)
+from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
+from esrl_fairseq.core.schedules import Plan
+from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.text import Decode
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitoring.warnings import Monitor
+from esrl_fairseq.rescoring.frozen import FrozenModel
+from esrl_fairseq.sampling.generation import RowSampler
+from esrl_fairseq.sampling.options import (
+    SamplingConfig,
+    check_sampling_options,
+)
+from esrl_fairseq.sampling.plans import least_plan, make_plan
+from esrl_fairseq.state.capability import data_fingerprint
+from esrl_fairseq.state.rl_state import RLState
+
+logger = logging.getLogger(__name__)
+
+
+MEMORY_ADVICE = (
+    "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
+    "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
+    "--max-tokens with a higher --update-freq, or --num-samples"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+
+
+class SamplingTask(SameBatches):
+    """What any task needs for ESRL; mixed in before the task's own class.
+
+    fairseq's hooks are the whole interface: ``train_step`` tells dummy batches apart,
+    ``optimizer_step`` ends an update, ``begin_epoch`` refreshes the capability quantiles,
+    ``get_checkpoint_dict``/``set_checkpoint_dict`` keep the RL state in the checkpoint.
+    """
+
+    options: SamplingConfig
+    rl: RLState
+    monitor: Monitor
+    dummy_batch = False
+    trained_by_reward = False  # set by the criterion, as are the next
+    references_for = ""  # the option that needs references; empty if none does
+    frozen: Optional[FrozenModel] = None
+    reference_splits: tuple[str, ...] = ()
+    """Splits whose inputs can have further references."""
+    mend_references = WITH_TARGETS  # what to do about data without references, for messages
+    mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
+    pretrained = ""  # what the model was before any training here, if it can be had again
+    word_decoder: Optional[Callable[[], Decode]] = None
+    """Loads what turns the data's words into text, where the model has it."""
+    reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
+
+    def start_sampling(self, options: SamplingConfig) -> None:
+        """Give the task its options and an empty RL state."""
+        check_sampling_options(options)
+        self.options = options
+        self.rl = RLState(options.capability_store or options.save_dir)
+        self.monitor = Monitor()
+        self.sampler: Optional[RowSampler] = None
+        self.shard = 0
+        if not compat.saves_task_state():
+            logger.warning(
+                "this fairseq does not keep a task's state in checkpoints: a resumed run begins "
+                "with an empty reward queue and capability store; fairseq-fixed keeps it"
+            )
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        if split == self.cfg.train_subset:
+            self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
+            check_training_data(
+                self.datasets[split],
+                split,
+                self.references_for,
+                self.mend_references,
+                self.mend_empty_lines,
+            )
+        elif self.trained_by_reward:
+            check_target_side(
+                self.datasets[split], split, self.valid_references_for(), self.mend_references
+            )
+
+    def valid_references_for(self) -> str:
+        """The option that needs references in validation; empty if none does."""
+        if getattr(self.cfg, "eval_bleu", False):
+            return "--eval-bleu"
+        return self.references_for if self.references_for.startswith("--reward") else ""
+
+    @classmethod
+    def load_dictionary(cls, filename: str) -> Any:
+        folder = os.path.dirname(filename) or "."
+        if not os.path.isdir(folder):
+            raise EsrlError(f"there is no folder {folder}: give the one of fairseq-preprocess")
+        if not os.path.exists(filename):
+            raise EsrlError(
+                f"there is no dictionary {filename}: are --source-lang and --target-lang those of "
+                "fairseq-preprocess? With --only-source it writes none for the target: copy that "
+                "of the data that the model was trained on"
+            )
+        return super().load_dictionary(filename)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        model = super().build_model(cfg, from_checkpoint)
+        check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
+        return model
+
+    def open_store(self) -> None:
+        """Open the current shard's capability store, once a shard."""
+        if self.shard not in self.rl.stores or self.rl.shard != self.shard:
+            dataset = self.datasets[self.cfg.train_subset]
+            self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
+
+    def frozen_model(self, model: Any) -> Any:
+        """The frozen model of the KL penalty, beside ``model`` (not wrapped); None without one."""
+        if self.frozen is None:
+            return None
+        frozen = self.frozen.beside(model)
+        self.rl.kl.measure_from(self.frozen.fingerprint)
+        return frozen
+
+    def plan(self, sample: dict[str, Any]) -> Plan:
+        """Dynamic sampling: samples and temperature of each input, before anything is generated."""
+        options, ids = self.options, sample["id"]
+        if self.dummy_batch:
+            return least_plan(options, len(ids))
+        self.open_store()
+        rl = self.rl
+        capability = rl.store.capability(ids.cpu().numpy())
+        return make_plan(
+            options, capability, rl.quantiles(ids), rl.variances(ids), rl.mean_variance
+        )
+
+    def build_sampler(self, model: Any) -> RowSampler:
+        """Stage one for ``model`` (not wrapped), built once."""
+        if self.sampler is None:
+            self.sampler = RowSampler(
+                [model],
+                self.target_dictionary,
+                max_len_a=self.options.sample_max_len_a,
+                max_len_b=self.options.sample_max_len_b,
+                min_len=self.options.sample_min_len,
+            )
+        return self.sampler
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Of sources and outputs, for the detokenizer."""
+        return self.cfg.source_lang, self.cfg.target_lang
+
+    def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
+        """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
+        generator = SequenceGenerator(
+            [model],
+            self.target_dictionary,
+            beam_size=beam,
+            max_len_a=self.options.sample_max_len_a,
+            max_len_b=self.options.sample_max_len_b,
+            min_len=self.options.sample_min_len,
+        )
+        return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        super().begin_epoch(epoch, model)
+        if self.trained_by_reward:
+            # Before the first batch: fairseq saves a crash.pt for errors in one.
+            self.open_store()
+            self.frozen_model(model)
+        self.rl.begin_epoch(epoch)
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        super().begin_valid_epoch(epoch, model)
+        self.monitor.begin_validation()
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        self.dummy_batch = ignore_grad
+        self.rl.replay.update = update_num
+        try:
+            return super().train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+            )
+        except (RuntimeError, MemoryError) as error:  # fairseq skips such a batch on a GPU
+            if out_of_memory(error):
+                logger.error(MEMORY_ADVICE)
+            raise
+
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        before = loss_scale(optimizer)
+        super().optimizer_step(optimizer, model, update_num)
+        if loss_scale(optimizer) < before:
+            return  # overflow with --amp: no step was taken, and fairseq repeats the batches
+        self.rl.commit()
+        if self.trained_by_reward:
+            self.monitor.end_update(optimizer.get_lr())
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """fairseq merges this into a checkpoint's ``extra_state``."""
+        return {
+            type(self).__name__: {"rl": self.rl.state_dict(), "monitor": self.monitor.state_dict()}
+        }
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
+        self.rl.load_state_dict(state["rl"])
+        self.monitor.load_state_dict(state["monitor"])
+
+
+def loss_scale(optimizer: Any) -> float:
+    """That of ``--amp``, which falls where a step is skipped; otherwise 1."""
+    scaler = getattr(optimizer, "scaler", None)
+    return scaler.get_scale() if isinstance(scaler, torch.amp.GradScaler) else 1.0

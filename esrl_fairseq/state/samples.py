@@ -1,0 +1,91 @@
+"""What goes from stage to stage of an update, and into checkpoints for later ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import utils
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esrl_fairseq.core.schedules import Plan
+from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.rescoring.rescoring import Scores
+from esrl_fairseq.rewards.scorer import Scored
+
+
+@dataclass
+class Samples:
+    """A batch of inputs with what was drawn for them and what that is worth.
+
+    It goes from stage to stage of an update, and each writes what it found.
+
+    Attributes:
+        batch: fairseq's batch of the inputs.
+        plan: how they were sampled.
+        rows: what was drawn.
+        scored: the rows' true rewards.
+        rewards: float32 ``[rows]``, those that the loss gets.
+        dummy: whether fairseq made the batch up for a rank that has none left.
+        baseline: b, what the loss subtracts from the rewards.
+        kl: sum of the draws' log-ratios to the frozen model, 0 without one.
+        old_log_probs: float32 ``[rows, actions]`` under the policy that drew them, without
+            gradient; None in the update that draws them, whose own they are.
+        scores: what stage two knows of the rows; None before it.
+        references: log-probabilities ``[inputs]`` of the references, with gradient; None where
+            the loss does not need them.
+    """
+
+    batch: dict[str, Any]
+    plan: Plan
+    rows: Rows
+    scored: Scored
+    rewards: NDArray[np.float32]
+    dummy: bool
+    baseline: float = 0.0
+    kl: float = 0.0
+    old_log_probs: Tensor | None = None
+    scores: Scores | None = None
+    references: Tensor | None = None
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs the batch has."""
+        return len(self.batch["id"])
+
+
+def pack(value: Any) -> Any:
+    """Samples as dictionaries of numbers and tensors, which are copies on the CPU.
+
+    What has a gradient is this update's own: give them without ``scores`` and ``references``.
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: pack(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    return value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
+
+
+def unpack(packed: dict[str, Any], device: torch.device) -> Samples:
+    """The samples that :func:`pack` got, their batch and rows on ``device``."""
+
+    def arrays(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in values.items()}
+
+    there = utils.apply_to_sample(lambda tensor: tensor.to(device), packed)
+    return Samples(
+        batch=there["batch"],
+        plan=Plan(**arrays(packed["plan"])),
+        rows=Rows(**there["rows"]),
+        scored=Scored(**arrays(packed["scored"])),
+        rewards=packed["rewards"].numpy(),
+        dummy=packed["dummy"],
+        baseline=packed["baseline"],
+        kl=packed["kl"],
+        old_log_probs=there["old_log_probs"],
+    )
