@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import importlib
 import inspect
 import sys
@@ -72,6 +73,31 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
+def tell_tasks_of_the_start() -> None:
+    """Call a task's ``before_loading`` and ``after_loading`` around the loading of the checkpoint
+    that a training starts from, on every rank.
+
+    Reason: fairseq has no hook between building and training. Only there are the whole
+    configuration, the model and the start's checkpoint known, and nothing is lost yet.
+    Remove when: fairseq gives tasks such a hook.
+    """
+    load = checkpoint_utils.load_checkpoint
+    if getattr(load, "tells_tasks", False):
+        return
+
+    @functools.wraps(load)
+    def load_checkpoint(cfg: Any, trainer: Any, **keywords: Any) -> Any:
+        if not hasattr(trainer.task, "before_loading"):
+            return load(cfg, trainer, **keywords)
+        trainer.task.before_loading(trainer)
+        extra_state, epoch_itr = load(cfg, trainer, **keywords)
+        trainer.task.after_loading(trainer, epoch_itr)
+        return extra_state, epoch_itr
+
+    load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -104,3 +130,4 @@ def apply() -> None:
     """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
     give_numpy_long_back()
+    tell_tasks_of_the_start()

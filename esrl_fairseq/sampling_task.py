@@ -182,6 +182,13 @@ class SamplingTask(SameBatches):
         )
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
+    def before_loading(self, trainer: Any) -> None:
+        """Before the checkpoint is loaded that the run starts from (see compat.py): refuse what
+        does not fit together."""
+
+    def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
+        """After that, before the first update."""
+
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)
         if self.trained_by_reward:
