@@ -7,9 +7,10 @@ import collections
 import functools
 import importlib
 import inspect
+import logging
 import sys
 import types
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -96,6 +97,28 @@ def tell_tasks_of_the_start() -> None:
 
     load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+class _AtEnd(logging.Handler):
+    """Calls back when fairseq logs that training is over."""
+
+    def __init__(self, call: Callable[[], None]):
+        super().__init__(logging.INFO)
+        self.call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("done training"):
+            logging.getLogger("fairseq_cli.train").removeHandler(self)
+            self.call()
+
+
+def at_end_of_training(call: Callable[[], None]) -> None:
+    """Have ``call`` called once when training has ended without an error.
+
+    Reason: fairseq tells nobody; its log line is the only sign that is the same for every launcher.
+    Remove when: fairseq gives tasks a hook at the end.
+    """
+    logging.getLogger("fairseq_cli.train").addHandler(_AtEnd(call))
 
 
 MOVED = {

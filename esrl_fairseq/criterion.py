@@ -120,7 +120,7 @@ class EsrlCriterion(FairseqCriterion):
     def train(self, mode: bool = True) -> "EsrlCriterion":
         """fairseq calls it with True before the batches of each update."""
         if mode:
-            self.task.rl.begin_update()
+            self.task.begin_update()
         return super().train(mode)
 
     def draw(self, model: Any, sample: dict[str, Any], clock: logs.Clock) -> Samples:

@@ -222,6 +222,14 @@ class EsrlCriterionConfig(FairseqDataclass):
             "always drawn with the same random numbers"
         },
     )
+    check_start: ChoiceEnum(["stop", "warn", "off"]) = field(  # type: ignore[valid-type]
+        default="stop",
+        metadata={
+            "help": "validate the start model before the first update, and stop where it knows "
+            "nothing of the task (reward near 0, or a perplexity above the vocabulary's size); "
+            "warn: train nevertheless; off: do not validate it"
+        },
+    )
     reward_control: ChoiceEnum(["none", "constant", "shuffled"]) = field(  # type: ignore[valid-type]
         default="none",
         metadata={

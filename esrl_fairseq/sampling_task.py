@@ -20,8 +20,10 @@ from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitoring.outcome import Outcome
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.rescoring.frozen import FrozenModel
+from esrl_fairseq.run import Run
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.options import (
     SamplingConfig,
@@ -62,6 +64,7 @@ class SamplingTask(SameBatches):
     trained_by_reward = False  # set by the criterion, as are the next
     references_for = ""  # the option that needs references; empty if none does
     frozen: Optional[FrozenModel] = None
+    run: Optional[Run] = None  # while it trains
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
     mend_references = WITH_TARGETS  # what to do about data without references, for messages
@@ -75,8 +78,11 @@ class SamplingTask(SameBatches):
         """Give the task its options and an empty RL state."""
         check_sampling_options(options)
         self.options = options
-        self.rl = RLState(options.capability_store or options.save_dir)
+        # Of a program's own configuration, without the other parts of fairseq's, it is no bool.
+        save_dir = None if options.no_save is True else options.save_dir
+        self.rl = RLState(options.capability_store or save_dir)
         self.monitor = Monitor()
+        self.outcome = Outcome()
         self.sampler: Optional[RowSampler] = None
         self.shard = 0
         if not compat.saves_task_state():
@@ -183,11 +189,15 @@ class SamplingTask(SameBatches):
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
     def before_loading(self, trainer: Any) -> None:
-        """Before the checkpoint is loaded that the run starts from (see compat.py): refuse what
-        does not fit together."""
+        """Before the checkpoint is loaded that the run starts from (see compat.py)."""
+        if self.trained_by_reward:
+            self.run = Run(trainer)
+            self.run.check()
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
         """After that, before the first update."""
+        if self.run is not None:
+            self.run.begin(epoch_itr)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)
@@ -196,10 +206,37 @@ class SamplingTask(SameBatches):
             self.open_store()
             self.frozen_model(model)
         self.rl.begin_epoch(epoch)
+        if self.run is not None:
+            self.run.rescue.begin_epoch()
+
+    def begin_update(self) -> None:
+        """The criterion tells of it before the batches of each update."""
+        self.rl.begin_update()
+        if self.run is not None:
+            self.run.begin_update()
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if self.run is not None and dataset is self.datasets[self.cfg.train_subset]:
+            self.run.rescue.epoch_itr = batches
+        return batches
 
     def begin_valid_epoch(self, epoch: int, model: Any) -> None:
         super().begin_valid_epoch(epoch, model)
         self.monitor.begin_validation()
+        if self.run is not None:
+            self.run.begin_validation()
+
+    def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
+        """fairseq gives what it logs of each validated subset."""
+        if self.run is not None:
+            self.run.validated(stats)
+
+    def reduce_metrics(self, logging_outputs: Any, criterion: Any) -> None:
+        """fairseq gives what the batches of an update logged, of all ranks."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.run is not None and logging_outputs and "draws" in logging_outputs[0]:
+            self.run.updated(logging_outputs)
 
     def train_step(
         self,
@@ -217,9 +254,20 @@ class SamplingTask(SameBatches):
             return super().train_step(
                 sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
             )
-        except (RuntimeError, MemoryError) as error:  # fairseq skips such a batch on a GPU
+        except Exception as error:
             if out_of_memory(error):
                 logger.error(MEMORY_ADVICE)
+                raise  # fairseq skips such a batch on a GPU
+            if self.run is not None:
+                self.run.failed(error, in_update=True)
+            raise
+
+    def valid_step(self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any) -> Any:
+        try:
+            return super().valid_step(sample, model, criterion, **kwargs)
+        except Exception as error:
+            if self.run is not None and not out_of_memory(error):
+                self.run.failed(error, in_update=False)
             raise
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
@@ -234,13 +282,18 @@ class SamplingTask(SameBatches):
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """fairseq merges this into a checkpoint's ``extra_state``."""
         return {
-            type(self).__name__: {"rl": self.rl.state_dict(), "monitor": self.monitor.state_dict()}
+            type(self).__name__: {
+                "rl": self.rl.state_dict(),
+                "monitor": self.monitor.state_dict(),
+                "outcome": self.outcome.state_dict(),
+            }
         }
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])
+        self.outcome.load_state_dict(state.get("outcome", {}))  # not in those before it was kept
 
 
 def loss_scale(optimizer: Any) -> float:

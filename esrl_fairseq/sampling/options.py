@@ -81,6 +81,7 @@ class SamplingConfig(FairseqDataclass):
         metadata={"help": "folder of the capability store's files (default: --save-dir)"},
     )
     save_dir: Optional[str] = II("checkpoint.save_dir")
+    no_save: bool = II("checkpoint.no_save")
 
 
 @dataclass

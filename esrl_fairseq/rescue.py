@@ -1,0 +1,111 @@
+"""A run that fails in the middle keeps its last state: the same command goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.distributed.fully_sharded_data_parallel import FSDP
+from omegaconf import OmegaConf
+
+logger = logging.getLogger(__name__)
+
+
+class Rescue:
+    """Saves what the last whole update left, when a later one or a validation fails.
+
+    Nothing of an update that failed is in the state: parameters change in the optimizer's step,
+    RL state after it (:meth:`RLState.commit`). Only fairseq's place in the data has moved on.
+
+    Args:
+        trainer: fairseq's.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.epoch_itr: Any = None  # over the training data, in the current epoch
+        self.batches = 0  # of the epoch that whole updates have used
+        self.fetched = 0  # and with those of the current update
+        self.updates = trainer.get_num_updates()
+
+    def begin(self, epoch_itr: Any) -> None:
+        """The first epoch of this process follows; until then the start is all there is."""
+        self.epoch_itr = epoch_itr
+        self.updates = self.trainer.get_num_updates()
+
+    def begin_epoch(self) -> None:
+        """The epoch's batches follow."""
+        self.batches = self.fetched = self.epoch_itr.iterations_in_epoch
+
+    def begin_update(self) -> None:
+        """An update's batches have been fetched; --amp may try the same ones again."""
+        fetched = self.epoch_itr.iterations_in_epoch
+        if fetched != self.fetched:
+            self.batches, self.fetched = self.fetched, fetched
+
+    def save(self, in_update: bool) -> str:
+        """Save, if there is anything new that can be, and tell what came of it.
+
+        Args:
+            in_update: the current update's batches were not used.
+        """
+        cfg, trainer = self.trainer.cfg.checkpoint, self.trainer
+        updates = trainer.get_num_updates()
+        if cfg.no_save or cfg.no_last_checkpoints:
+            return ""
+        if updates == self.updates:
+            return ""
+        if not self.can_save():
+            return "the last checkpoint is the last state that there is"
+        self.save_last(None, self.batches if in_update else None)
+        self.updates = updates
+        path = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
+        return f"the state after update {updates} is in {path}: the same command goes on from there"
+
+    def save_last(self, val_loss: float | None, batches: int | None) -> None:
+        """checkpoint_last.pt and, if ``val_loss`` is the best, checkpoint_best.pt."""
+        cfg = OmegaConf.create(OmegaConf.to_container(self.trainer.cfg.checkpoint))
+        cfg.save_interval_updates, cfg.keep_interval_updates, cfg.keep_last_epochs = 0, -1, -1
+        cfg.no_epoch_checkpoints = True
+        place = _Place(self.epoch_itr, batches)
+        checkpoint_utils.save_checkpoint(cfg, self.trainer, place, val_loss)
+
+    def can_save(self) -> bool:
+        """Whether this process can save without the others, which may not have failed."""
+        trainer = self.trainer
+        alone = trainer.data_parallel_world_size == 1
+        sharded = trainer.cfg.distributed_training.zero_sharding == "os" or isinstance(
+            trainer.model, FSDP
+        )
+        return alone or (trainer.data_parallel_rank == 0 and not sharded)
+
+
+class _Place:
+    """What fairseq's saving asks an iterator over batches.
+
+    Args:
+        epoch_itr: fairseq's.
+        batches: of the epoch that were used; None where its own place is right.
+    """
+
+    def __init__(self, epoch_itr: Any, batches: int | None):
+        self.epoch_itr, self.batches = epoch_itr, batches
+        self.epoch = epoch_itr.epoch
+
+    def end_of_epoch(self) -> bool:
+        """Whether the epoch's last batch was used."""
+        return self.batches is None and self.epoch_itr.end_of_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        if self.batches is None:
+            state: dict[str, Any] = self.epoch_itr.state_dict()
+            return state
+        return {
+            "version": 2,
+            "epoch": self.epoch,
+            "iterations_in_epoch": self.batches,
+            "shuffle": self.epoch_itr.shuffle,
+        }

@@ -1,0 +1,147 @@
+"""Around the updates of a run: checks before the first one, progress, and what it came to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from esrl_fairseq.compat import at_end_of_training
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitoring.outcome import next_command
+from esrl_fairseq.monitoring.progress import Progress
+from esrl_fairseq.monitoring.summary import summary
+from esrl_fairseq.rescoring.rescoring import unwrap
+from esrl_fairseq.rescue import Rescue
+from esrl_fairseq.sampling.conditioning import is_decoder_only
+from esrl_fairseq.start.first_validation import OFF, judge_start, validate_now
+from esrl_fairseq.start.metric import check_best_metric, check_logged
+from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
+from esrl_fairseq.state.ranks import own_rank
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """One training run, from what it starts from to what it came to.
+
+    Args:
+        trainer: fairseq's; its task samples.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer, self.cfg, self.task = trainer, trainer.cfg, trainer.task
+        self.criterion = trainer.get_criterion()
+        self.start = self.find_start()
+        self.progress = Progress(None if own_rank() else self.cfg.common.log_interval)
+        self.rescue = Rescue(trainer)
+        self.subset_open = False  # whether the next validated subset is a validation's first
+        self.stats: Mapping[str, Any] = {}
+
+    def find_start(self) -> Start:
+        """Where the parameters come from; a model of Hugging Face is one, too."""
+        found = find_start(self.cfg.checkpoint, self.trainer.checkpoint_suffix)
+        if found.kind == NONE and self.task.pretrained:
+            return Start(self.task.pretrained, "--hf-model", STARTED)
+        return found
+
+    def check(self) -> None:
+        """Before the start's checkpoint is loaded: refuse what does not fit together."""
+        check_best_metric(self.cfg, self.task, self.has_references())
+        if self.start.kind == NONE:
+            logger.warning(
+                "no start model is given, so that a model with random weights is trained, which "
+                "rewards teach next to nothing: give a trained one with --finetune-from-model"
+            )
+
+    def has_references(self) -> bool:
+        """Whether the first validation set has references."""
+        dataset = self.task.datasets.get(self.cfg.dataset.valid_subset.split(",")[0])
+        return getattr(dataset, "tgt", None) is not None
+
+    def begin(self, epoch_itr: Any) -> None:
+        """All is loaded: say what is trained, and validate the start model."""
+        self.rescue.begin(epoch_itr)
+        self.say_what_is_trained()
+        if own_rank() == 0:
+            at_end_of_training(self.end)
+        severity = self.criterion.cfg.check_start
+        if self.cfg.dataset.disable_validation:
+            return
+        if self.task.outcome.due:  # the last one failed, and ended the run
+            found = validate_now(self.trainer, epoch_itr)
+            self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
+        if self.start.kind == RESUMED or severity == OFF:
+            return
+        validate_now(self.trainer, epoch_itr)
+        reward = self.criterion.scorer.reward
+        low, high = reward.range
+        judge_start(
+            self.start,
+            self.stats,
+            len(self.task.target_dictionary),
+            reward.needs_references and low == 0 and high <= 1,
+            severity,
+            self.criterion.cfg.reward_post_process,
+        )
+
+    def say_what_is_trained(self) -> None:
+        """A few lines on rank 0."""
+        if own_rank():
+            return
+        parameters = sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
+        start = self.start.path or "random weights"
+        if self.start.kind == RESUMED:
+            start = f"{start}, where this run was interrupted"
+        inputs = len(self.task.datasets[self.cfg.dataset.train_subset])
+        for line in summary(self.trainer, start, parameters, inputs):
+            logger.info(line)
+
+    def begin_update(self) -> None:
+        """The batches of an update follow."""
+        self.rescue.begin_update()
+        self.progress.begin_update()
+
+    def begin_validation(self) -> None:
+        """The subsets of a validation follow."""
+        self.subset_open = True
+
+    def validated(self, stats: Mapping[str, Any]) -> None:
+        """A subset was validated."""
+        first, self.subset_open = self.subset_open, False
+        if not first:
+            return
+        check_logged(self.cfg.checkpoint.best_checkpoint_metric, sorted(stats))
+        self.stats = stats
+        if "reward" in stats:
+            self.task.outcome.add(float(stats["reward"]), self.trainer.get_num_updates())
+
+    def updated(self, outputs: list[dict[str, Any]]) -> None:
+        """An update is over; ``outputs`` are the sums that its batches logged."""
+        self.progress.add(outputs, self.task.rl.replay.update + 1)
+
+    def failed(self, error: Exception, in_update: bool) -> None:
+        """A batch of an update, or of a validation, raised: save the last state, and end the run.
+
+        It never returns. What ends the run is no ``Exception`` that fairseq would write a crash.pt
+        for, which no run can go on from.
+        """
+        self.task.outcome.due = self.task.outcome.due or not in_update
+        saved = self.rescue.save(in_update)
+        if isinstance(error, EsrlError):
+            raise SystemExit("; ".join(filter(None, [str(error), saved])))
+        if saved:
+            logger.error(saved)
+        if isinstance(error, RuntimeError):
+            raise error
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def end(self) -> None:
+        """Say what the run came to, and what to do next."""
+        cfg = self.cfg.checkpoint
+        by_reward = cfg.best_checkpoint_metric == "reward"
+        logger.info(self.task.outcome.sentence(cfg.save_dir, by_reward, not cfg.no_save))
+        if not cfg.no_save:
+            decoder_only = is_decoder_only(unwrap(self.trainer.model))
+            post_process = self.criterion.cfg.reward_post_process
+            logger.info("next: %s", next_command(self.cfg, post_process, decoder_only))
