@@ -30,6 +30,7 @@ from esrl_fairseq.sampling.options import (
     check_sampling_options,
 )
 from esrl_fairseq.sampling.plans import least_plan, make_plan
+from esrl_fairseq.start.dictionary import ENTRY, fingerprints
 from esrl_fairseq.state.capability import data_fingerprint
 from esrl_fairseq.state.rl_state import RLState
 
@@ -286,6 +287,7 @@ class SamplingTask(SameBatches):
                 "rl": self.rl.state_dict(),
                 "monitor": self.monitor.state_dict(),
                 "outcome": self.outcome.state_dict(),
+                ENTRY: fingerprints(self),
             }
         }
 

@@ -19,7 +19,7 @@ WEAK = 0.03
 
 
 def validate_now(trainer: Any, epoch_itr: Any) -> float | None:
-    """fairseq's own validation, logged as the current update's; the metric of the best checkpoint."""
+    """fairseq's own validation, logged as the current update's; the best checkpoint's metric."""
     from fairseq_cli.train import validate  # imports the training script: only where one runs
 
     subsets = trainer.cfg.dataset.valid_subset.split(",")

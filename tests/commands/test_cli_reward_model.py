@@ -211,7 +211,7 @@ def test_a_language_model_by_a_reward_model(commands, judged, trained, tmp_path)
     file = trained[0] / "checkpoint_best.pt"
     result = commands.succeed(
         *["fairseq-train", data, "--user-dir", USER_DIR, "--save-dir", tmp_path / "rl", COMMON, LM],
-        "--task esrl_language_modeling --criterion esrl --lr 1e-3 --max-update 3",
+        "--task esrl_language_modeling --criterion esrl --lr 1e-3 --max-update 3 --check-start off",
         "--prompt-tokens 1 --num-samples 1 --sample-max-len-b 8 --valid-beam 0",
         *["--reward model --reward-model", file],
     )
