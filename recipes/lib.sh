@@ -95,10 +95,10 @@ Choose another ESRL_WORK_DIR (for ESRL alone another ESRL_RUN), or delete that o
     printf '[%5d s] %s: done in %d s\n' "$SECONDS" "$name" $((SECONDS - begun))
 }
 
-# Of a step's output, what tells how far it is: our own lines ('> …'), fairseq's log intervals,
+# Of a step's output, what tells how far it is: lines of recipes ('> …'), of esrl_fairseq, log intervals,
 # validations and warnings.
 progress() {
-    sed -u -n -E '/^(> |error: )|\| (INFO \| (train_inner|valid) \||WARNING \|)/ {
+    sed -u -n -E '/^(> |error: )|\| (INFO \| (train_inner|valid|esrl_fairseq[.a-z_]*) \||WARNING \|)/ {
         s/^[0-9-]+ ([0-9:]+) \| (INFO|WARNING) \| /\1 /; s/^/          /; s/^(.{400}).*/\1…/; p
     }'
 }
