@@ -9,6 +9,7 @@ import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
+from esrl_fairseq.checks.idle import warn_of_idle_options
 from esrl_fairseq.checks.options import check_comparison, check_dropout, check_reward
 from esrl_fairseq.core.baselines import build_baseline
 from esrl_fairseq.core.controls import control_rewards
@@ -30,12 +31,12 @@ from esrl_fairseq.rescoring.rescoring import Scores, rescore, unwrap
 from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
 from esrl_fairseq.rewards.scorer import Scored, build_scorer
 from esrl_fairseq.sampling.conditioning import reference_tokens
-from esrl_fairseq.sampling.options import elimination_ratio, fewest_samples
+from esrl_fairseq.sampling.options import deciding_capability, fewest_samples, often_one_sample
 from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
-from esrl_fairseq.state.visits import Observer, of_draws
+from esrl_fairseq.state.visits import build_observer, of_draws
 from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,8 @@ class EsrlCriterion(FairseqCriterion):
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
         options = task.options
-        fewest = fewest_samples(options)
-        check_comparison(cfg.objective, options.num_samples, fewest)
-        # With a number as β, single samples are for the few most capable inputs alone.
-        by_spread = elimination_ratio(options) is None
-        check_dropout(cfg, options.num_samples == 1 or (by_spread and fewest == 1))
+        check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
+        check_dropout(cfg, often_one_sample(options))
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
         )
@@ -70,24 +68,23 @@ class EsrlCriterion(FairseqCriterion):
             task.rl.replay = Replay(cfg.ppo_passes, self.objective.ppo.kind)
         self.scorer = build_scorer(cfg, task, cfg.reward)
         logger.info("reward: %s", self.scorer.reward.signature())
-        capability_scorer = None  # the reward's
-        if task.options.capability == "bleu" and (cfg.reward != "bleu" or task.reference_splits):
-            # BLEU grows with the number of references, which inputs can have different ones of.
-            capability_scorer = build_scorer(cfg, task, "bleu", first_reference=True)
-        self.observer = Observer(task, capability_scorer, cfg.capability_noise)
+        capability = deciding_capability(options)
+        check_reward(self.scorer.reward, capability)
+        self.observer = build_observer(cfg, task, self.scorer.reward, capability)
+        warn_of_idle_options(cfg, options, capability, self.scorer.reward)
         task.trained_by_reward = True
-        task.references_for = self._references_for()
-        check_reward(self.scorer.reward, task.options.capability)
+        task.references_for = self._references_for(capability)
+        task.references_optional = self.scorer.reward.references_optional
 
     @classmethod
     def build_criterion(cls, cfg: EsrlCriterionConfig, task: Any) -> "EsrlCriterion":
         return cls(cfg, task)
 
-    def _references_for(self) -> str:
+    def _references_for(self, capability: str) -> str:
         """The option that needs references; empty if none does."""
         if self.scorer.reward.needs_references:
             return f"--reward {self.cfg.reward}"
-        if self.task.options.capability == "bleu":
+        if capability == "bleu":
             return "--capability bleu"
         return f"--mle-weight {self.cfg.mle_weight}" if self.cfg.mle_weight > 0 else ""
 

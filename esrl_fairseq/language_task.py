@@ -40,8 +40,9 @@ class EsrlLanguageModelingConfig(PromptConfig, SamplingConfig, LanguageModelingC
         default="reward",
         metadata={
             "help": "what tells how well the model handles a prompt, from the prompt's last visit: "
-            "mean reward of its samples (which must lie in [0, 1]), their confidence (entropy), "
-            "their mean sentence BLEU, or none: always K samples"
+            "mean reward of its samples (which must lie in [0, 1] where samples or temperatures "
+            "follow it), their confidence (entropy), their mean sentence BLEU, or none: always K "
+            "samples"
         },
     )
     sample_max_len_a: float = field(

@@ -100,7 +100,10 @@ class EsrlCriterionConfig(FairseqDataclass):
     )
     length_normalization: bool = field(
         default=False,
-        metadata={"help": "divide log-probabilities by length; needs a --risk-alpha made for that"},
+        metadata={
+            "help": "divide log-probabilities by length; --objective fused and mrt then need a "
+            "--risk-alpha made for that"
+        },
     )
     reward_baseline: ChoiceEnum(list(KINDS)) = field(  # type: ignore[valid-type]
         default="fifo",
@@ -266,10 +269,11 @@ def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> N
     """
     if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
         raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
-    if cfg.length_normalization and cfg.risk_alpha is None:
+    sharpness = cfg.objective in ("fused", "mrt")  # to the others α is a scale alone
+    if cfg.length_normalization and cfg.risk_alpha is None and sharpness:
         raise EsrlError(
-            "--length-normalization needs a --risk-alpha of its own: the default is made for "
-            "log-probabilities summed over a sentence (try 0.1)"
+            f"--length-normalization with --objective {cfg.objective} needs a --risk-alpha of its "
+            "own: the default is made for log-probabilities summed over a sentence (try 0.1)"
         )
     check_baseline_options(cfg)
     check_ppo_options(cfg)

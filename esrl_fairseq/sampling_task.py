@@ -64,6 +64,7 @@ class SamplingTask(SameBatches):
     dummy_batch = False
     trained_by_reward = False  # set by the criterion, as are the next
     references_for = ""  # the option that needs references; empty if none does
+    references_optional = False  # whether the reward gets references where there are some
     frozen: Optional[FrozenModel] = None
     run: Optional[Run] = None  # while it trains
     reference_splits: tuple[str, ...] = ()
@@ -109,6 +110,8 @@ class SamplingTask(SameBatches):
             check_target_side(
                 self.datasets[split], split, self.valid_references_for(), self.mend_references
             )
+        if self.references_optional and self.datasets[split].tgt is None:
+            logger.info("%r has no target side: the reward gets no references", split)
 
     def valid_references_for(self) -> str:
         """The option that needs references in validation; empty if none does."""

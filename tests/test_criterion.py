@@ -34,7 +34,11 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.rescoring.rescoring import Scores
-from esrl_fairseq.sampling.options import check_sampling_options, elimination_ratio
+from esrl_fairseq.sampling.options import (
+    check_sampling_options,
+    deciding_capability,
+    elimination_ratio,
+)
 from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.capability import RECORD
 from esrl_fairseq.state.samples import Samples
@@ -371,10 +375,12 @@ def test_visit(kind):
             "reward_mean": rewards[own].mean(),
             "reward_std": rewards[own].std(),
             "entropy": mean_entropy,
-            "capability": 1 - mean_entropy / math.log(len(TARGET))
-            if kind == "entropy"
-            else rewards[own].mean(),
         }
+        capability = {"entropy": 1 - mean_entropy / math.log(len(TARGET))}
+        if kind == "none":
+            assert np.isnan(record["capability"])
+        else:
+            expected["capability"] = capability.get(kind, rewards[own].mean())
         for name, value in expected.items():
             assert math.isclose(record[name], value, rel_tol=1e-4, abs_tol=1e-4), name
 
@@ -631,8 +637,8 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
     with pytest.raises(EsrlError, match=f"--objective {objective} compares.*--num-samples is 1"):
         make_criterion(make_task(num_samples=1), objective=objective)
     beta = {"elimination_ratio": 0.3}
-    for quiet in ({"min_samples": 2}, {"capability": "none"}):
-        make_criterion(make_task(**beta, **quiet), objective=objective)
+    for quiet in ({**beta, "min_samples": 2}, {"capability": "none"}):
+        make_criterion(make_task(**quiet), objective=objective)
     make_criterion(make_task(**beta), objective="fused")
     # Shrinkage leaves inputs of 3 or more samples two at least, of 2 samples perhaps one.
     make_criterion(make_task(num_samples=3), objective=objective)
@@ -777,6 +783,14 @@ def test_bad_options_of_the_criterion(options, message):
         make_criterion(make_task(), **options)
 
 
+@pytest.mark.parametrize("objective", ["reinforce", "rloo", "ppo"])
+def test_length_normalization_needs_no_alpha_where_that_is_a_scale(objective):
+    criterion = make_criterion(
+        make_task(), objective=objective, length_normalization=True, risk_alpha=None
+    )
+    assert criterion.objective.alpha == 0.005
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -808,6 +822,110 @@ def test_bad_options_of_sampling(name, value):
 def test_temperatures_by_capability_need_capability():
     with pytest.raises(EsrlError, match="--max-sample-temperature is 1.5, but --capability none"):
         make_task(capability="none", max_sample_temperature=1.5)
+    make_task(capability="none", max_sample_temperature=1.0)  # as all others
+
+
+@pytest.mark.parametrize(
+    ("options", "decides"),
+    [
+        ({}, False),
+        ({"elimination_ratio": "auto"}, False),
+        ({"elimination_ratio": 0}, False),
+        ({"elimination_ratio": "0.0"}, False),
+        ({"elimination_ratio": 0.3}, True),
+        ({"elimination_ratio": "1"}, True),  # known inputs have k_min, unknown ones K
+        ({"elimination_ratio": 0.3, "min_samples": 8}, False),
+        ({"elimination_ratio": 0.3, "num_samples": 1}, False),
+        ({"elimination_ratio": 0.3, "num_samples": 1, "min_samples": 0}, True),
+        ({"max_sample_temperature": 1.2}, True),
+        ({"min_sample_temperature": 0.8}, True),
+        ({"min_sample_temperature": 0.8, "max_sample_temperature": 0.8}, True),  # unknown: 1
+        ({"sample_temperature": 0.8}, False),
+        ({"sample_temperature": 0.8, "max_sample_temperature": 0.8}, False),
+        ({"min_sample_temperature": 0.8, "elimination_ratio": 0, "num_samples": 1}, True),
+    ],
+)
+def test_what_capability_decides(options, decides):
+    """What it decides can be seen in the plan: known capabilities change it, or nothing does."""
+    options = {**DYNAMIC, **ALIKE, "elimination_ratio": "auto", "num_samples": 8, **options}
+    for kind in ("bleu", "reward", "entropy"):
+        task = make_task(**options, capability=kind)
+        assert deciding_capability(task.options) == (kind if decides else "none")
+    plans = [
+        (plan.counts.tolist(), plan.temperature.tolist())
+        for plan in (Run(known=x, task_options=options).task.plan(make_batch()) for x in (0, 1))
+    ]
+    assert (plans[0] != plans[1]) == decides
+
+
+@pytest.mark.parametrize(
+    ("capability", "reward", "stored"),
+    [
+        ("bleu", "bleu", "reward_mean"),
+        ("bleu", "chrf", None),
+        ("bleu", "bleu:0.5+chrf:0.5", None),
+        ("reward", "chrf", "reward_mean"),
+        ("reward", "chrf:2", None),
+        ("entropy", "chrf:2", "entropy"),
+        ("none", "bleu", None),
+    ],
+)
+def test_capabilities_that_decide_nothing(capability, reward, stored):
+    """Stored is what --capability names where it is known anyway; otherwise nothing is.
+
+    Then a run that is resumed with a number as β has K samples for inputs without capability.
+    """
+    options = {**ALIKE, "capability": capability, "elimination_ratio": "auto"}
+    run, batch = Run(known=False, task_options=options, reward=reward), make_batch()
+    run.loss(batch)
+    run.task.rl.commit()
+    records = np.array(run.task.rl.store.records)
+    if stored == "reward_mean":
+        assert np.array_equal(records["capability"], records["reward_mean"])
+    elif stored == "entropy":
+        expected = 1 - records["entropy"] / math.log(len(TARGET))
+        assert np.allclose(records["capability"], expected, atol=1e-6)
+    else:
+        assert np.isnan(records["capability"]).all() and (records["samples"] > 0).all()
+    log = run.loss(batch)[2]
+    assert log["known"] == (6 if stored else 0)
+    run.task.options.elimination_ratio = "0.5"
+    run.task.rl.begin_epoch(3)
+    if capability != "none":
+        assert (run.task.plan(batch).counts.min() < 6) == (stored is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "task_options", "words"),
+    [
+        ({"reward": "chrf", "reward_tokenize": "char"}, {}, "--reward-tokenize char (for the rew"),
+        ({"reward_smoothing": "floor"}, {}, ""),
+        ({"reward": "chrf:0.5+bleu:0.5", "reward_smoothing": "floor"}, {}, ""),
+        ({"reward": "chrf", "reward_smoothing": "floor"}, {"elimination_ratio": 0.3}, ""),
+        ({"baseline_decay": 0.5}, {}, "--baseline-decay 0.5 (for --reward-baseline ema)"),
+        ({"baseline_decay": 0.5, "reward_baseline": "ema"}, {}, ""),
+        ({"baseline_window": 3}, {}, "--baseline-window 3 (for --reward-baseline window)"),
+        ({"objective": "rloo", "reward_baseline": "none"}, {}, "--reward-baseline none (for obj"),
+        ({"objective": "mrt", "baseline_queue_size": 9}, {}, "--baseline-queue-size 9 (for obj"),
+        ({"objective": "rloo", "input_baseline": True}, {}, "--input-baseline (for objectives o"),
+        ({"ppo_clip": 0.1, "ppo_passes": 3}, {}, "--ppo-passes 3 (for --objective ppo), --ppo-c"),
+        ({"importance_clip": 3.0}, {}, "3.0 (for --temperature-correction importance)"),
+        ({"temperature_correction": "tempered"}, {}, "tempered (for temperatures other than 1)"),
+        ({"temperature_correction": "tempered"}, {"max_sample_temperature": 1.5}, ""),
+        ({"max_sampled_tokens": 9, "sampling_mode": "standard"}, {}, "tokens 9 (for --sampling t"),
+        ({}, {"capability": "none", "min_samples": 2}, "--min-samples 2 (for a --capability o"),
+        ({}, {"capability": "none", "elimination_ratio": 0.3}, "--elimination-ratio 0.3 (for a"),
+        ({}, {"num_samples": 1, "elimination_ratio": 0.3}, "0.3 (for --num-samples above --min"),
+        ({"capability_noise": "0.1"}, {}, "--capability-noise 0.1 (for samples or temperatures"),
+        ({"capability_noise": "0.1"}, {"elimination_ratio": 0.3}, ""),
+    ],
+)
+def test_options_without_effect_are_named(options, task_options, words, caplog):
+    """In one warning; options at their defaults are not."""
+    make_criterion(make_task(**task_options), **options)
+    found = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
+    assert len(found) == bool(words)
+    assert words in "".join(found)
 
 
 def test_auto_skips_no_input():

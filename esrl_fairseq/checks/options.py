@@ -160,6 +160,9 @@ def check_post_process(name: str) -> None:
 def check_reward(reward: Any, capability: str) -> None:
     """Refuse a reward that training cannot raise, or cannot take for a capability.
 
+    Args:
+        capability: the one that samples or temperatures follow; ``none`` if nothing does.
+
     Raises:
         EsrlError: naming the reward and what to choose.
     """
@@ -168,11 +171,11 @@ def check_reward(reward: Any, capability: str) -> None:
             f"training raises the reward, but lower is better for {reward.name!r}: give it a "
             f"negative weight, --reward {reward.name}:-1"
         )
-    low, high = reward.range
-    if capability == "reward" and not 0 <= low <= high <= 1:
+    if capability == "reward" and not reward.in_unit_interval:
         raise EsrlError(
             f"--capability reward needs a reward in [0, 1], {reward.name!r} lies in "
-            f"{(low, high)}: choose --capability entropy, bleu or none"
+            f"{reward.range} (a function says where it lies by its attribute range): choose "
+            "--capability entropy, bleu or none, or --elimination-ratio auto and one temperature"
         )
 
 

@@ -6,7 +6,7 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,6 +113,7 @@ class _Batch:
             raise EsrlError(
                 f"reward {self.reward.name!r} returned shape {scores.shape} instead of {expected}, "
                 f"one number per distinct hypothesis, for {self._batch()}: mend its score()"
+                f"{self._missing_references(range(len(self.pairs)))}"
             )
         below = low - _ROUNDING * max(1.0, abs(low))
         above = high + _ROUNDING * max(1.0, abs(high))
@@ -122,6 +123,7 @@ class _Batch:
             raise EsrlError(
                 f"reward {self.reward.name!r} returned {scores[row]} for {self._pair(row)}: "
                 f"it must be a finite number in [{low}, {high}], its documented range"
+                f"{'' if np.isfinite(scores[row]) else self._missing_references([row])}"
             )
 
     def _raised(self, error: Exception) -> EsrlError:
@@ -137,9 +139,11 @@ class _Batch:
                 first = middle
         alone = self._error(first, last)
         culprit = self._pair(first) if alone else self._batch()
+        missing = self._missing_references([first] if alone else range(len(self.pairs)))
         cause = alone or error
         return EsrlError(
             f"reward {self.reward.name!r} raised {type(cause).__name__}: {cause} for {culprit}"
+            f"{missing}"
         )
 
     def _error(self, first: int, last: int) -> Exception | None:
@@ -156,6 +160,18 @@ class _Batch:
             f"sample {self.sample_ids[i]} (input: {_shown(self.sources[i])}, "
             f"hypothesis: {_shown(hypothesis)})"
         )
+
+    def _missing_references(self, rows: Iterable[int]) -> str:
+        """A hint where a reward that did not ask for references fails without them."""
+        if not self.reward.references_optional:
+            return ""
+        for i in (self.pairs[row][0] for row in rows):
+            if not any(map(has_text, self.references[i])):
+                return (
+                    f"; the data have no references for sample {self.sample_ids[i]}: if the reward "
+                    "needs them, give the data some"
+                )
+        return ""
 
     def _batch(self) -> str:
         first = self._pair(0)
@@ -193,7 +209,7 @@ def _checked_references(
         references = [None] * len(sample_ids)
     result = [as_tuple(refs) for refs in references]
     for sample_id, refs in zip(sample_ids, result):
-        if reward.needs_references and not (refs and all(_has_text(ref) for ref in refs)):
+        if reward.needs_references and not (refs and all(has_text(ref) for ref in refs)):
             raise EsrlError(
                 f"reward {reward.name!r} needs references, but sample {sample_id} has "
                 f"{'an empty one' if refs else 'none'}: give the data set a target side without "
@@ -208,7 +224,7 @@ def as_tuple(references: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(references or ())
 
 
-def _has_text(reference: str | None) -> bool:
+def has_text(reference: str | None) -> bool:
     return bool(reference and reference.strip())
 
 

@@ -34,10 +34,19 @@ class Reward(abc.ABC):
     needs_references: bool = True
     """If True, an input without a non-empty reference is an error; if False, `score` may get
     empty lists of references."""
+    references_optional: bool = False
+    """True of what does not tell whether it needs references: it gets those that there are, and
+    messages of its failures say where there are none."""
     needs_sources: bool = False
     """If True, values without the source say nothing; training always has it."""
     parts: Sequence[tuple[Reward, float]] = ()
     """Of a weighted sum: its rewards and their weights. Each is asked and checked on its own."""
+
+    @property
+    def in_unit_interval(self) -> bool:
+        """Whether its values lie in [0, 1], so that their mean can be a capability."""
+        low, high = self.range
+        return 0 <= low <= high <= 1
 
     def signature(self) -> str:
         """Name, options and versions: all that is needed to reproduce the values."""

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Callable
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards.asking import has_text
 from esrl_fairseq.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,10 @@ class FunctionReward(Reward):
     """``function(sources, hypotheses, references)`` of a module, one number per hypothesis.
 
     All three are lists of the same length, the third one of lists of texts; equal hypotheses of an
-    input come once. The function may have the attributes `range`, `higher_is_better` and
-    `needs_references`, `needs_sources`, which mean what they mean in `Reward` and have the same
-    defaults.
+    input come once. The function may have the attributes `range`, `higher_is_better`,
+    `needs_references` and `needs_sources`, which mean what they mean in `Reward` and have the same
+    defaults, but for `needs_references`: without it, the function gets the references that there
+    are. Lists hold the references that have text, so they are empty where an input has none.
 
     Args:
         name: ``python:module.function``. The module is searched where Python searches, and then in
@@ -46,7 +48,9 @@ class FunctionReward(Reward):
         self._function = _function(name, self._module, function_name)
         self.range = _range(name, getattr(self._function, "range", self.range))
         self.higher_is_better = bool(getattr(self._function, "higher_is_better", True))
-        self.needs_references = bool(getattr(self._function, "needs_references", True))
+        needs_references = getattr(self._function, "needs_references", None)
+        self.references_optional = needs_references is None
+        self.needs_references = bool(needs_references)
         self.needs_sources = bool(getattr(self._function, "needs_sources", False))
 
     def signature(self) -> str:
@@ -68,7 +72,7 @@ class FunctionReward(Reward):
         return self._function(
             [sources[i] for i in row_input],
             list(hypotheses),
-            [list(references[i]) for i in row_input],
+            [[text for text in references[i] if has_text(text)] for i in row_input],
         )
 
 

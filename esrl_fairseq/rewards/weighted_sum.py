@@ -36,6 +36,7 @@ class WeightedSum(Reward):
         self.name = name
         self.parts = parts
         self.needs_references = any(part.needs_references for part, _ in parts)
+        self.references_optional = any(part.references_optional for part, _ in parts)
         self.needs_sources = any(part.needs_sources for part, _ in parts)
         # fsum rounds once: weights such as 0.7, 0.2 and 0.1 add up to exactly 1.
         self.range = (

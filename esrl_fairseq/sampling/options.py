@@ -36,8 +36,9 @@ class SamplingConfig(FairseqDataclass):
         metadata={
             "help": "what tells how well the model handles an input, from the input's last visit: "
             "mean sentence BLEU of its samples, their confidence (entropy), their mean reward "
-            "(which must lie in [0, 1]), or none: always K samples. Temperatures follow it, and "
-            "counts where --elimination-ratio is a number"
+            "(which must lie in [0, 1]), or none: always K samples. Temperatures follow it where "
+            "they differ, and counts where --elimination-ratio is a number; where nothing does, it "
+            "needs no references and no range, and is stored only if it costs nothing"
         },
     )
     elimination_ratio: str = field(
@@ -131,6 +132,16 @@ def temperature_range(cfg: SamplingConfig) -> tuple[float, float]:
     return low, high
 
 
+def deciding_capability(cfg: SamplingConfig) -> str:
+    """``--capability`` where samples or temperatures follow it, otherwise ``none``.
+
+    What decides nothing demands nothing: neither references nor a reward in [0, 1].
+    """
+    by_counts = elimination_ratio(cfg) not in (None, 0) and cfg.min_samples < cfg.num_samples
+    by_temperature = any(value != cfg.sample_temperature for value in temperature_range(cfg))
+    return str(cfg.capability) if by_counts or by_temperature else "none"
+
+
 def fewest_samples(cfg: SamplingConfig) -> int:
     """The fewest samples that an input can get."""
     beta = elimination_ratio(cfg)
@@ -140,6 +151,15 @@ def fewest_samples(cfg: SamplingConfig) -> int:
         return cfg.min_samples
     least = shrunk_variance([0.0], [cfg.num_samples], 1.0)  # K equal rewards
     return int(neyman_counts(least, 1.0, cfg.num_samples, cfg.min_samples)[0])
+
+
+def often_one_sample(cfg: SamplingConfig) -> bool:
+    """Whether inputs of any kind can get a single sample.
+
+    With a number as β, single samples are for the few most capable inputs alone.
+    """
+    by_spread = elimination_ratio(cfg) is None
+    return cfg.num_samples == 1 or (by_spread and fewest_samples(cfg) == 1)
 
 
 def check_sampling_options(cfg: SamplingConfig) -> None:
@@ -174,7 +194,7 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
             continue
         if not 0 < value < math.inf:
             raise EsrlError(f"{option} is {value}, but must be a positive number")
-        if name != "sample_temperature" and cfg.capability == "none":
+        if value != cfg.sample_temperature and cfg.capability == "none":
             raise EsrlError(
                 f"{option} is {value}, but --capability none tells no input from another: all "
                 "have --sample-temperature"

@@ -27,7 +27,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIQ32s8x")  # magic, version, record bytes, samples, fingerprint
 RECORD = np.dtype(
     [
-        ("capability", "<f4"),  # in [0, 1]; NaN: never visited
+        ("capability", "<f4"),  # in [0, 1]; NaN: never visited, or not measured
         ("reward_mean", "<f4"),
         ("reward_std", "<f4"),
         ("entropy", "<f4"),  # mean token entropy in nats, at temperature 1
@@ -98,7 +98,7 @@ class CapabilityStore:
         os.replace(partial, path)
 
     def capability(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """Known capabilities of ``ids``, NaN where never visited."""
+        """Known capabilities of ``ids``, NaN where never visited or not measured."""
         return np.array(self.records["capability"][np.asarray(ids)])
 
     def write(self, ids: ArrayLike, records: Records) -> None:

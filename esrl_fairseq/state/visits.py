@@ -12,7 +12,8 @@ from esrl_fairseq.core.controls import perturb_capability
 from esrl_fairseq.core.losses import segment_mean, segment_sum
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring.rescoring import Scores
-from esrl_fairseq.rewards.scorer import Scorer
+from esrl_fairseq.rewards.base import Reward
+from esrl_fairseq.rewards.scorer import Scorer, build_scorer
 from esrl_fairseq.state.capability import RECORD, Records
 from esrl_fairseq.state.rl_state import Visit
 from esrl_fairseq.state.samples import Samples
@@ -22,13 +23,13 @@ class Observer:
     """Makes a :class:`~esrl_fairseq.state.rl_state.Visit` of each batch that was sampled.
 
     Args:
-        task: whose ``options.capability`` names the estimator.
-        scorer: of what capability is measured by, if that is not the reward; else None.
+        words: in the target dictionary.
+        measure: what capability is measured by: ``reward``, ``entropy``, the scorer or ``none``.
         noise: ``--capability-noise``.
     """
 
-    def __init__(self, task: Any, scorer: Scorer | None, noise: str | None):
-        self.task, self.scorer, self.noise = task, scorer, noise
+    def __init__(self, words: int, measure: str | Scorer, noise: str | None):
+        self.words, self.measure, self.noise = words, measure, noise
 
     def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
@@ -45,15 +46,39 @@ class Observer:
         return Visit(ids, records, of_draws(samples.rewards, samples.rows), samples.kl)
 
     def capability(self, samples: Samples, records: Records) -> np.ndarray:
-        """c_i in [0, 1] of every input, by the estimator of ``--capability``."""
-        kind, rows = self.task.options.capability, samples.rows
-        if kind == "entropy":
-            words = math.log(len(self.task.target_dictionary))
-            return np.clip(1 - records["entropy"] / words, 0, 1)
-        if kind == "bleu" and self.scorer is not None:
+        """c_i in [0, 1] of every input, NaN where it is not measured."""
+        rows = samples.rows
+        if isinstance(self.measure, Scorer):
             given = (samples.batch, rows.tokens.tolist(), rows.input_index.tolist())
-            return mean_of_draws(self.scorer.score(*given).rewards, rows, len(records))
-        return records["reward_mean"]
+            return mean_of_draws(self.measure.score(*given).rewards, rows, len(records))
+        if self.measure == "entropy":
+            return np.clip(1 - records["entropy"] / math.log(self.words), 0, 1)
+        if self.measure == "reward":
+            return records["reward_mean"]
+        return np.full(len(records), np.nan)
+
+
+def build_observer(cfg: Any, task: Any, reward: Reward, deciding: str) -> Observer:
+    """The observer of a run.
+
+    What ``--capability`` names is measured where something follows it, and where it is known
+    anyway. Otherwise capabilities stay unknown, rather than be those of another estimator.
+
+    Args:
+        cfg: options of the criterion.
+        reward: what ``cfg.reward`` names.
+        deciding: the capability that samples or temperatures follow; ``none`` if nothing does.
+    """
+    measure: str | Scorer = str(task.options.capability)
+    if measure == "bleu":
+        if cfg.reward == "bleu" and not task.reference_splits:
+            measure = "reward"
+        else:  # BLEU grows with the number of references, which inputs can have different ones of
+            first = deciding == "bleu"
+            measure = build_scorer(cfg, task, "bleu", first_reference=True) if first else "none"
+    elif measure == "reward" and not reward.in_unit_interval:
+        measure = "none"
+    return Observer(len(task.target_dictionary), measure, cfg.capability_noise)
 
 
 def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) -> Records:

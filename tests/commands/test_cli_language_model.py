@@ -21,6 +21,10 @@ def cats(sources, hypotheses, references):
 
 cats.range = (0, 1)
 cats.needs_references = False
+
+
+def dogs(sources, hypotheses, references):  # says nothing of itself
+    return [text.split().count("dog") for text in hypotheses]
 """
 
 
@@ -103,6 +107,25 @@ def test_main_road(commands, lines, tmp_path):
     assert len(found) == 20 and all(written.lines("S-")[i] for i in found)
 
 
+def test_a_function_of_the_users_own_with_all_defaults(commands, lines, tmp_path):
+    """Prompts without a target side; then going on with a number as --elimination-ratio."""
+    given = [*options(lines, tmp_path), "--reward python:lm_reward.dogs --kl-weight 0.05"]
+    result = commands.succeed(*given, "--max-epoch 2")
+    training = result.logged("train_inner")
+    assert len(training) == 20 and all(line["samples"] < 4 for line in training[10:])
+    assert all("capability" not in line for line in training)
+    assert len(result.logged("valid")) == 2 and "ppl" not in result.logged("valid")[-1]
+    assert "WARNING" not in result.stdout
+
+    number = "--elimination-ratio 0.5"
+    sentence = refused(commands, *given, number, "--max-epoch 4")
+    assert "--capability reward needs a reward in [0, 1], 'python:lm_reward.dogs'" in sentence
+    result = commands.succeed(*given, number, "--max-epoch 4 --reward python:lm_reward.cats")
+    training = result.logged("train_inner")
+    assert [line["samples"] for line in training[:10]] == [4] * 10  # nothing is known
+    assert all("capability" in line and line["samples"] < 4 for line in training[10:])
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -166,14 +189,17 @@ def refused(commands, *given):
     [
         ("--prompt-tokens 0", "--prompt-tokens is 0, but must be at least 1"),
         ("--reward bleu", "has no target side, but --reward bleu needs references: choose a rew"),
-        ("--capability bleu", "or give --prompt-tokens, so that the rest of each line is its ref"),
+        (
+            "--capability bleu --elimination-ratio 0.5",
+            "or give --prompt-tokens, so that the rest of each line is its ref",
+        ),
         ("--mle-weight 0.1", "--mle-weight 0.1 needs references: leave it out, or give --prompt"),
         ("--reward bleu --prompt-tokens 4", "these lines, or give fewer --prompt-tokens"),
         ("--tokens-per-sample 5", "tokens, but the model reads at most 5, with"),
         ("--add-bos-token --tokens-per-sample 5", "model reads at most 5, with the start symbol"),
         ("--shorten-method truncate", "--shorten-method does not go with --task esrl_language_mod"),
         ("--task language_modeling", "choose --task esrl_language_modeling"),
-        ("--capability reward --reward repetition:2", "needs a reward in [0, 1]"),
+        ("--reward repetition:2 --elimination-ratio 0.5", "needs a reward in [0, 1]"),
         ("--kl-weight 0.1 --kl-reference gone.pt", "cannot be loaded from gone.pt"),
     ],
 )

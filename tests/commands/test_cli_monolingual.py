@@ -46,7 +46,27 @@ def short(sources, hypotheses, references):
 
 short.range = (0, 1)
 short.needs_references = False
+
+
+def near(sources, hypotheses, references):  # says nothing of itself
+    lengths = [len(texts[0].split()) if texts else 5 for texts in references]
+    return [-abs(len(text.split()) - best) for text, best in zip(hypotheses, lengths)]
+
+
+def first(sources, hypotheses, references):
+    return [float(texts[0] == text) for text, texts in zip(hypotheses, references)]
+
+
+def strict(sources, hypotheses, references):
+    return [0.5] * len(hypotheses)
+
+strict.needs_references = True
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions(commands):
+    (commands.folder / "mono_reward.py").write_text(SHORT)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +75,11 @@ short.needs_references = False
         "--capability entropy",
         "--capability reward --objective rloo --min-samples 2",
         "--capability none --objective ppo --ppo-passes 2 --reward python:mono_reward.short",
+        "--reward python:mono_reward.near",
     ],
 )
 def test_training_and_validation(more, commands, monolingual, mle, tmp_path):
-    (commands.folder / "mono_reward.py").write_text(SHORT)
+    """The last one has all defaults, and a function that does not say what it needs."""
     result = run(
         commands,
         monolingual,
@@ -67,12 +88,19 @@ def test_training_and_validation(more, commands, monolingual, mle, tmp_path):
         *[more, "--best-checkpoint-metric reward --maximize-best-checkpoint-metric"],
     )
     for line in result.logged("valid"):
-        assert 0 < line["reward"] <= 1 and line["loss"] == pytest.approx(-line["reward"], abs=1e-4)
+        assert ("near" in more or 0 < line["reward"] <= 1) and line["loss"] == pytest.approx(
+            -line["reward"], abs=1e-4
+        )
         assert "ppl" not in line and "length_ratio" not in line
     assert result.logged("valid")[-1]["best_reward"] == max(
         line["reward"] for line in result.logged("valid")
     )
-    assert "length_ratio" not in result.logged("train_inner")[-1]
+    last = result.logged("train_inner")[-1]
+    assert "length_ratio" not in last
+    assert ("capability" in last) == ("entropy" in more or "reward --obj" in more)
+    assert ("'train' has no target side: the reward gets no ref" in result.stdout) == (
+        "near" in more
+    )
     assert "did not log a 'loss'" not in result.stdout + result.stderr
     assert largest_difference(parameters(mle), parameters(tmp_path / "checkpoint_last.pt")) > 0
 
@@ -101,9 +129,11 @@ def test_the_reward_is_that_of_data_with_references(commands, corpus, monolingua
     "more, words",
     [
         (
-            "--capability bleu",
+            "--elimination-ratio 0.3",
             "--capability bleu needs references: choose --capability ent",
         ),
+        ("--max-sample-temperature 1.2", "--capability bleu needs references: choose --capabili"),
+        ("--reward python:mono_reward.strict", "--reward python:mono_reward.strict needs ref"),
         ("--reward repetition+length", "--reward repetition+length needs references: choose a"),
         ("--capability entropy --mle-weight 0.3", "--mle-weight 0.3 needs references: leave it"),
         ("--capability entropy --eval-bleu", "--eval-bleu needs references: leave it out"),
@@ -113,6 +143,21 @@ def test_what_needs_references(more, words, commands, monolingual, mle, tmp_path
     sentence = refused(commands, *options(monolingual, tmp_path, mle, more))
     assert "has no target side, but " + words in sentence, sentence
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_functions_that_fail_without_references(commands, monolingual, corpus, mle, tmp_path):
+    """The sentence says why; with a target side the same function works."""
+    given = options(monolingual, tmp_path, mle, "--reward python:mono_reward.first")
+    result = commands.run("fairseq-train", *given)
+    assert result.returncode == 1
+    sentence = result.stderr.splitlines()[-1]
+    assert "raised IndexError: list index out of range for sample" in sentence
+    assert "; the data have no references for sample" in sentence
+    other = tmp_path / "other"
+    result = run(
+        commands, corpus.data, other, mle, "--reward python:mono_reward.first --max-update 1"
+    )
+    assert "has no target side" not in result.stdout
 
 
 def test_missing_dictionary(commands, monolingual, mle, tmp_path):

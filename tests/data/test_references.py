@@ -215,7 +215,7 @@ def test_capability_compares_with_the_first_reference(reward):
     """Further references change the rewards, not the capability."""
     found = []
     for further in (None, ["a b b", "b", "a a b a"]):
-        task = make_task(reward_references="train", num_samples=6)
+        task = make_task(reward_references="train", num_samples=6, elimination_ratio=0.5)
         criterion, model = make_criterion(task, reward=reward), make_model().train()
         batch = make_batch()
         if further:

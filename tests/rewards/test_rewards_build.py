@@ -152,10 +152,9 @@ def test_example_of_the_documentation(folder):
 
 
 def test_what_a_function_gets(folder):
-    """Lists, row by row, each distinct pair once; references may be missing if it says so."""
+    """Lists, row by row, each distinct pair once; the references that there are."""
     (folder / "spy.py").write_text(
         "calls = []\ndef spy(*args):\n    calls.append(args)\n    return [0] * len(args[1])\n"
-        "spy.needs_references = False\n"
     )
     reward = build_reward("python:spy.spy")
     assert reward.range == (-math.inf, math.inf) and reward.higher_is_better
@@ -164,6 +163,65 @@ def test_what_a_function_gets(folder):
     assert (sources, hypotheses) == (["s", "t", "t"], ["x", "y", "x"])
     assert references == [["r", "q"], [], []]
     assert reward(["s"], ["x"]).tolist() == [0]
+    score_rows(reward, ["s", "t"], ["x", "y"], [["", "q"], [" "]], [0, 1], [7, 8])  # empty lines
+    assert importlib.import_module("spy").calls[-1][-1] == [["q"], []]
+
+
+@pytest.mark.parametrize("says, needs", [("", False), ("= None", False), ("= False", False),
+                                         ("= True", True)])  # fmt: skip
+@pytest.mark.parametrize("name", ["python:mod.f", "python:mod.f:0.5+repetition:0.5"])
+def test_references_are_demanded_by_functions_that_say_so(says, needs, name, folder):
+    text = "def f(s, h, r): return [0.5] * len(h)\n"
+    (folder / "mod.py").write_text(text + (f"f.needs_references {says}\n" if says else ""))
+    reward = build_reward(name)
+    assert reward.needs_references == needs
+    assert reward.references_optional == (says in ("", "= None"))
+    if needs:
+        with pytest.raises(EsrlError, match="needs references, but sample 0 has none"):
+            reward(["s"], ["x"])
+    else:
+        assert len(reward(["s"], ["x"])) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[float(r[0] == h) for h, r in zip(hypotheses, references)]",  # IndexError
+        "[max(len(r) for r in refs) for refs in references]",  # ValueError
+        "[np.mean([len(r) for r in refs]) for refs in references]",  # NaN
+        "[0.5 for refs in references for r in refs]",  # too few
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize("name", ["python:mod.f", "python:mod.f+repetition"])
+def test_failures_without_references_are_hinted_at(body, name, folder):
+    """The sample that has none is named, but not where the function said that it needs none."""
+    text = f"import numpy as np\ndef f(sources, hypotheses, references):\n    return {body}\n"
+    (folder / "mod.py").write_text(text)
+    given = [["s", "t"], ["x", "y"], [["r"], [""]], [0, 1], [7, 8]]
+    hint = "; the data have no references for sample 8: if the reward needs them, give the data"
+    with pytest.raises(EsrlError, match=hint):
+        score_rows(build_reward(name), *given)
+    given[2] = None
+    with pytest.raises(EsrlError, match=hint.replace("8", "7")):
+        score_rows(build_reward(name), *given)
+    (folder / "mod.py").write_text(text + "f.needs_references = False\n")
+    sys.modules.pop("mod")
+    with pytest.raises(EsrlError) as caught:
+        score_rows(build_reward(name), *given)
+    assert "references" not in str(caught.value)
+
+
+def test_other_failures_have_no_hint(folder):
+    """Where there are references, and where a value is out of range."""
+    (folder / "mod.py").write_text(
+        "def f(s, h, r): raise OSError('no server')\ndef g(s, h, r): return [2] * len(h)\n"
+        "g.range = (0, 1)\n"
+    )
+    for name, references in (("f", [["r"]]), ("g", None)):
+        with pytest.raises(EsrlError) as caught:
+            build_reward(f"python:mod.{name}")(["s"], ["x"], references)
+        assert "references" not in str(caught.value)
 
 
 def test_packages_and_neighbours_are_found(folder):
@@ -270,22 +328,36 @@ def test_criterion_passes_its_options_to_bleu(name):
     )
     signature = criterion.scorer.reward.signature()
     assert "tok:none|smooth:floor" in signature
-    # Capability is sentence BLEU whatever the reward is.
-    capability = criterion.observer.scorer or criterion.scorer
-    assert capability.reward.name == "bleu"
-    assert "tok:none|smooth:floor" in capability.reward.signature()
+
+
+@pytest.mark.parametrize("reward", ["chrf", "bleu:0.5+chrf:0.5", "repetition"])
+def test_capability_is_sentence_bleu_whatever_the_reward_is(reward):
+    """Where something follows it."""
+    task = make_task(elimination_ratio=0.3)
+    criterion = make_criterion(
+        task, reward=reward, reward_tokenize="none", reward_smoothing="add-k"
+    )
+    capability = criterion.observer.measure.reward
+    assert capability.name == "bleu" and "tok:none|smooth:add-k" in capability.signature()
+    assert task.references_for == (
+        "--capability bleu" if reward == "repetition" else f"--reward {reward}"
+    )
 
 
 def test_capability_reward_needs_the_unit_interval():
+    """Where samples or temperatures follow it."""
     for name in ("ter", "bleu:0.5+chrf:0.5", "chrf:0.3", "bleu:0.7+ter:0.2+length:0.1"):
-        make_criterion(make_task(capability="reward"), reward=name)
+        make_criterion(make_task(capability="reward", elimination_ratio=0.3), reward=name)
     for name in ("bleu+length:0.1", "chrf:-1"):
-        with pytest.raises(EsrlError, match="--capability reward needs a reward in .0, 1."):
-            make_criterion(make_task(capability="reward"), reward=name)
+        make_criterion(make_task(capability="reward"), reward=name)
+        for following in ({"elimination_ratio": 0.3}, {"max_sample_temperature": 1.2}):
+            task = make_task(capability="reward", **following)
+            with pytest.raises(EsrlError, match="--capability reward needs a reward in .0, 1."):
+                make_criterion(task, reward=name)
 
 
 def test_reference_free_rewards_say_so_to_the_task():
-    task = make_task(capability="none")
+    task = make_task()
     make_criterion(task, reward="repetition")
     assert not task.references_for
     make_criterion(task, reward="repetition+length")

@@ -226,7 +226,7 @@ def test_bertscore_rescaled(calls):
     np.testing.assert_allclose(reward([""], ["x"], [["y"]]), [-1])
     with pytest.raises(EsrlError, match="--capability reward needs a reward in .0, 1."):
         options = "bertscore.lang=en,bertscore.rescale_with_baseline=true"
-        task = make_task(capability="reward")
+        task = make_task(capability="reward", elimination_ratio=0.5)
         make_criterion(task, reward="bertscore", reward_options=options)
 
 
@@ -359,7 +359,7 @@ def test_options_of_the_command_line_that_cannot_work(name, given, message):
 def test_criterion_passes_options_on(calls):
     """Into a sum, and to bleu, where they come before --reward-tokenize."""
     criterion = make_criterion(
-        make_task(),
+        make_task(elimination_ratio=0.5),
         reward="bleu:0.5+sentence-embedding:0.5",
         reward_model="name",
         reward_device="cpu",
@@ -368,7 +368,7 @@ def test_criterion_passes_options_on(calls):
     (bleu, _), (embedding, _) = criterion.scorer.reward.parts
     assert "tok:char|smooth:exp" in bleu.signature()
     assert (embedding.batch_size, embedding.device) == (3, torch.device("cpu"))
-    assert "tok:char" in criterion.observer.scorer.reward.signature()
+    assert "tok:char" in criterion.observer.measure.reward.signature()
     batch = make_batch()
     scored = criterion.scorer.score(batch, batch["target"].tolist(), range(len(batch["id"])))
     np.testing.assert_allclose(scored.rewards, 1, atol=1e-6)
@@ -376,7 +376,7 @@ def test_criterion_passes_options_on(calls):
 
 
 def test_reference_free_models_say_so_to_the_task(calls):
-    task = make_task(capability="none")
+    task = make_task()
     make_criterion(task, reward="hf-reward", reward_model="score")
     assert not task.references_for
     make_criterion(task, reward="comet", reward_model="name")

@@ -79,6 +79,22 @@ def test_sources_reach_the_reward(ask, tmp_path, monkeypatch):
     assert other == ["other", "0.3333"]
 
 
+def test_functions_get_the_references_that_there_are(ask, tmp_path, monkeypatch):
+    """Without --references, and with empty lines; one that needs them fails with a hint."""
+    (tmp_path / "mine.py").write_text(
+        "def count(sources, hypotheses, references):\n    return list(map(len, references))\n"
+        "def first(sources, hypotheses, references):\n"
+        "    return [texts[0] == h for texts, h in zip(references, hypotheses)]\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for references, mean in (([], 0), (["second"], 2 / 3), (["reference", "second"], 5 / 3)):
+        given = ["--references", *references, "--"] if references else []
+        _, other = ask("--reward", "python:mine.count", *given, "other")
+        assert other == ["other", f"{mean:.4f}"]
+    with pytest.raises(EsrlError, match="IndexError.*; the data have no references for sample 1:"):
+        ask("--reward", "python:mine.first", "--references", "second", "--", "other")
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
