@@ -75,7 +75,7 @@ class EsrlCriterion(FairseqCriterion):
             # BLEU grows with the number of references, which inputs can have different ones of.
             capability_scorer = build_scorer(cfg, task, "bleu", first_reference=True)
         self.observer = Observer(task, capability_scorer, cfg.capability_noise)
-        task.trained_by_reward = True
+        task.trained_by_reward, task.scorer = True, self.scorer
         task.references_for = self._references_for()
         check_reward(self.scorer.reward, task.options.capability)
 
