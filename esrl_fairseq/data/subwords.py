@@ -57,7 +57,7 @@ class Marking:
 
 MARKINGS = (
     Marking("subword-nmt", "ab cd@@ ef", end="@@", least=0.01),
-    Marking("SentencePiece", "▁ab ▁cd ef", begin="▁"),
+    Marking("SentencePiece", "▁ab ▁cd ef", begin="▁", least=0.01),
     Marking("WordPiece", "ab cd ##ef", begin="##"),
     Marking("a byte-level BPE such as GPT-2's", "Ġab Ġcd ef", begin="Ġ", least=0.2),
     Marking("BPE that marks the ends of words", "ab</w> cd ef</w>", end="</w>"),
@@ -101,7 +101,8 @@ def check_joining(
     value: str,
     words: Mapping[str, int],
     whose: str,
-    complain: Callable[[str], None] | None = None,
+    mend: str = "",
+    tell: Callable[[str], None] | None = None,
 ) -> None:
     """Refuse a ``--reward-post-process`` that does not join the sub-words as they were split.
 
@@ -109,34 +110,38 @@ def check_joining(
         value: of the option.
         words: see :func:`markings`.
         whose: what has these words, for messages.
-        complain: what to do instead of refusing.
+        mend: what to do about it, if not to give the value that fits.
+        tell: gets the message instead of an error's raising.
 
     Raises:
         EsrlError: naming the value that does.
     """
-    complain = complain or _refuse
+    tell = tell or _refuse
     found = markings(words)
     if not found:
-        _check_blanks(value, words, whose, complain)
-    elif not any(marking.joined_by(value) for marking, _ in found):
-        marking, word = found[0]
-        subwords = f"the sub-words of {whose}, made by {marking.maker} ({word!r} is one)"
-        right = marking.post_process
-        if value == "none":
-            mend = f"; {OPTION} {right} joins them" if right else ""
-            logger.warning("%s none leaves %s, in the reward's texts%s", OPTION, subwords, mend)
-        elif right:
-            complain(f"{OPTION} {value!r} does not join {subwords}: give {OPTION} {right}")
-        else:
-            complain(
-                f"{OPTION} {value!r} does not join {subwords}, and nor does any other value of "
-                f"fairseq's: split the data with subword-nmt or SentencePiece, or give {OPTION} "
-                "none to score sub-words"
-            )
+        _check_blanks(value, words, whose, mend, tell)
+        return
+    if any(marking.joined_by(value) for marking, _ in found):
+        return
+    marking, word = found[0]
+    right = marking.post_process
+    subwords = f"the sub-words of {whose}, made by {marking.maker} ({word!r} is one)"
+    if value == "none":
+        joins = f"; {OPTION} {right} joins them" if right else ""
+        logger.warning("%s none leaves %s, in the reward's texts%s", OPTION, subwords, joins)
+        return
+    if right:
+        mend = mend or f"give {OPTION} {right}"
+    else:
+        mend = mend or (
+            "no value of fairseq's does; split the data with subword-nmt or SentencePiece, or give "
+            f"{OPTION} none to score sub-words"
+        )
+    tell(f"{OPTION} {value!r} does not join {subwords}: {mend}")
 
 
 def _check_blanks(
-    value: str, words: Mapping[str, int], whose: str, complain: Callable[[str], None]
+    value: str, words: Mapping[str, int], whose: str, mend: str, tell: Callable[[str], None]
 ) -> None:
     """Where no word has a mark, blanks are what separates words, but for some languages."""
     numbers = sum(word.isdecimal() for word in words)
@@ -152,10 +157,10 @@ def _check_blanks(
     if len(long) < len(words) / 2:
         return  # characters, which one may want to join
     cased = sum(word.lower() != word.upper() for word in long)  # scripts that all need blanks
-    tell = complain if cased > len(long) / 2 else logger.warning
+    tell = tell if cased > len(long) / 2 else logger.warning
     tell(
         f"{OPTION} {value!r} removes all blanks and so makes each text one word, as no word of "
-        f"{whose} is marked as a sub-word: give {OPTION} none"
+        f"{whose} is marked as a sub-word: {mend or f'give {OPTION} none'}"
     )
 
 

@@ -219,9 +219,13 @@ def check_subwords(post_process: str, task: Any, sources_matter: bool) -> None:
         post_process, dictionary_words(target), f"the {'' if one else 'target '}dictionary"
     )
     if not one:
-        complain = None if sources_matter else logger.warning
-        words = dictionary_words(source)
-        check_joining(post_process, words, "the source dictionary", complain)
+        check_joining(
+            post_process,
+            dictionary_words(source),
+            "the source dictionary",
+            "split the words of both sides in the same way",  # the value is right for the outputs
+            None if sources_matter else logger.warning,
+        )
 
 
 def _chain(first: Decode | None, then: Decode) -> Decode:
