@@ -72,7 +72,7 @@ class EsrlCriterion(FairseqCriterion):
         check_reward(self.scorer.reward, capability)
         self.observer = build_observer(cfg, task, self.scorer.reward, capability)
         warn_of_idle_options(cfg, options, capability, self.scorer.reward)
-        task.trained_by_reward = True
+        task.trained_by_reward, task.scorer = True, self.scorer
         task.references_for = self._references_for(capability)
         task.references_optional = self.scorer.reward.references_optional
 

@@ -147,14 +147,19 @@ class EsrlLanguageModelingTask(SamplingTask, PromptTask):
     def languages(self) -> tuple[str, str]:
         return self.cfg.text_language, self.cfg.text_language
 
+    @property
+    def file_endings(self) -> tuple[str, str]:
+        return "", ""  # one file holds prompts and what follows
+
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
     ) -> None:
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if self.trained_by_reward:
             least = max(self.cfg.sample_min_len, 1)
-            check_room(self.datasets[split], split, self.places, least)
-            check_references(self.datasets[split], split, self.never)
+            name = self.datasets[split].split
+            check_room(self.datasets[split], name, self.places, least)
+            check_references(self.datasets[split], name, self.never)
 
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search finds for each prompt, which is not among them.

@@ -6,18 +6,20 @@ from typing import Any, Callable, Optional
 
 import torch
 from fairseq import utils
+from fairseq.data import LanguagePairDataset
 from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
 from esrl_fairseq.checks.data import (
     WITH_TARGETS,
     WITHOUT_EMPTY_LINES,
-    check_target_side,
-    check_training_data,
+    check_references,
+    refuse_empty_lines,
 )
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.lines import NamedLines, split_name
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import Outcome
@@ -65,6 +67,7 @@ class SamplingTask(SameBatches):
     trained_by_reward = False  # set by the criterion, as are the next
     references_for = ""  # the option that needs references; empty if none does
     references_optional = False  # whether the reward gets references where there are some
+    scorer: Any = None  # turns token ids into what the reward sees
     frozen: Optional[FrozenModel] = None
     run: Optional[Run] = None  # while it trains
     reference_splits: tuple[str, ...] = ()
@@ -97,27 +100,35 @@ class SamplingTask(SameBatches):
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
     ) -> None:
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
-        if split == self.cfg.train_subset:
+        training = split == self.cfg.train_subset
+        if training:
             self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
-            check_training_data(
-                self.datasets[split],
-                split,
-                self.references_for,
-                self.mend_references,
-                self.mend_empty_lines,
-            )
-        elif self.trained_by_reward:
-            check_target_side(
-                self.datasets[split], split, self.valid_references_for(), self.mend_references
-            )
-        if self.references_optional and self.datasets[split].tgt is None:
-            logger.info("%r has no target side: the reward gets no references", split)
+        dataset = self.datasets[split]
+        if not isinstance(dataset, LanguagePairDataset):
+            return
+        name = split_name(self.cfg.data, split, self.cfg.train_subset, epoch)
+        if type(dataset) is LanguagePairDataset:
+            self.datasets[split] = NamedLines(dataset, name)
+        if training or self.trained_by_reward:
+            self.check_lines(dataset, name, self.needs_references(training))
+        if self.references_optional and dataset.tgt is None:
+            logger.info("%s has no target side: the reward gets no references", name)
 
-    def valid_references_for(self) -> str:
-        """The option that needs references in validation; empty if none does."""
-        if getattr(self.cfg, "eval_bleu", False):
-            return "--eval-bleu"
-        return self.references_for if self.references_for.startswith("--reward") else ""
+    def check_lines(self, dataset: LanguagePairDataset, name: str, references_for: str) -> None:
+        """Refuse lines that hold nothing to learn from, or nothing to score with."""
+        files, mend = self.file_endings, self.mend_empty_lines
+        texts = (None, None) if self.scorer is None else (self.scorer.source, self.scorer.reference)
+        source = dataset.src, dataset.src_dict
+        refuse_empty_lines(*source, name, files[0], texts[0], f": {mend}")
+        check_references(
+            dataset, name, files[1], references_for, texts[1], self.mend_references, mend
+        )
+
+    def needs_references(self, training: bool) -> str:
+        """The option that needs references, in training or in validation; empty if none does."""
+        if training or self.references_for.startswith("--reward"):
+            return self.references_for
+        return "--eval-bleu" if getattr(self.cfg, "eval_bleu", False) else ""
 
     @classmethod
     def load_dictionary(cls, filename: str) -> Any:
@@ -179,6 +190,11 @@ class SamplingTask(SameBatches):
     def languages(self) -> tuple[str, str]:
         """Of sources and outputs, for the detokenizer."""
         return self.cfg.source_lang, self.cfg.target_lang
+
+    @property
+    def file_endings(self) -> tuple[str, str]:
+        """What the names of the data's text files end with, those of sources and of outputs."""
+        return self.languages
 
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search with ``model`` (not wrapped) finds for each input."""

@@ -69,8 +69,9 @@ class EsrlTranslationTask(SamplingTask, TranslationTask):
         if split in self.reference_splits:
             # As in fairseq's: only training data have shards.
             shard = (epoch - 1) % len(folders) if split == self.cfg.train_subset else 0
+            text = None if self.scorer is None else self.scorer.reference
             self.datasets[split] = with_references(
-                self.datasets[split], split, folders[shard], *languages
+                self.datasets[split], split, folders[shard], *languages, text
             )
         if split == self.cfg.train_subset:
             for other in self.reference_splits:  # names that nobody loads are refused, too

@@ -772,7 +772,12 @@ def test_capability_noise(noise, caplog):
             "choose --ppo-level sequence",
         ),
         ({"reward": "rouge-of-mars"}, "rouge-of-mars"),
-        ({"reward_post_process": "sentence_piece"}, "--reward-post-process is 'sentence_piece'"),
+        (
+            {"reward_post_process": "sentence_piece"},
+            "'sentence_piece' .did you mean 'sentencepiece'",
+        ),
+        ({"reward_detokenizer": "mosses"}, "'mosses' .did you mean 'moses'"),
+        ({"reward_smoothing": "Floor"}, "'Floor' .did you mean 'floor'"),
         ({"kl_reference": "start.pt"}, "--kl-reference is start.pt, but --kl-weight is 0"),
         ({"reward_control": "constant", "input_baseline": True}, "--reward-control constant keeps"),
     ],

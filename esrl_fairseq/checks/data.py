@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-import numpy as np
-
+from esrl_fairseq.data.lines import Text, empty_lines, places
+from esrl_fairseq.data.text import source_text
 from esrl_fairseq.errors import EsrlError
 
 WITH_TARGETS = "run fairseq-preprocess without --only-source"
 """How data get references."""
-
-
-WITHOUT_EMPTY_LINES = "remove them from both sides and run fairseq-preprocess again"
+WITHOUT_EMPTY_LINES = "remove such lines from both sides and run fairseq-preprocess again"
 """What to do about empty lines."""
-
-
-def check_training_data(
-    dataset: Any,
-    split: str,
-    references_for: str,
-    mend: str = WITH_TARGETS,
-    mend_empty: str = WITHOUT_EMPTY_LINES,
-) -> None:
-    """Refuse data with an empty line; it holds nothing to learn from.
-
-    Args:
-        dataset: a fairseq ``LanguagePairDataset``.
-        references_for: the option that needs target lines, too; empty if none does.
-        mend: see :func:`check_target_side`.
-        mend_empty: see :func:`refuse_empty_lines`.
-
-    Raises:
-        EsrlError: naming the first such line (counted from 1) and their number.
-    """
-    refuse_empty_lines(
-        dataset.src, dataset.src_sizes, dataset.src_dict, f"source side of {split}", mend_empty
-    )
-    if not references_for:
-        return
-    check_target_side(dataset, split, references_for, mend)
-    refuse_empty_lines(
-        dataset.tgt,
-        dataset.tgt_sizes,
-        dataset.tgt_dict,
-        f"target side (the references) of {split}",
-        mend_empty,
-    )
-
-
 WITHOUT_REFERENCES = {
     "--reward": "choose a reward that needs none",
     "--capability": "choose --capability entropy, reward or none",
@@ -58,38 +22,65 @@ WITHOUT_REFERENCES = {
 """What to do about an option that needs references."""
 
 
-def check_target_side(
-    dataset: Any, split: str, references_for: str, mend: str = WITH_TARGETS
+def check_references(
+    dataset: Any,
+    split: str,
+    language: str,
+    references_for: str,
+    text: Text | None,
+    mend: str = WITH_TARGETS,
+    mend_empty: str = WITHOUT_EMPTY_LINES,
 ) -> None:
-    """Refuse data without a target side where an option needs one.
+    """Refuse data without a target side, or with empty lines there, where an option needs them.
 
     Args:
         dataset: a fairseq ``LanguagePairDataset``.
+        split, language: see :func:`~esrl_fairseq.data.lines.places`.
         references_for: the option with its value; empty if none needs references.
+        text: see :func:`refuse_empty_lines`.
         mend: how to bring references, for the message.
+        mend_empty: what to do about empty ones.
 
     Raises:
         EsrlError: naming the option and what to choose instead.
     """
-    if references_for and dataset.tgt is None:
+    if not references_for:
+        return
+    without = WITHOUT_REFERENCES[references_for.split()[0]]
+    if dataset.tgt is None:
         raise EsrlError(
-            f"{split!r} has no target side, but {references_for} needs references: "
-            f"{WITHOUT_REFERENCES[references_for.split()[0]]}, or {mend}"
+            f"{split!r} has no target side, but {references_for} needs references: {without}, or "
+            f"{mend}"
         )
+    if references_for != "--eval-bleu":
+        mend = f", but {references_for} needs references: {mend_empty}, or {without}"
+        refuse_empty_lines(dataset.tgt, dataset.tgt_dict, split, language, text, mend)
 
 
 def refuse_empty_lines(
-    lines: Any, sizes: Any, dictionary: Any, name: str, mend: str = WITHOUT_EMPTY_LINES
+    side: Any,
+    dictionary: Any,
+    split: str,
+    language: str,
+    text: Text | None = None,
+    mend: str = f": {WITHOUT_EMPTY_LINES}",
 ) -> None:
-    """Refuse one side of a data set if it has an empty line; ``mend`` says what to do about it.
+    """Refuse one side of a data set if it has lines without text.
+
+    Args:
+        split, language: see :func:`~esrl_fairseq.data.lines.places`.
+        text: from token ids to the text that matters, where that is not the data's own.
+        mend: end of the sentence.
 
     Raises:
-        EsrlError: naming the first such line (counted from 1) and their number.
+        EsrlError: naming the first such line and their number.
     """
-    special = {dictionary.pad(), dictionary.eos(), dictionary.bos()}
-    candidates = np.flatnonzero(np.asarray(sizes) <= 2)
-    empty = [i for i in candidates.tolist() if set(lines[i].tolist()) <= special]
-    if empty:
-        raise EsrlError(
-            f"the {name} has {len(empty)} empty line(s), the first is line {empty[0] + 1}: {mend}"
-        )
+    own: Text = functools.partial(source_text, dictionary=dictionary, post_process=None)
+    empty = empty_lines(side, len(dictionary), text or own)
+    if not len(empty):
+        return
+    first = int(empty[0])
+    words = own(side[first].tolist())
+    what = f"has no text, only {words!r}" if words else getattr(side, "nothing", "is empty")
+    number = f" (the first of {len(empty)} such lines)" if len(empty) > 1 else ""
+    raise EsrlError(f"{places(side, [first], split, language)[0]} {what}{number}{mend}")

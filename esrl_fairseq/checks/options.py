@@ -9,6 +9,8 @@ from typing import Any
 from fairseq.data import data_utils
 
 from esrl_fairseq.core.controls import PERMUTED
+from esrl_fairseq.core.suggest import did_you_mean
+from esrl_fairseq.data.subwords import VALUES
 from esrl_fairseq.errors import EsrlError
 
 logger = logging.getLogger(__name__)
@@ -152,8 +154,8 @@ def check_post_process(name: str) -> None:
         data_utils.post_process("", name)
     except NotImplementedError as error:
         raise EsrlError(
-            f"--reward-post-process is {name!r}, but must be one of those of fairseq-generate's "
-            "--post-process: subword_nmt, sentencepiece, wordpiece, …, or none"
+            f"--reward-post-process is {name!r}{did_you_mean(name, (*VALUES, 'none'))}, but must "
+            f"be one of those of fairseq-generate's --post-process: {', '.join(VALUES)}, …, or none"
         ) from error
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, LanguagePairDataset
 
+from esrl_fairseq.data.lines import places
 from esrl_fairseq.errors import EsrlError
 
 
@@ -27,6 +28,8 @@ class PromptSide:
         self.kept = words if most is None else np.minimum(words, most)
         self.lines, self.start = lines, start
         self.sizes = self.kept + 1
+        self.stored = lines, 0, self.kept
+        """What stands in the data: lines, the first word's place in each, words."""
 
     def __getitem__(self, index: int) -> torch.Tensor:
         line = self.lines[index]
@@ -40,10 +43,12 @@ class ContinuationSide:
     """The rest of each line, with its EOS."""
 
     supports_prefetch = False
+    nothing = "ends with its prompt"  # what messages say of an empty one
 
     def __init__(self, prompts: PromptSide):
         self.lines, self.kept = prompts.lines, prompts.kept
         self.sizes = np.asarray(self.lines.sizes) - self.kept
+        self.stored = self.lines, self.kept, self.sizes  # see PromptSide
 
     def __getitem__(self, index: int) -> torch.Tensor:
         rest: torch.Tensor = self.lines[index][self.kept[index] :]
@@ -75,28 +80,30 @@ def prompt_dataset(
     )
 
 
-def check_room(dataset: LanguagePairDataset, split: str, places: int, least: int) -> None:
+def check_room(dataset: LanguagePairDataset, split: str, most: int, least: int) -> None:
     """Refuse prompts, or lines, that the model is too short for.
 
     Args:
         dataset: see :func:`prompt_dataset`.
-        places: most tokens that the model reads.
+        split: see :func:`~esrl_fairseq.data.lines.split_name`.
+        most: tokens that the model reads.
         least: fewest tokens that it writes behind a prompt.
 
     Raises:
-        EsrlError: naming the first such line (counted from 1) and its length.
+        EsrlError: naming the first such line and its length.
     """
     needed = {"prompt": dataset.src_sizes + least}
     if dataset.tgt is not None:
         needed["line"] = dataset.src_sizes + dataset.tgt_sizes - 1
     for what, sizes in needed.items():
-        if sizes.max() > places:
-            line = int((sizes > places).argmax())
+        if sizes.max() > most:
+            line = int((sizes > most).argmax())
             words = sizes[line] - (1 + least if what == "prompt" else 1)
             raise EsrlError(
-                f"the {what} in line {line + 1} of {split} has {words} tokens, but the model reads "
-                f"at most {places}, with the start symbol and what it writes: shorten or leave out "
-                "such lines, or choose a model that reads more (fairseq's: --tokens-per-sample)"
+                f"the {what} in {places(dataset.src, [line], split)[0]} has {words} tokens, but "
+                f"the model reads at most {most}, with the start symbol and what it writes: "
+                "shorten or leave out such lines, or choose a model that reads more (fairseq's: "
+                "--tokens-per-sample)"
             )
 
 
@@ -108,13 +115,13 @@ def check_references(dataset: LanguagePairDataset, split: str, never: set[int]) 
         never: ids of these words.
 
     Raises:
-        EsrlError: naming the first such line (counted from 1).
+        EsrlError: naming the first such line.
     """
     if dataset.tgt is None or not never:
         return
     for line in range(len(dataset.tgt)):
         if not never.isdisjoint(dataset.tgt[line].tolist()):
             raise EsrlError(
-                f"the reference in line {line + 1} of {split} has a token that ends texts of this "
-                "model, before its end: leave out such lines, or --prompt-tokens"
+                f"the reference in {places(dataset.src, [line], split)[0]} has a token that ends "
+                "texts of this model, before its end: leave out such lines, or --prompt-tokens"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from fairseq.data import Dictionary, LanguagePairDataset
 from torch import Tensor
 
+from esrl_fairseq.core.suggest import did_you_mean
+from esrl_fairseq.data.lines import NamedLines, Text
 from esrl_fairseq.errors import EsrlError
 
 FURTHER = "further_references"
@@ -28,13 +31,16 @@ def reference_files(folder: str, split: str, src: str, tgt: str) -> list[str]:
     """
     pairs = f"{re.escape(src)}-{re.escape(tgt)}|{re.escape(tgt)}-{re.escape(src)}"
     pattern = re.compile(rf"{re.escape(split)}\.({pairs})\.{re.escape(tgt)}([1-9]\d*)")
-    matches = [pattern.fullmatch(name) for name in os.listdir(folder)]
+    names = os.listdir(folder)
+    matches = [pattern.fullmatch(name) for name in names]
     found = {int(match[2]): match[0] for match in matches if match}
     first = os.path.join(folder, f"{split}.{src}-{tgt}.{tgt}1")
     if not found:
+        splits = {name.partition(".")[0] for name in names if name.endswith(f".{tgt}1")}
         raise EsrlError(
-            f"--reward-references names the split {split!r}, but it has no further references: "
-            f"put them into the text file {first}, or leave the split out"
+            f"--reward-references names the split {split!r}{did_you_mean(split, splits)}, but it "
+            f"has no further references: put them into the text file {first}, or leave the split "
+            "out"
         )
     missing = set(range(1, max(found))) - found.keys()
     if missing:
@@ -45,11 +51,16 @@ def reference_files(folder: str, split: str, src: str, tgt: str) -> list[str]:
     return [os.path.join(folder, found[number]) for number in sorted(found)]
 
 
-def read_references(path: str, dataset: LanguagePairDataset, split: str) -> list[str]:
+def read_references(
+    path: str, dataset: LanguagePairDataset, split: str, text: Text | None = None
+) -> list[str]:
     """[samples] lines of a file of further references, empty for samples that have none there.
 
+    Args:
+        text: from token ids to what the reward sees; None leaves it unchecked.
+
     Raises:
-        EsrlError: the lines cannot be those of `dataset`.
+        EsrlError: the lines cannot be those of `dataset`, or one has words but no text.
     """
     with open(path, encoding="utf-8") as file:
         lines = [line.strip() for line in file]
@@ -68,7 +79,19 @@ def read_references(path: str, dataset: LanguagePairDataset, split: str) -> list
             "the target side: it needs the same tokenisation and sub-words, as that side had "
             "before fairseq-preprocess"
         )
+    if text is not None:
+        _check_text(path, lines, words, text)
     return lines
+
+
+def _check_text(path: str, lines: Sequence[str], dictionary: Dictionary, text: Text) -> None:
+    blank = functools.cache(lambda word: not text([dictionary.index(word)]).strip())
+    for number, line in enumerate(lines, 1):
+        if line and blank(line.split(None, 1)[0]) and all(map(blank, line.split())):
+            raise EsrlError(
+                f"{path}, line {number} has no text, only {line!r}: leave it empty, if there is no "
+                "further reference"
+            )
 
 
 def encode(line: str, dictionary: Dictionary) -> Tensor:
@@ -82,7 +105,7 @@ def unknown_share(sequences: Iterable[Tensor], unk: int) -> float:
     return sum(unknown for unknown, _ in counts) / max(sum(words for _, words in counts), 1)
 
 
-class MultiReferenceDataset(LanguagePairDataset):
+class MultiReferenceDataset(NamedLines):
     """The given data set; its batches also bring the inputs' further references.
 
     Args:
@@ -103,9 +126,16 @@ class MultiReferenceDataset(LanguagePairDataset):
 
 
 def with_references(
-    dataset: LanguagePairDataset, split: str, folder: str, src: str, tgt: str
+    dataset: LanguagePairDataset,
+    split: str,
+    folder: str,
+    src: str,
+    tgt: str,
+    text: Text | None = None,
 ) -> MultiReferenceDataset:
     """The data set of `split` with the further references that lie in `folder`.
+
+    For `text` see :func:`read_references`.
 
     Raises:
         EsrlError: what is wrong with these files.
@@ -116,4 +146,5 @@ def with_references(
             f"--reward-references names the split {split!r}, but it has no target side, which is "
             "the first reference: run fairseq-preprocess without --only-source"
         )
-    return MultiReferenceDataset(dataset, [read_references(path, dataset, split) for path in files])
+    columns = [read_references(path, dataset, split, text) for path in files]
+    return MultiReferenceDataset(dataset, columns)

@@ -18,22 +18,28 @@ samples is padded too, where ``Dictionary.string`` would print ``<pad>`` words. 
 strip padding, BOS and EOS wherever they stand; they do not cut at the first EOS, so a row must hold
 nothing but padding after its own.
 
-**Unknown words and BLEU.** fairseq escapes an unknown word of a reference (``<<unk>>``) so that it
-never matches one of a hypothesis (``<unk>``). The 13a, intl, char and zh tokenizers undo that: they
-split both at ``<`` and ``>``, and ``unk`` matches ``unk``. fairseq's own ``--eval-bleu`` therefore
-uses two plain words. Pass them as ``unk_string`` (``UNK_IN_HYPOTHESIS`` and ``UNK_IN_REFERENCE``
-below) when the text goes to a reward; leave it None to get the printed line.
+**Unknown words and rewards.** fairseq escapes an unknown word of a reference (``<<unk>>``) so that
+it never matches one of a hypothesis (``<unk>``). The 13a, intl, char and zh tokenizers undo that:
+they split both at ``<`` and ``>``, and ``unk`` matches ``unk``. fairseq's own ``--eval-bleu``
+therefore uses two plain words, which have most of their characters in common, and so match under
+chrF. Ours have none in common. Pass them as ``unk_string`` (``UNK_IN_HYPOTHESIS`` and
+``UNK_IN_REFERENCE`` below) when the text goes to a reward; leave it None to get the printed line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Callable
 
 from fairseq.data import Dictionary
 
-UNK_IN_HYPOTHESIS = "UNKNOWNTOKENINHYP"
-UNK_IN_REFERENCE = "UNKNOWNTOKENINREF"
+# Plain letters, so that every tokenizer leaves one word of them, also in lower case. Q and X are
+# the rarest capitals in most languages; XXXX would be a word: it hides names in some texts.
+UNK_IN_HYPOTHESIS = "QQQQ"
+UNK_IN_REFERENCE = "XXZX"
+PRINTED_UNK = re.compile("<<unk>>|<unk>")
+"""An unknown word as ``fairseq-generate`` prints it."""
 
 Decode = Callable[[str], str]
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from esrl_fairseq.checks.data import refuse_empty_lines
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.data.batches import SameBatches
-from esrl_fairseq.data.text import UNK_IN_HYPOTHESIS
+from esrl_fairseq.data.lines import places, split_name
+from esrl_fairseq.data.subwords import dictionary_words, markings
+from esrl_fairseq.data.text import UNK_IN_HYPOTHESIS, source_text
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.reward_models.data import (
     JudgedOutputs,
@@ -74,9 +76,12 @@ class SubwordText:
 
     def agrees(self, line: Tensor) -> bool:
         """Whether a line of the training data is what its text becomes; unknown words tell not."""
-        joints = "subword_nmt" if self.bpe else None
-        text = self.dictionary.string(line, joints)
-        return bool(line.eq(self.dictionary.unk()).any()) or torch.equal(self.ids(text), line)
+        unknown = bool(line.eq(self.dictionary.unk()).any())
+        return unknown or torch.equal(self.ids(self.of(line)), line)
+
+    def of(self, ids: Any) -> str:
+        """The text of token ids."""
+        return source_text(ids, self.dictionary, "subword_nmt" if self.bpe else None)
 
 
 @register_task(NAME, dataclass=RewardModelConfig)
@@ -124,18 +129,18 @@ class RewardModelTask(SameBatches, TranslationTask):
         paths = utils.split_paths(self.cfg.data)
         shard = (epoch - 1) % len(paths) if split == self.cfg.train_subset else 0
         prefix = os.path.join(paths[shard], split)
+        name = split_name(self.cfg.data, split, self.cfg.train_subset, epoch)
         if pairs.tgt is None:
             raise EsrlError(
                 f"{prefix} has no target side, which holds the judged outputs: run "
                 "fairseq-preprocess without --only-source"
             )
-        refuse_empty_lines(pairs.src, pairs.src_sizes, pairs.src_dict, f"source side of {split}")
-        refuse_empty_lines(
-            pairs.tgt, pairs.tgt_sizes, pairs.tgt_dict, f"target side (the outputs) of {split}"
-        )
+        text, languages = self.text.of, (self.cfg.source_lang, self.cfg.target_lang)
+        for side, language in zip((pairs.src, pairs.tgt), languages):
+            refuse_empty_lines(side, self.src_dict, name, language, text)
         ratings, preferences = judgements(prefix, len(pairs))
         if split == self.cfg.train_subset:
-            self.check_codes(pairs.tgt)
+            self.check_codes(pairs.tgt, name)
         self.standardise()
         ratings = (ratings - self.mean_rating) / self.rating_deviation
         self.datasets[split] = JudgedOutputs(pairs, ratings, preferences, self.src_dict.pad())
@@ -158,25 +163,32 @@ class RewardModelTask(SameBatches, TranslationTask):
             raise EsrlError(f"the ratings in {path} are all equal: there is nothing to learn")
         self.mean_rating, self.rating_deviation = float(ratings.mean()), float(ratings.std())
 
-    def check_codes(self, outputs: Any) -> None:
+    def check_codes(self, outputs: Any, name: str) -> None:
         """Refuse codes that the data were not made with: the reward would see other words.
 
         Raises:
             EsrlError: the data's text becomes something else than the data.
         """
-        if not self.state.codes and any(word.endswith("@@") for word in self.src_dict.symbols):
-            raise EsrlError(
-                "the data hold sub-words (with @@), which the reward model needs to make from "
-                "text: give the codes that they were made with, --subword-codes FILE"
-            )
+        for marking, word in markings(dictionary_words(self.src_dict))[:1]:
+            if marking.post_process != "subword_nmt":
+                raise EsrlError(
+                    f"the data hold sub-words made by {marking.maker} (such as {word!r}), which "
+                    "the reward model cannot make from text: split them with subword-nmt, or not "
+                    "at all"
+                )
+            if not self.state.codes:
+                raise EsrlError(
+                    f"the data hold sub-words (such as {word!r}), which the reward model needs to "
+                    "make from text: give the codes that they were made with, --subword-codes FILE"
+                )
         text = self.text
         lines = [outputs[i] for i in range(min(len(outputs), COMPARED_LINES))]
-        wrong = [number for number, line in enumerate(lines, 1) if not text.agrees(line)]
+        wrong = [number for number, line in enumerate(lines) if not text.agrees(line)]
         if len(wrong) > len(lines) / 10:
             raise EsrlError(
                 f"--subword-codes {self.cfg.subword_codes} are not the codes of the data: of "
                 f"{len(lines)} output lines {len(wrong)} are split in another way, the first is "
-                f"line {wrong[0]}"
+                f"{places(outputs, wrong[:1], name, self.cfg.target_lang)[0]}"
             )
 
 

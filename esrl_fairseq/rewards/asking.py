@@ -41,7 +41,7 @@ def score_rows(
         hypotheses: [rows] hypothesis texts.
         references: [inputs] lists of reference texts, or None if the data have none.
         row_input: [rows] index of the input of each row, in any order; an input may have no row.
-        sample_ids: [inputs] ids in the data set, for messages.
+        sample_ids: [inputs] for messages: ids in the data set, or texts that name the inputs.
 
     Returns:
         float32 [rows], finite and within ``reward.range`` (rounding errors are clipped).
@@ -49,7 +49,7 @@ def score_rows(
     Raises:
         EsrlError: references are missing, or the reward raised, or it returned something other
             than one finite number within its range per row. The message names the reward, the
-            sample id and, where one row is to blame, its texts.
+            input and, where one row is to blame, its texts.
         ValueError: the lengths of the arguments do not fit together.
     """
     rows = [int(i) for i in row_input]
@@ -157,7 +157,7 @@ class _Batch:
     def _pair(self, row: int) -> str:
         i, hypothesis = self.pairs[row]
         return (
-            f"sample {self.sample_ids[i]} (input: {_shown(self.sources[i])}, "
+            f"{named(self.sample_ids[i])} (input: {_shown(self.sources[i])}, "
             f"hypothesis: {_shown(hypothesis)})"
         )
 
@@ -211,7 +211,7 @@ def _checked_references(
     for sample_id, refs in zip(sample_ids, result):
         if reward.needs_references and not (refs and all(has_text(ref) for ref in refs)):
             raise EsrlError(
-                f"reward {reward.name!r} needs references, but sample {sample_id} has "
+                f"reward {reward.name!r} needs references, but {named(sample_id)} has "
                 f"{'an empty one' if refs else 'none'}: give the data set a target side without "
                 "empty lines, or choose a reward that needs no references"
             )
@@ -222,6 +222,11 @@ def as_tuple(references: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(references, str):
         raise ValueError(f"references must be a list of texts per input, not {references!r}")
     return tuple(references or ())
+
+
+def named(sample_id: Any) -> str:
+    """What messages call an input."""
+    return sample_id if isinstance(sample_id, str) else f"sample {sample_id}"
 
 
 def has_text(reference: str | None) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import sacrebleu
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, register_reward
 from esrl_fairseq.rewards.ngrams import Floats, Ints, NgramCounts, ngram_totals
@@ -173,6 +174,7 @@ def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise EsrlError(
             f"reward 'bleu': {option} must be one of {', '.join(choices)}, not {value!r}"
+            f"{did_you_mean(str(value), choices)}"
         )
 
 

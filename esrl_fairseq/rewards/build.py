@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, reward_class, reward_names
 from esrl_fairseq.rewards.function import PREFIX, FunctionReward
@@ -52,11 +53,17 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
         return FunctionReward(name)
     cls = registered(name)
     signature = inspect.signature(cls)
+    for option in options:
+        if option not in signature.parameters:
+            known = ", ".join(signature.parameters) or "none"
+            raise EsrlError(
+                f"reward {name!r} has no option {option!r}"
+                f"{did_you_mean(option, signature.parameters)}; its options are: {known}"
+            )
     try:
         signature.bind(**options)
     except TypeError as error:
-        known = ", ".join(signature.parameters) or "none"
-        raise EsrlError(f"reward {name!r}: {error}; its options are: {known}") from None
+        raise EsrlError(f"reward {name!r}: {error}") from None
     return cls(**options)
 
 
@@ -68,9 +75,11 @@ def registered(name: str) -> type[Reward]:
     """
     cls = reward_class(name)
     if cls is None:
+        known = reward_names()
         raise EsrlError(
-            f"unknown reward {name!r}: choose one of {', '.join(reward_names())}, "
-            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5"
+            f"unknown reward {name!r}{did_you_mean(name, known)}: choose one of "
+            f"{', '.join(known)}, python:module.function for your own, or a weighted sum such as "
+            "bleu:0.5+chrf:0.5"
         )
     return cls
 
@@ -106,7 +115,7 @@ def _weight(text: str, name: str, weight: str) -> float:
         value = math.nan
     if not math.isfinite(value) or value == 0:
         raise EsrlError(
-            f"reward {text!r}: the weight of {name!r} is {weight.strip()!r}, but must be a number "
-            "other than 0, such as 0.5"
+            f"reward {text!r}: the weight of {name!r} is {weight.strip()!r}"
+            f"{did_you_mean(f'{name}:', [PREFIX])}, but must be a number other than 0, such as 0.5"
         )
     return value

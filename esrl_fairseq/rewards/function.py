@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.asking import has_text
 from esrl_fairseq.rewards.base import Reward
@@ -89,8 +91,9 @@ def _import(name: str, module: str) -> ModuleType:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
             raise EsrlError(
-                f"reward {name!r}: there is no module {missing!r}, neither in {folder} nor where "
-                "Python searches (PYTHONPATH)"
+                f"reward {name!r}: there is no module {missing!r}"
+                f"{did_you_mean(missing, [path.stem for path in Path(folder).glob('*.py')])}, "
+                f"neither in {folder} nor where Python searches (PYTHONPATH)"
             ) from None
         logger.error("importing %r raised:", module, exc_info=error)
         raise EsrlError(
@@ -101,7 +104,11 @@ def _import(name: str, module: str) -> ModuleType:
 def _function(name: str, module: ModuleType, function: str) -> Callable[..., Any]:
     where = f"module {module.__name__!r} ({getattr(module, '__file__', None) or 'built in'})"
     if not hasattr(module, function):
-        raise EsrlError(f"reward {name!r}: {where} has no function {function!r}")
+        functions = [key for key, value in vars(module).items() if inspect.isroutine(value)]
+        raise EsrlError(
+            f"reward {name!r}: {where} has no function {function!r}"
+            f"{did_you_mean(function, functions)}"
+        )
     found = getattr(module, function)
     if not callable(found) or inspect.isclass(found):
         raise EsrlError(

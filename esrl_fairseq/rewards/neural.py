@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.ngrams import Floats, RowReferences
@@ -133,8 +134,11 @@ class NeuralReward(Reward):
     def check_choice(self, option: str, value: Any, choices: Sequence[Any]) -> None:
         """Refuse what is not among `choices`."""
         if value not in choices:
-            known = ", ".join(map(str, choices))
-            raise EsrlError(f"reward {self.name!r}: {option} must be one of {known}, not {value!r}")
+            known = list(map(str, choices))
+            raise EsrlError(
+                f"reward {self.name!r}: {option} must be one of {', '.join(known)}, not {value!r}"
+                f"{did_you_mean(str(value), known)}"
+            )
 
     def _usable(self, device: str | None) -> torch.device:
         if device is None:

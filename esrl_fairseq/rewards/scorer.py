@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import numpy as np
 from fairseq.data import encoders
 from numpy.typing import NDArray
 
+from esrl_fairseq.core.suggest import did_you_mean
+from esrl_fairseq.data.lines import PLACES
 from esrl_fairseq.data.references import FURTHER, encode
+from esrl_fairseq.data.subwords import check_joining, dictionary_words
 from esrl_fairseq.data.text import (
     UNK_IN_HYPOTHESIS,
     UNK_IN_REFERENCE,
@@ -22,6 +26,8 @@ from esrl_fairseq.data.text import (
 )
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options, score_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,10 +137,11 @@ class Scorer:
 
     def sources(self, sample: dict[str, Any]) -> list[str]:
         """Texts of a batch's inputs."""
-        return [
-            source_text(row, self.src_dict, self.post_process, self.source_decode)
-            for row in sample["net_input"]["src_tokens"].tolist()
-        ]
+        return [self.source(row) for row in sample["net_input"]["src_tokens"].tolist()]
+
+    def source(self, tokens: Any) -> str:
+        """Text of the token ids of one input, padding allowed."""
+        return source_text(tokens, self.src_dict, self.post_process, self.source_decode)
 
     def score(
         self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
@@ -147,7 +154,7 @@ class Scorer:
             row_input: ``[rows]`` positions of the rows' inputs in the batch.
 
         Raises:
-            EsrlError: for a missing reference or a bad reward, naming the sample.
+            EsrlError: for a missing reference or a bad reward, naming the line of the data.
         """
         hypotheses = self.hypotheses(self.with_prompts(sample, tokens, row_input))
         references = self.references(sample)
@@ -157,7 +164,7 @@ class Scorer:
             hypotheses,
             references,
             row_input,
-            sample["id"].tolist(),
+            sample.get(PLACES) or sample["id"].tolist(),
         )
         firsts = [texts[0] for texts in references or []]
         if self.whole_text:  # counted are the continuations
@@ -184,14 +191,41 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
     )
     bleu = {"tokenize": cfg.reward_tokenize, "smooth_method": cfg.reward_smoothing}
     options["bleu"] = {**bleu, **options.get("bleu", {})}
+    reward = build_reward(name, part_options=options)
+    if not first_reference and getattr(task, "word_decoder", None) is None:
+        check_subwords(cfg.reward_post_process, task, reward.needs_sources)
     return Scorer(
-        build_reward(name, part_options=options),
+        reward,
         task,
         None if cfg.reward_post_process == "none" else cfg.reward_post_process,
         cfg.reward_detokenizer,
         first_reference,
         whole_text=task.reward_text == "whole",
     )
+
+
+def check_subwords(post_process: str, task: Any, sources_matter: bool) -> None:
+    """Refuse a ``--reward-post-process`` that does not join the sub-words of the task's words.
+
+    Args:
+        sources_matter: whether the reward needs sources; otherwise theirs are warned of.
+
+    Raises:
+        EsrlError: naming the value that does.
+    """
+    source, target = task.source_dictionary, task.target_dictionary
+    one = source.symbols == target.symbols
+    check_joining(
+        post_process, dictionary_words(target), f"the {'' if one else 'target '}dictionary"
+    )
+    if not one:
+        check_joining(
+            post_process,
+            dictionary_words(source),
+            "the source dictionary",
+            "split the words of both sides in the same way",  # the value is right for the outputs
+            None if sources_matter else logger.warning,
+        )
 
 
 def _chain(first: Decode | None, then: Decode) -> Decode:
@@ -205,7 +239,10 @@ def build_detokenizer(name: str, lang: str) -> Decode:
         EsrlError: fairseq knows no such tokenizer.
     """
     if name not in encoders.TOKENIZER_REGISTRY:
-        known = ", ".join(sorted(encoders.TOKENIZER_REGISTRY))
-        raise EsrlError(f"unknown --reward-detokenizer {name!r}: choose one of {known}")
+        known = sorted(encoders.TOKENIZER_REGISTRY)
+        raise EsrlError(
+            f"unknown --reward-detokenizer {name!r}{did_you_mean(name, known)}: choose one of "
+            f"{', '.join(known)}"
+        )
     options = Namespace(tokenizer=name, source_lang=lang, target_lang=lang)
     return encoders.build_tokenizer(options).decode

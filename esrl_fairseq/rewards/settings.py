@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.build import parse_name, registered
 from esrl_fairseq.rewards.function import PREFIX
@@ -62,7 +63,8 @@ def _read(text: str, name: str, parts: list[str]) -> Options:
             raise EsrlError(f"--reward-options {text}: cannot read {item!r}; {FORM}")
         if part not in result:
             raise EsrlError(
-                f"--reward-options {text}: {part!r} is no part of --reward {name}; {FORM}"
+                f"--reward-options {text}: {part!r} is no part of --reward {name}"
+                f"{did_you_mean(part, parts)}; {FORM}"
             )
         result[part][option] = _value(value.strip())
     return result

@@ -48,6 +48,9 @@ def refuse(commands, folder, *options):
     "option, value, words",
     [
         ("--reward", "nonsense", ["'nonsense'", "bleu"]),
+        ("--reward", "length:0.5+BLUE:0.5", ["'BLUE' (did you mean 'bleu'?)"]),
+        ("--reward-post-process", "sentencepiece", ["not join", "the dictionary", "subword_nmt"]),
+        ("--reward-post-process", "@@", ["'@@' does not join", "process subword_nmt"]),
         ("--reward", "bleu:0.5+python:nowhere.f", ["'python:nowhere.f'", "no module 'nowhere'"]),
         ("--elimination-ratio", 1.5, ["--elimination-ratio is 1.5", "from 0 to 1"]),
         ("--elimination-ratio", -0.1, ["--elimination-ratio is -0.1", "from 0 to 1"]),
@@ -82,12 +85,12 @@ def test_frozen_model(file, commands, corpus, folder, tmp_path):
     assert f"cannot be loaded from {tmp_path / file} (" in sentence and "--kl-reference" in sentence
 
 
-def data_of(commands, corpus, tmp_path, pairs):
-    """Other training data with the same dictionary."""
+def data_of(commands, corpus, tmp_path, pairs, split="train", dictionary=None):
+    """Other data with the same dictionary."""
     text = tmp_path / "text"
     shutil.copytree(corpus.text, text)
-    write_pairs(text, "train", pairs)
-    return preprocess(commands, text, tmp_path / "data", dictionary=corpus.dictionary)
+    write_pairs(text, split, pairs)
+    return preprocess(commands, text, tmp_path / "data", dictionary=dictionary or corpus.dictionary)
 
 
 def start_anew(data, folder, mle, tmp_path):
@@ -96,20 +99,31 @@ def start_anew(data, folder, mle, tmp_path):
     return [*options, "--capability-store", tmp_path / "store"]
 
 
-def test_empty_source_line(commands, corpus, mle, folder, tmp_path):
-    pairs = make_pairs(40, seed=1)
-    pairs[6] = ("", pairs[6][1])
-    data = data_of(commands, corpus, tmp_path, pairs)
-    sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
-    assert "1 empty line" in sentence and "line 7" in sentence
+@pytest.mark.parametrize(
+    "split, side, line, sentence",
+    [
+        ("train", 0, "", "train.de, line 7 is empty: remove"),
+        ("train", 1, "", "train.en, line 7 is empty, but --reward bleu needs references"),
+        ("valid", 1, "", "valid.en, line 7 is empty, but --reward bleu needs references"),
+        ("valid", 1, "@@ @@", "valid.en, line 7 has no text, only '@@ @@', but --reward bleu"),
+    ],
+)
+def test_lines_without_text(split, side, line, sentence, commands, corpus, mle, folder, tmp_path):
+    """Refused before anything is trained or saved, in the valid set, too."""
+    pairs = [list(pair) for pair in make_pairs(40, seed=1)]
+    pairs[6][side] = line
+    dictionary = corpus.dictionary
+    if line:  # to make the marks known, a lone one
+        dictionary = tmp_path / "dict.txt"
+        dictionary.write_text(corpus.dictionary.read_text() + "@@ 1\n")
+    data = data_of(commands, corpus, tmp_path, pairs, split, dictionary)
+    assert refuse(commands, folder, *start_anew(data, folder, mle, tmp_path)).startswith(sentence)
 
 
-def test_empty_reference_line(commands, corpus, mle, folder, tmp_path):
-    pairs = make_pairs(40, seed=1)
-    pairs[6] = (pairs[6][0], "")
-    data = data_of(commands, corpus, tmp_path, pairs)
-    sentence = refuse(commands, folder, *start_anew(data, folder, mle, tmp_path))
-    assert "references" in sentence and "1 empty line" in sentence and "line 7" in sentence
+def test_a_valid_line_that_is_too_long(commands, corpus, folder):
+    options = [*esrl_options(corpus.data, folder), MODEL, JOINED]
+    sentence = refuse(commands, folder, *options, "--max-source-positions 5 --max-update 4")
+    assert sentence.startswith("valid, line ") and "is too long (" in sentence
 
 
 def test_no_target_side(commands, corpus, mle, folder, tmp_path):
@@ -207,8 +221,8 @@ short = after(lambda hypotheses: [0.5] * (len(hypotheses) - 1))
 @pytest.mark.parametrize(
     "function, words",
     [
-        ("raises", ["raised ValueError: no server answers", "sample"]),
-        ("nan", ["returned nan", "sample", "must be a finite number"]),
+        ("raises", ["raised ValueError: no server answers", "train, line"]),
+        ("nan", ["returned nan", "train, line", "must be a finite number"]),
         ("short", ["returned", "instead of"]),
     ],
 )

@@ -197,6 +197,7 @@ def refused(commands, *given):
         ("--reward bleu --prompt-tokens 4", "these lines, or give fewer --prompt-tokens"),
         ("--tokens-per-sample 5", "tokens, but the model reads at most 5, with"),
         ("--add-bos-token --tokens-per-sample 5", "model reads at most 5, with the start symbol"),
+        ("--reward-post-process @@", "not join the sub-words of the dictionary, made by subword"),
         ("--shorten-method truncate", "--shorten-method does not go with --task esrl_language_mod"),
         ("--task language_modeling", "choose --task esrl_language_modeling"),
         ("--reward repetition:2 --elimination-ratio 0.5", "needs a reward in [0, 1]"),
@@ -228,7 +229,7 @@ def test_data(commands, lines, tmp_path):
         (text / split).write_text("the cat\n\na dog\n\n")
     data = binarize(commands, text, tmp_path / "data", "--srcdict", lines.data / "dict.txt")
     sentence = refused(commands, *options(lines, tmp_path / "run", data=data))
-    assert "source side of train has 2 empty line(s), the first is line 2" in sentence
+    assert sentence.startswith("valid, line 2 is empty (the first of 2 such lines): leave out")
     (data / "train.bin").unlink()
     (data / "train.idx").unlink()
     sentence = refused(commands, *options(lines, tmp_path / "run", data=data))

@@ -343,6 +343,14 @@ def other_codes(data, judged):
     return ["--subword-codes", data / "codes"]
 
 
+def sentencepiece(data, judged):
+    for side in ("de", "en"):
+        words = (data / f"dict.{side}.txt").read_text("utf-8").splitlines()
+        words = [f"▁{word.replace('@@ ', ' ')}" if "@@ " in word else word for word in words]
+        (data / f"dict.{side}.txt").write_text("\n".join([*words, ""]), encoding="utf-8")
+    return []
+
+
 def gone_codes(data, judged):
     return ["--subword-codes", data / "gone"]
 
@@ -370,8 +378,9 @@ def empty_output(data, judged):
         (no_codes, "give the codes that they were made with, --subword-codes"),
         (other_codes, "are not the codes of the data"),
         (gone_codes, "cannot be read"),
+        (sentencepiece, "sub-words made by SentencePiece (such as '▁"),
         (two_dictionaries, "with --joined-dictionary"),
-        (empty_output, "(the outputs) of train has 1 empty line(s), the first is line 5"),
+        (empty_output, "train.en, line 5 is empty: remove"),
     ],
 )
 def test_data_that_cannot_work(break_data, words, commands, judged, tmp_path):

@@ -35,6 +35,7 @@ from esrl_fairseq.core.losses import reinforce_loss
 from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.core.sequences import append_rows, decoder_inputs, given_rows
 from esrl_fairseq.data.prompts import check_room
+from esrl_fairseq.data.text import UNK_IN_REFERENCE
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescoring import frozen, rescoring
 from esrl_fairseq.rescoring.rescoring import rescore
@@ -159,12 +160,12 @@ class TestPrompts:
 
     def test_room(self):
         """What the model reads at most: the start symbol, the prompt and what it writes."""
-        check_room(make_prompts(prompt_tokens=None), "train", places=7, least=1)
-        with pytest.raises(EsrlError, match="the prompt in line 2 of train has 5 tokens.*most 6"):
-            check_room(make_prompts(prompt_tokens=None), "train", places=6, least=1)
-        check_room(make_prompts(prompt_tokens=2), "train", places=6, least=1)
-        with pytest.raises(EsrlError, match="the line in line 2 of train has 5 tokens"):
-            check_room(make_prompts(prompt_tokens=2), "train", places=5, least=1)
+        check_room(make_prompts(prompt_tokens=None), "train", most=7, least=1)
+        with pytest.raises(EsrlError, match="the prompt in train, line 2 has 5 tokens.*most 6"):
+            check_room(make_prompts(prompt_tokens=None), "train", most=6, least=1)
+        check_room(make_prompts(prompt_tokens=2), "train", most=6, least=1)
+        with pytest.raises(EsrlError, match="the line in train, line 2 has 5 tokens"):
+            check_room(make_prompts(prompt_tokens=2), "train", most=5, least=1)
 
 
 class TestStageOne:
@@ -420,7 +421,7 @@ class TestCriterion:
         assert sources == ["b b a", "b a a"]
         expected = {True: ["b b a b a", "b a a a"], False: ["b a", "a"]}
         assert hypotheses == expected[whole]
-        unknown = "UNKNOWNTOKENINREF"
+        unknown = UNK_IN_REFERENCE
         expected = {True: [f"b b a {unknown} a", "b a a b"], False: [f"{unknown} a", "b"]}
         assert [own[0] for own in references] == expected[whole]
         assert run.criterion.score_rows(batch, make_rows([[EOS], [A, EOS]], [0, 1])).empty == 1

@@ -187,6 +187,17 @@ DAMAGES = {
 }
 
 
+def test_lines_that_joining_leaves_nothing_of(data):
+    path = data / "valid.de-en.en2"
+    lines = lines_of(path)
+    write_lines(path, [*lines[:6], "@@ @@", *lines[7:]])
+    (data / "dict.en.txt").write_text((data / "dict.en.txt").read_text() + "@@ 1\n")
+    task = make_file_task(data, "valid")
+    task.scorer = Scorer(build_reward("bleu"), task, "subword_nmt", None)
+    with pytest.raises(EsrlError, match="en2, line 7 has no text, only '@@ @@': leave it empty"):
+        task.load_dataset("valid")
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_refusals(damage, data):
     damage(data)
@@ -198,7 +209,7 @@ def test_refusals(damage, data):
 
 def test_a_name_that_nobody_loads_is_refused(data):
     task = make_file_task(data, "train,vaild")
-    with pytest.raises(EsrlError, match="names the split 'vaild'"):
+    with pytest.raises(EsrlError, match="the split 'vaild' .did you mean 'valid'"):
         task.load_dataset("train")
 
 

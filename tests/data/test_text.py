@@ -12,6 +12,7 @@ from esrl_fairseq.data.text import (
     reference_text,
     source_text,
 )
+from esrl_fairseq.rewards import build_reward
 
 WORDS = ["the", "d@@", "o@@", "g", "▁a", "▁b", "c", "bar@@", "ks", ".", "|", "_", "é"]
 POST_PROCESS = [None, "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter", "none"]
@@ -124,3 +125,38 @@ def test_unknown_words_can_be_told_apart_after_tokenisation(dictionary):
     hypothesis = hypothesis_text(ids, *args, unk_string=UNK_IN_HYPOTHESIS)
     reference = reference_text(ids, *args, unk_string=UNK_IN_REFERENCE)
     assert tokenize(hypothesis) == UNK_IN_HYPOTHESIS and tokenize(reference) == UNK_IN_REFERENCE
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        *(("bleu", {"tokenize": kind}) for kind in ("13a", "none", "intl", "char", "zh")),
+        ("bleu", {"lowercase": True}),
+        ("chrf", {}),
+        ("chrf", {"word_order": 2, "lowercase": True, "whitespace": True}),
+        ("chrf", {"eps_smoothing": True}),
+        ("ter", {"normalized": True, "no_punct": True, "asian_support": True}),
+        ("rouge", {}),
+        ("rouge", {"use_stemmer": False}),
+    ],
+)
+def test_unknown_words_match_nothing_under_any_reward(name, options):
+    """Neither each other nor other words, whole or by characters."""
+    if name == "rouge":
+        pytest.importorskip("rouge_score")
+    reward = build_reward(name, **options)
+    references = [["the XY sits on the mat ."], ["the XY , XY !"]]
+    references = [[text.replace("XY", UNK_IN_REFERENCE) for text in own] for own in references]
+    for own in references:
+        # A word of another length would weigh differently.
+        texts = [own[0].replace(UNK_IN_REFERENCE, word) for word in (UNK_IN_HYPOTHESIS, "kkkk")]
+        unknown, other = reward(["s"] * 2, texts, [own] * 2)
+        assert unknown == other < 1
+    others = [["the cat sits on the mat"], references[1]]
+    assert reward(["s"] * 2, [UNK_IN_HYPOTHESIS] * 2, others).tolist() == [0, 0]
+
+
+def test_stand_ins_share_no_character():
+    assert not set(UNK_IN_HYPOTHESIS.lower()) & set(UNK_IN_REFERENCE.lower())
+    assert (UNK_IN_HYPOTHESIS + UNK_IN_REFERENCE).isascii()
+    assert UNK_IN_HYPOTHESIS.isalpha() and UNK_IN_REFERENCE.isalpha()

@@ -516,7 +516,7 @@ class TestRefusals:
         check_references(make_prompts(prompt_tokens=4), "train", never)
         check_references(make_prompts(prompt_tokens=None), "train", never)
         check_references(make_prompts(), "train", {4 + EOS})
-        with pytest.raises(EsrlError, match="the reference in line 4 of train has a token that"):
+        with pytest.raises(EsrlError, match="the reference in train, line 4 has a token that"):
             check_references(make_prompts(), "train", never)
 
     def test_unknown_words(self, folders):

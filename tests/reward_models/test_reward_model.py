@@ -11,6 +11,7 @@ from fairseq.models.roberta import RobertaModel
 from helpers import ARCHS, EOS, PAD, SOURCE, TARGET, make_dataset, make_model
 
 from esrl_fairseq.core.preferences import bradley_terry_loss, correlation, rating_loss, wins
+from esrl_fairseq.data.text import UNK_IN_HYPOTHESIS
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.reward_models.criterion import PreferenceConfig, PreferenceCriterion
 from esrl_fairseq.reward_models.data import (
@@ -267,7 +268,7 @@ def test_text_becomes_the_training_datas_tokens():
     words = [dictionary[i] for i in text.ids("abc a abd").tolist()]
     assert words == ["abc", "a", "ab@@", "d", "</s>"]
     # What stands for unknown words stays one unknown word.
-    assert text.ids("<unk> UNKNOWNTOKENINHYP z").tolist() == [dictionary.unk()] * 3 + [EOS]
+    assert text.ids(f"<unk> {UNK_IN_HYPOTHESIS} z").tolist() == [dictionary.unk()] * 3 + [EOS]
     assert text.agrees(text.ids("abd abc"))
     whole = torch.tensor([dictionary.index("ab@@"), dictionary.index("d"), EOS])
     assert text.agrees(whole)

@@ -105,6 +105,8 @@ def test_bleu_signature_names_every_option():
         (dict(tokenize="flores200"), "tokenize must be one of 13a"),
         (dict(smooth_value=-1), "smooth_value must be a number >= 0"),
         (dict(smooth_value="x"), "smooth_value must be a number >= 0"),
+        (dict(tokenize="13A"), "not '13A' .did you mean '13a'"),
+        (dict(tokenise="13a"), "'bleu' has no option 'tokenise' .did you mean 'tokenize'"),
         (dict(smoothing="exp"), "'bleu'.*smoothing.*its options are: smooth_method"),
     ],
 )

@@ -105,6 +105,8 @@ def test_a_sum_needs_what_its_parts_need():
         ("bleu:0.5+blue:0.5", "unknown reward 'blue'.*bleu, .*length.*python:module.function"),
         ("0.5*bleu", r"unknown reward '0.5\*bleu'.*such as bleu:0.5\+chrf:0.5"),
         ("python", "unknown reward 'python'"),
+        ("bleu:0.5+chfr:0.5", "unknown reward 'chfr' .did you mean 'chrf'.*: choose"),
+        ("Python:my.f", "the weight of 'Python' is 'my.f' .did you mean 'python:'"),
     ],
 )
 def test_names_that_cannot_be_read(name, message):
@@ -251,6 +253,8 @@ def test_installed_modules_come_first(folder):
         ("python:nowhere.f", "no module 'nowhere', neither in .* nor where Python searches"),
         ("python:mod.sub.f", "no module 'mod.sub'"),
         ("python:mod.g", "module 'mod' .*mod.py.* has no function 'g'"),
+        ("python:mod.rangles", "no function 'rangles' .did you mean 'rangeless'"),
+        ("python:borken.f", "no module 'borken' .did you mean 'broken'"),
         ("python:mod.number", "'number' of module 'mod' .* is of type int, but must be a function"),
         ("python:mod.Class", "'Class' of module 'mod' .* is of type type, but must be a function"),
         ("python:broken.f", "importing 'broken' raised ModuleNotFoundError: No module named 'abs"),

@@ -345,10 +345,12 @@ def test_options_of_the_command_line(name, given, expected):
          "has several: give --reward-options comet.model=…,bertscore.model=…"),
         ("bleu+chrf", (None, None, "cpu"), "--reward-device cpu is for rewards with a model, but"),
         ("bleu", ("comet.model=m", None, None), "'comet' is no part of --reward bleu; write"),
+        ("bleu+chrf", ("chfr.word_order=2", None, None),
+         "'chfr' is no part of --reward bleu.chrf .did you mean 'chrf'"),
         ("chrf", ("word_order=2", None, None), "cannot read 'word_order=2'; write --reward-opt"),
         ("chrf", ("chrf.word_order", None, None), "cannot read 'chrf.word_order'"),
         ("chrf", ("chrf.=2", None, None), "cannot read 'chrf.=2'"),
-        ("blue", (None, "m", None), "unknown reward 'blue'"),
+        ("blue", (None, "m", None), "unknown reward 'blue' .did you mean 'bleu'"),
     ],
 )  # fmt: skip
 def test_options_of_the_command_line_that_cannot_work(name, given, message):

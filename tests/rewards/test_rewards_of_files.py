@@ -103,7 +103,7 @@ def test_functions_get_the_references_that_there_are(ask, tmp_path, monkeypatch)
         (["--reward", "repetition", "first", "short"], "short has 1 lines, but the first .* has 3"),
         (["--reward", "repetition", "empty"], "empty has no lines"),
         (["--reward", "bleu", "--references", "short", "--", "other"], "short has 1 lines"),
-        (["--reward", "blue", "other"], "unknown reward 'blue'"),
+        (["--reward", "blue", "other"], "unknown reward 'blue' .did you mean 'bleu'"),
     ],
 )
 def test_errors_are_sentences(ask, tmp_path, words, sentence):
@@ -111,3 +111,98 @@ def test_errors_are_sentences(ask, tmp_path, words, sentence):
     (tmp_path / "empty").write_text("")
     with pytest.raises(EsrlError, match=sentence):
         ask(*words)
+
+
+def test_unknown_words_of_files_match_nothing(ask, tmp_path):
+    """As in training, although fairseq-generate prints both with the same letters."""
+    (tmp_path / "unk").write_text("a <unk> runs\n<unk>\n<unk> <unk> house\n")
+    (tmp_path / "unk.ref").write_text("a <<unk>> runs\n<unk> cats\n<<unk>> house\n")
+    for name in ("bleu", "chrf"):
+        reward = build_reward(name)
+        hypotheses = ["a QQQQ runs", "QQQQ", "QQQQ QQQQ house"]
+        references = [["a XXZX runs"], ["XXZX cats"], ["XXZX house"]]
+        expected = reward([""] * 3, hypotheses, references)
+        assert expected[1] == 0
+        _, row = ask("--reward", name, "--references", "unk.ref", "--", "unk")
+        assert row == ["unk", f"{expected.mean():.4f}"]
+
+
+SUBWORDS = {
+    "subword_nmt": ["the c@@ at", "two cats", "a ho@@ use"],
+    "sentencepiece": ["▁the ▁c at", "▁two ▁cats", "▁a ▁ho use"],
+}
+
+
+@pytest.mark.parametrize("right", SUBWORDS)
+def test_subwords_in_files(right, ask, tmp_path, caplog):
+    """Refused by default, joined as one says, warned of where they are to stay."""
+    (tmp_path / "split").write_text("".join(f"{line}\n" for line in SUBWORDS[right]))
+    (tmp_path / "whole").write_text("the cat\ntwo cats\na house\n")
+    chrf, option = ("--reward", "chrf"), "--reward-post-process"
+    line = {"subword_nmt": "[13]", "sentencepiece": "1"}[right]
+    with pytest.raises(EsrlError, match=f"^split, line {line} has sub-words.*{option} {right} to"):
+        ask(*chrf, "--references", "whole", "--", "split")
+    with pytest.raises(EsrlError, match="^split, line .* has sub-words"):
+        ask(*chrf, "--references", "split", "--", "whole")
+    other = next(value for value in SUBWORDS if value != right)
+    with pytest.raises(EsrlError, match=f"does not join .*split, line.*: give {option} {right}"):
+        ask(*chrf, option, other, "--references", "split", "--", "split")
+    _, row = ask(*chrf, option, right, "--references", "split", "--", "split")
+    assert row == ["split", "1.0000"]
+    _, row = ask("--reward", "repetition", option, "none", "split")
+    assert "none leaves the sub-words of split, line" in caplog.text
+    with pytest.raises(EsrlError, match="sentencepeice'.*did you mean 'sentencepiece'"):
+        ask(*chrf, option, "sentencepeice", "--references", "whole", "--", "whole")
+
+
+def test_joining_files(ask, tmp_path):
+    """References and sources, too; what is joined to nothing is an empty reference."""
+    (tmp_path / "hyp").write_text("▁the ▁c at\n▁two ▁cats\n")
+    (tmp_path / "ref").write_text("▁the ▁c at\n▁\n")
+    words = ["--reward", "chrf", "--reward-post-process", "sentencepiece"]
+    with pytest.raises(EsrlError, match="^ref, line 2 is empty, but the reward 'chrf' needs"):
+        ask(*words, "--references", "ref", "--", "hyp")
+    _, row = ask(*words, "--references", "ref", "hyp", "--", "hyp")
+    assert row == ["hyp", "1.0000"]
+
+
+def test_empty_references_are_named(ask, tmp_path):
+    for name in ("ref", "ref2"):
+        (tmp_path / name).write_text({"ref": "a\n\n \n", "ref2": "\n\nb\n"}[name])
+    with pytest.raises(EsrlError, match="^ref, line 2 is empty .the first of 2 such lines., but"):
+        ask("--reward", "bleu", "--references", "ref", "--", "first")
+    with pytest.raises(EsrlError, match="^ref, line 2 is empty, as it is in the other files"):
+        ask("--reward", "bleu", "--references", "ref", "ref2", "--", "first")
+
+
+def test_failing_lines_are_named(ask, tmp_path, monkeypatch):
+    (tmp_path / "picky.py").write_text(
+        "def f(sources, hypotheses, references):\n"
+        "    return [float('nan') if text == 'one house' else 0.5 for text in hypotheses]\n"
+        "f.needs_references = False\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(EsrlError, match="returned nan for other, line 3 .input"):
+        ask("--reward", "python:picky.f", "first", "other")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--references", "reference", "second", "--", "other"],
+        ["other", "--references", "reference", "second"],
+        ["--references", "reference", "--references", "second", "--", "other"],
+    ],
+)
+def test_ways_to_give_references(words, ask):
+    lists = [[text for text in row if text] for row in zip(TEXTS["reference"], TEXTS["second"])]
+    values = build_reward("bleu")(TEXTS["source"], TEXTS["other"], lists)
+    assert ask("--reward", "bleu", *words)[1] == ["other", f"{values.mean():.4f}"]
+
+
+def test_hypotheses_taken_for_references(ask, capsys):
+    with pytest.raises(SystemExit) as error:
+        ask("--reward", "bleu", "--references", "reference", "second", "other")
+    assert error.value.code == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert "HYPOTHESES" in sentence and "put -- before the hypotheses" in sentence
