@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import importlib
 import inspect
 import sys
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
+from torch import Tensor
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -72,6 +75,31 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
+def give_dynamic_convolution_one_policy() -> None:
+    """Let dynamic convolution give in one pass what it gives step by step.
+
+    Reason: where a kernel is longer than the longest row of a batch, fairseq's
+    ``DynamicConv_scripatable`` cuts it to that length before its softmax in the pass over whole
+    rows, which trains, and after it in steps, which sample and generate. Kept is the latter: what
+    generation does is to be trained. (The former lets a word depend on how long the rest of its row
+    is. ``DynamicConv1dTBC``, which it is a copy of, cuts after the softmax in both; its pass over
+    whole rows is taken.) It holds for every criterion of a run with this package.
+    Remove when: fairseq cuts the kernel after the softmax.
+    """
+    stock = DynamicConv_scripatable._forward_unfolded
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def cut_after_softmax(self: Any, x: Tensor, incremental_state: Any, query: Tensor) -> Tensor:
+        looks_back = self.padding_l == self.kernel_size - 1  # a decoder's
+        if incremental_state is None and looks_back and len(x) < self.kernel_size:
+            return DynamicConv1dTBC._forward_expanded(self, x, None, query)
+        return stock(self, x, incremental_state, query)
+
+    DynamicConv_scripatable._forward_unfolded = cut_after_softmax
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -104,3 +132,4 @@ def apply() -> None:
     """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
     give_numpy_long_back()
+    give_dynamic_convolution_one_policy()

@@ -15,6 +15,7 @@ from esrl_fairseq.checks.data import (
     check_target_side,
     check_training_data,
 )
+from esrl_fairseq.checks.models import check_model, what_failed
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
@@ -122,8 +123,21 @@ class SamplingTask(SameBatches):
             )
         return super().load_dictionary(filename)
 
+    @property
+    def eos(self) -> int:
+        """Id of what ends a sequence, and is what the decoder reads first."""
+        return self.target_dictionary.eos()
+
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        model = super().build_model(cfg, from_checkpoint)
+        try:
+            model = super().build_model(cfg, from_checkpoint)
+        except EsrlError:
+            raise
+        except Exception as error:
+            raise EsrlError(
+                f"--arch {getattr(cfg, 'arch', None) or cfg._name} cannot be built for this task "
+                f"and these options ({what_failed(error)})"
+            ) from error
         check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
         return model
 
@@ -162,6 +176,7 @@ class SamplingTask(SameBatches):
                 max_len_a=self.options.sample_max_len_a,
                 max_len_b=self.options.sample_max_len_b,
                 min_len=self.options.sample_min_len,
+                eos=self.eos,
             )
         return self.sampler
 
@@ -179,6 +194,7 @@ class SamplingTask(SameBatches):
             max_len_a=self.options.sample_max_len_a,
             max_len_b=self.options.sample_max_len_b,
             min_len=self.options.sample_min_len,
+            eos=self.eos,
         )
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
@@ -186,6 +202,7 @@ class SamplingTask(SameBatches):
         super().begin_epoch(epoch, model)
         if self.trained_by_reward:
             # Before the first batch: fairseq saves a crash.pt for errors in one.
+            check_model(model)
             self.open_store()
             self.frozen_model(model)
         self.rl.begin_epoch(epoch)

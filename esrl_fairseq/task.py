@@ -6,11 +6,10 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.tasks import FairseqTask, register_task
-from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from esrl_fairseq.checks.models import check_task
 from esrl_fairseq.data.references import reference_files, with_references
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.sampling.options import SamplingConfig
 from esrl_fairseq.sampling_task import SamplingTask
 
@@ -28,11 +27,7 @@ def attach_sampling(task: FairseqTask) -> None:
     Raises:
         EsrlError: the task has no inputs to sample for.
     """
-    if isinstance(task, LanguageModelingTask):
-        raise EsrlError(
-            "--criterion esrl needs prompts, which --task language_modeling has not: choose --task "
-            "esrl_language_modeling"
-        )
+    check_task(task)
     task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
     options = SamplingConfig()
     options.save_dir = None

@@ -71,7 +71,7 @@ class Scorer:
         self.src_dict = task.source_dictionary
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
-        self.strip_ids = {self.tgt_dict.eos()}
+        self.strip_ids = {self.tgt_dict.eos(), getattr(task, "eos", self.tgt_dict.eos())}
         to_text = getattr(task, "word_decoder", None)
         self.source_decode = self.target_decode = None if to_text is None else to_text()
         if detokenizer is not None:
