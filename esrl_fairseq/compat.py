@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
@@ -100,6 +102,24 @@ def give_dynamic_convolution_one_policy() -> None:
     DynamicConv_scripatable._forward_unfolded = cut_after_softmax
 
 
+def mend_tasks_of_pretrained_models() -> None:
+    """Let ``--task translation_from_pretrained_bart`` and ``translation_from_pretrained_xlm`` load
+    their data, with any criterion.
+
+    Reason: the former looks for its options where tasks of translation no longer keep them, and
+    loading a dictionary of the latter gives it an argument that it does not take.
+    Remove when: fairseq's own do.
+    """
+
+    def load(cls: Any, file: str, add_special_symbols: bool = True) -> Any:
+        dictionary = cls()
+        dictionary.add_from_file(file)
+        return dictionary
+
+    TranslationFromPretrainedBARTTask.args = property(lambda task: task.cfg)
+    MaskedLMDictionary.load = classmethod(load)
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -133,3 +153,4 @@ def apply() -> None:
     allow_fairseq_checkpoints()
     give_numpy_long_back()
     give_dynamic_convolution_one_policy()
+    mend_tasks_of_pretrained_models()

@@ -15,7 +15,7 @@ from esrl_fairseq.checks.data import (
     check_target_side,
     check_training_data,
 )
-from esrl_fairseq.checks.models import check_model, what_failed
+from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
@@ -125,18 +125,24 @@ class SamplingTask(SameBatches):
 
     @property
     def eos(self) -> int:
-        """Id of what ends a sequence, and is what the decoder reads first."""
+        """Id of what ends a target, and is what the decoder reads first."""
         return self.target_dictionary.eos()
 
+    @property
+    def source_eos(self) -> int:
+        """Id of what ends a source."""
+        return self.source_dictionary.eos()
+
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        check_arch(cfg)
         try:
             model = super().build_model(cfg, from_checkpoint)
         except EsrlError:
             raise
         except Exception as error:
             raise EsrlError(
-                f"--arch {getattr(cfg, 'arch', None) or cfg._name} cannot be built for this task "
-                f"and these options ({what_failed(error)})"
+                f"--arch {arch_of(cfg)} cannot be built for this task and with these options "
+                f"({what_failed(error)})"
             ) from error
         check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
         return model

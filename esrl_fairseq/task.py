@@ -7,6 +7,7 @@ from typing import Any
 from fairseq import utils
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from esrl_fairseq.checks.models import check_task
 from esrl_fairseq.data.references import reference_files, with_references
@@ -21,6 +22,19 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
     """The translation task's options, and ours."""
 
 
+class LanguageEnds:
+    """Of multilingual BART: the name of its language ends a text, and is what the decoder reads
+    first."""
+
+    @property
+    def eos(self) -> int:
+        return self.target_dictionary.index(f"[{self.cfg.target_lang}]")  # type: ignore[attr-defined]
+
+    @property
+    def source_eos(self) -> int:
+        return self.source_dictionary.index(f"[{self.cfg.source_lang}]")  # type: ignore[attr-defined]
+
+
 def attach_sampling(task: FairseqTask) -> None:
     """Make a stock task able to sample, with default options; its class gains the mixin.
 
@@ -28,7 +42,10 @@ def attach_sampling(task: FairseqTask) -> None:
         EsrlError: the task has no inputs to sample for.
     """
     check_task(task)
-    task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
+    kinds: tuple[type, ...] = (SamplingTask, type(task))
+    if isinstance(task, TranslationFromPretrainedBARTTask):
+        kinds = (LanguageEnds, *kinds)
+    task.__class__ = type(f"Esrl{type(task).__name__}", kinds, {})
     options = SamplingConfig()
     options.save_dir = None
     task.start_sampling(options)

@@ -42,7 +42,7 @@ A, B = TARGET.index("a"), TARGET.index("b")
 DRAWN = [word for word in range(len(TARGET)) if word not in (PAD, EOS)]  # what may precede EOS
 
 
-def make_model(arch="transformer", seed=1, scale=0.5, **options):
+def make_model(arch="transformer", seed=1, scale=0.5, source=SOURCE, target=TARGET, **options):
     """A model of about 2,500 parameters, far from uniform, with dropout in training."""
     args = dict(
         encoder_embed_dim=8, encoder_ffn_embed_dim=8, encoder_attention_heads=2, encoder_layers=2,
@@ -59,7 +59,7 @@ def make_model(arch="transformer", seed=1, scale=0.5, **options):
     if arch == "bart":
         args.share_all_embeddings = False
         bart_base_architecture(args)
-    task = Namespace(source_dictionary=SOURCE, target_dictionary=TARGET)
+    task = Namespace(source_dictionary=source, target_dictionary=target)
     classes = {
         "lstm": lstm.LSTMModel, "lightconv": lightconv.LightConvModel, "bart": BARTModel,
     }  # fmt: skip

@@ -72,6 +72,7 @@ class Scorer:
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
         self.strip_ids = {self.tgt_dict.eos(), getattr(task, "eos", self.tgt_dict.eos())}
+        self.source_strip_ids = {getattr(task, "source_eos", self.src_dict.eos())}
         to_text = getattr(task, "word_decoder", None)
         self.source_decode = self.target_decode = None if to_text is None else to_text()
         if detokenizer is not None:
@@ -132,7 +133,9 @@ class Scorer:
     def sources(self, sample: dict[str, Any]) -> list[str]:
         """Texts of a batch's inputs."""
         return [
-            source_text(row, self.src_dict, self.post_process, self.source_decode)
+            source_text(
+                row, self.src_dict, self.post_process, self.source_decode, self.source_strip_ids
+            )
             for row in sample["net_input"]["src_tokens"].tolist()
         ]
 
