@@ -15,11 +15,15 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
+from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
+from torch import Tensor
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -135,6 +139,49 @@ def stored_tokens(
     return tokens[index._pointers[rows] // tokens.itemsize + places].astype(np.int64)
 
 
+def give_dynamic_convolution_one_policy() -> None:
+    """Let dynamic convolution give in one pass what it gives step by step.
+
+    Reason: where a kernel is longer than the longest row of a batch, fairseq's
+    ``DynamicConv_scripatable`` cuts it to that length before its softmax in the pass over whole
+    rows, which trains, and after it in steps, which sample and generate. Kept is the latter: what
+    generation does is to be trained. (The former lets a word depend on how long the rest of its row
+    is. ``DynamicConv1dTBC``, which it is a copy of, cuts after the softmax in both; its pass over
+    whole rows is taken.) It holds for every criterion of a run with this package.
+    Remove when: fairseq cuts the kernel after the softmax.
+    """
+    stock = DynamicConv_scripatable._forward_unfolded
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def cut_after_softmax(self: Any, x: Tensor, incremental_state: Any, query: Tensor) -> Tensor:
+        looks_back = self.padding_l == self.kernel_size - 1  # a decoder's
+        if incremental_state is None and looks_back and len(x) < self.kernel_size:
+            return DynamicConv1dTBC._forward_expanded(self, x, None, query)
+        return stock(self, x, incremental_state, query)
+
+    DynamicConv_scripatable._forward_unfolded = cut_after_softmax
+
+
+def mend_tasks_of_pretrained_models() -> None:
+    """Let ``--task translation_from_pretrained_bart`` and ``translation_from_pretrained_xlm`` load
+    their data, with any criterion.
+
+    Reason: the former looks for its options where tasks of translation no longer keep them, and
+    loading a dictionary of the latter gives it an argument that it does not take.
+    Remove when: fairseq's own do.
+    """
+
+    def load(cls: Any, file: str, add_special_symbols: bool = True) -> Any:
+        dictionary = cls()
+        dictionary.add_from_file(file)
+        return dictionary
+
+    TranslationFromPretrainedBARTTask.args = property(lambda task: task.cfg)
+    MaskedLMDictionary.load = classmethod(load)
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -168,3 +215,5 @@ def apply() -> None:
     allow_fairseq_checkpoints()
     give_numpy_long_back()
     tell_tasks_of_the_start()
+    give_dynamic_convolution_one_policy()
+    mend_tasks_of_pretrained_models()

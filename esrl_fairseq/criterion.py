@@ -47,13 +47,13 @@ class EsrlCriterion(FairseqCriterion):
     """Fused MRT/REINFORCE on a sequence-level reward, with a reward baseline, or its rivals."""
 
     def __init__(self, cfg: EsrlCriterionConfig, task: Any):
-        super().__init__(task)
         check_criterion_options(cfg, getattr(task, "pretrained", ""))
-        self.cfg = cfg
-        self.pad, self.eos = task.target_dictionary.pad(), task.target_dictionary.eos()
-        self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         if not isinstance(task, SamplingTask):
             attach_sampling(task)
+        super().__init__(task)
+        self.cfg = cfg
+        self.pad, self.eos = task.target_dictionary.pad(), task.eos
+        self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         options = task.options
         check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
         check_dropout(cfg, often_one_sample(options))

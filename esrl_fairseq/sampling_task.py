@@ -16,6 +16,7 @@ from esrl_fairseq.checks.data import (
     check_references,
     refuse_empty_lines,
 )
+from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
@@ -143,8 +144,27 @@ class SamplingTask(SameBatches):
             )
         return super().load_dictionary(filename)
 
+    @property
+    def eos(self) -> int:
+        """Id of what ends a target, and is what the decoder reads first."""
+        return self.target_dictionary.eos()
+
+    @property
+    def source_eos(self) -> int:
+        """Id of what ends a source."""
+        return self.source_dictionary.eos()
+
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        model = super().build_model(cfg, from_checkpoint)
+        check_arch(cfg)
+        try:
+            model = super().build_model(cfg, from_checkpoint)
+        except EsrlError:
+            raise
+        except Exception as error:
+            raise EsrlError(
+                f"--arch {arch_of(cfg)} cannot be built for this task and with these options "
+                f"({what_failed(error)})"
+            ) from error
         check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
         return model
 
@@ -183,6 +203,7 @@ class SamplingTask(SameBatches):
                 max_len_a=self.options.sample_max_len_a,
                 max_len_b=self.options.sample_max_len_b,
                 min_len=self.options.sample_min_len,
+                eos=self.eos,
             )
         return self.sampler
 
@@ -205,6 +226,7 @@ class SamplingTask(SameBatches):
             max_len_a=self.options.sample_max_len_a,
             max_len_b=self.options.sample_max_len_b,
             min_len=self.options.sample_min_len,
+            eos=self.eos,
         )
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
@@ -223,6 +245,7 @@ class SamplingTask(SameBatches):
         super().begin_epoch(epoch, model)
         if self.trained_by_reward:
             # Before the first batch: fairseq saves a crash.pt for errors in one.
+            check_model(model)
             self.open_store()
             self.frozen_model(model)
         self.rl.begin_epoch(epoch)

@@ -6,11 +6,11 @@ from typing import Any
 
 from fairseq import utils
 from fairseq.tasks import FairseqTask, register_task
-from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
+from esrl_fairseq.checks.models import check_task
 from esrl_fairseq.data.references import reference_files, with_references
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.sampling.options import SamplingConfig
 from esrl_fairseq.sampling_task import SamplingTask
 
@@ -22,18 +22,30 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
     """The translation task's options, and ours."""
 
 
+class LanguageEnds:
+    """Of multilingual BART: the name of its language ends a text, and is what the decoder reads
+    first."""
+
+    @property
+    def eos(self) -> int:
+        return self.target_dictionary.index(f"[{self.cfg.target_lang}]")  # type: ignore[attr-defined]
+
+    @property
+    def source_eos(self) -> int:
+        return self.source_dictionary.index(f"[{self.cfg.source_lang}]")  # type: ignore[attr-defined]
+
+
 def attach_sampling(task: FairseqTask) -> None:
     """Make a stock task able to sample, with default options; its class gains the mixin.
 
     Raises:
         EsrlError: the task has no inputs to sample for.
     """
-    if isinstance(task, LanguageModelingTask):
-        raise EsrlError(
-            "--criterion esrl needs prompts, which --task language_modeling has not: choose --task "
-            "esrl_language_modeling"
-        )
-    task.__class__ = type(f"Esrl{type(task).__name__}", (SamplingTask, type(task)), {})
+    check_task(task)
+    kinds: tuple[type, ...] = (SamplingTask, type(task))
+    if isinstance(task, TranslationFromPretrainedBARTTask):
+        kinds = (LanguageEnds, *kinds)
+    task.__class__ = type(f"Esrl{type(task).__name__}", kinds, {})
     options = SamplingConfig()
     options.save_dir = None
     task.start_sampling(options)

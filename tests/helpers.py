@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models import lightconv, lstm, lstm_lm, transformer_lm
+from fairseq.models.bart.model import BARTModel, bart_base_architecture
 from fairseq.models.transformer import TransformerModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
@@ -21,7 +22,7 @@ from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageM
 from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
-ARCHS = ("transformer", "lstm", "lightconv")
+ARCHS = ("transformer", "lstm", "lightconv", "bart")  # bart takes apart what its decoder gives
 LANGUAGE_MODELS = ("transformer_lm", "lstm_lm")
 SEED = 7  # of the sampler
 
@@ -41,7 +42,7 @@ A, B = TARGET.index("a"), TARGET.index("b")
 DRAWN = [word for word in range(len(TARGET)) if word not in (PAD, EOS)]  # what may precede EOS
 
 
-def make_model(arch="transformer", seed=1, scale=0.5, **options):
+def make_model(arch="transformer", seed=1, scale=0.5, source=SOURCE, target=TARGET, **options):
     """A model of about 2,500 parameters, far from uniform, with dropout in training."""
     args = dict(
         encoder_embed_dim=8, encoder_ffn_embed_dim=8, encoder_attention_heads=2, encoder_layers=2,
@@ -55,8 +56,13 @@ def make_model(arch="transformer", seed=1, scale=0.5, **options):
     args = Namespace(**{**args, **options})
     if arch == "lstm":
         lstm.base_architecture(args)
-    task = Namespace(source_dictionary=SOURCE, target_dictionary=TARGET)
-    classes = {"lstm": lstm.LSTMModel, "lightconv": lightconv.LightConvModel}
+    if arch == "bart":
+        args.share_all_embeddings = False
+        bart_base_architecture(args)
+    task = Namespace(source_dictionary=source, target_dictionary=target)
+    classes = {
+        "lstm": lstm.LSTMModel, "lightconv": lightconv.LightConvModel, "bart": BARTModel,
+    }  # fmt: skip
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = classes.get(arch, TransformerModel).build_model(args, task)

@@ -120,12 +120,12 @@ class Sgd(torch.optim.SGD):
 class Trainer:
     """Makes updates in the order in which fairseq's trainer calls task and criterion."""
 
-    def __init__(self, store_dir=None, **options):
+    def __init__(self, store_dir=None, arch="transformer", **options):
         task_options = dict(num_samples=5, elimination_ratio=0.5)
         options = {"objective": "ppo", "ppo_passes": 2, "ppo_level": "sequence", **options}
         self.task = make_task(store_dir=store_dir, **task_options)
         self.criterion = make_criterion(self.task, **options)
-        self.model = make_model().train()
+        self.model = make_model(arch).train()
         self.optimizer = Sgd(self.model.parameters(), lr=0.5)
         self.task.rl.baseline.push([0.3, 0.1, 0.6])
         self.task.begin_epoch(1, self.model)
@@ -186,6 +186,8 @@ def second_half():
         {"temperature_correction": "tempered"},
         {"mle_weight": 0.3},
         {"ppo_level": "token", "mle_weight": 0.3},
+        {"ppo_level": "token", "mle_weight": 0.3, "arch": "bart"},
+        {"temperature_correction": "tempered", "arch": "bart"},
     ],
 )
 def test_first_pass_is_reinforce(options):
@@ -194,10 +196,10 @@ def test_first_pass_is_reinforce(options):
     options = {k: v for k, v in options.items() if k != "ppo_level"}
     reinforce = Trainer(objective="reinforce", **options)
     for one in (ppo, reinforce):
-        options = one.task.options
-        options.sample_temperature, options.max_sample_temperature = 1.3, 1.3
+        sampling = one.task.options
+        sampling.sample_temperature, sampling.max_sample_temperature = 1.3, 1.3
     (log,), (expected,) = ppo.update(make_batch()), reinforce.update(make_batch())
-    start = make_model()
+    start = make_model(options.get("arch", "transformer"))
     start = torch.cat([p.detach().flatten() for p in start.parameters()])
     step, expected_step = ppo.parameters() - start, reinforce.parameters() - start
     assert expected_step.norm() > 1e-2
@@ -225,10 +227,11 @@ def written_loss(log_probs, old, rewards, rows, counts):
     return total
 
 
+@pytest.mark.parametrize("arch", ["transformer", "bart"])
 @pytest.mark.parametrize("level", ["sequence", "token"])
-def test_two_passes_equal_two_written_steps(level):
+def test_two_passes_equal_two_written_steps(level, arch):
     """From the same samples, rewards, baseline and old probabilities; then samples are drawn."""
-    trainer, batch = Trainer(ppo_level=level), make_batch()
+    trainer, batch = Trainer(ppo_level=level, arch=arch), make_batch()
     rows = trainer.drawn(batch)
     rewards = trainer.criterion.score_rows(batch, rows).rewards
     twin = copy.deepcopy(trainer.model).eval()

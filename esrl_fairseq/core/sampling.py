@@ -56,7 +56,9 @@ def inverse_cdf_sample(
         rows: int64 ``[draws]``, the row of ``logits`` of each draw; one draw a row by default.
 
     Returns:
-        int64 ``[draws]``; never a word of probability zero.
+        int64 ``[draws]``; never a word of probability zero. Scores that are not numbers (``--amp``
+        overflows at times) give any word, and the loss of that row is no number either, which
+        fairseq knows how to go on from.
     """
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)
@@ -65,8 +67,9 @@ def inverse_cdf_sample(
     block, rest = _invert(_block_sums(weights)[rows], uniforms)
     words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)
     inside = words < weights.size(1)
-    own = weights[rows.unsqueeze(1), words.clamp(max=weights.size(1) - 1)] * inside
-    return block * BLOCK + _invert(own, rest)[0]
+    last = weights.size(1) - 1
+    own = weights[rows.unsqueeze(1), words.clamp(max=last)] * inside
+    return (block * BLOCK + _invert(own, rest)[0]).clamp(max=last)
 
 
 def _block_sums(weights: Tensor) -> Tensor:
@@ -93,6 +96,7 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     # so that there is always a column left above the target.
     target = uniforms.unsqueeze(-1) * cdf[:, -1:]
     column = torch.searchsorted(cdf, target, right=True)
+    column = column.clamp(max=weights.size(-1) - 1)  # it is one too far where all is NaN
     weight = weights.gather(1, column)
     rest = (target - (cdf.gather(1, column) - weight)) / weight
     return column.squeeze(-1), rest.clamp(0, 1 - 2**-24).squeeze(-1)

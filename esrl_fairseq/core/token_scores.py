@@ -68,13 +68,15 @@ class _TokenScores(torch.autograd.Function):
         scores = scores.float()
         scores[:, pad] = FORBIDDEN
         scores[:, eos] = scores[:, eos].masked_fill(no_eos, FORBIDDEN)
-        probs = scores.softmax(dim=-1)
-        # log Z from the likeliest word, p = exp(score − log Z): log_softmax would cost a second
-        # exponential of every score.
-        log_z = scores.amax(dim=-1) - probs.amax(dim=-1).log()
-        log_probs = scores.gather(1, targets.unsqueeze(1)).squeeze(1) - log_z
-        # H = log Z − Σ_v p_v score_v
-        entropy = log_z - torch.linalg.vecdot(probs, scores)
+        # --amp would take the product in half precision, in which FORBIDDEN is −∞.
+        with torch.autocast(scores.device.type, enabled=False):
+            probs = scores.softmax(dim=-1)
+            # log Z from the likeliest word, p = exp(score − log Z): log_softmax would cost a second
+            # exponential of every score.
+            log_z = scores.amax(dim=-1) - probs.amax(dim=-1).log()
+            log_probs = scores.gather(1, targets.unsqueeze(1)).squeeze(1) - log_z
+            # H = log Z − Σ_v p_v score_v
+            entropy = log_z - torch.linalg.vecdot(probs, scores)
         ctx.save_for_backward(probs, targets)
         ctx.kind = kind
         ctx.mark_non_differentiable(entropy)

@@ -88,9 +88,10 @@ def source_text(
     dictionary: Dictionary,
     post_process: str | None,
     decode: Decode | None = None,
+    strip_ids: Iterable[int] = (),
 ) -> str:
     """The text of one source: the S- line; arguments as in `hypothesis_text`."""
-    return _text(ids, dictionary, post_process, (), decode, False, None)
+    return _text(ids, dictionary, post_process, strip_ids, decode, False, None)
 
 
 def _text(

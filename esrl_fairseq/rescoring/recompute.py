@@ -34,28 +34,39 @@ def recomputed(
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda")  # fairseq's --amp: backward computes alike
     def forward(ctx: Any, run: Any, structure: Any, count: int, *inputs: Any) -> Any:
         ctx.run, ctx.structure, ctx.count, ctx.inputs = run, structure, count, inputs
+        ctx.precision = _autocast_of(inputs)
         ctx.random = torch.get_rng_state(), *get_device_states(*inputs)
         results = run(tree_unflatten(inputs[:count], structure))
         ctx.mark_non_differentiable(results[-1])
         return results
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         # Leaves of their own: the gradient must stop at them, whatever else they are part of.
         leaves = [_detached(x) for x in ctx.inputs[: ctx.count]]
         wanted = [x for x in (*leaves, *ctx.inputs[ctx.count :]) if _requires_grad(x)]
         random, devices, states = ctx.random
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        precision = torch.autocast(**ctx.precision)
+        with precision, torch.random.fork_rng(devices), torch.enable_grad():
             torch.set_rng_state(random)
             set_device_states(devices, states)
             results = ctx.run(tree_unflatten(leaves, ctx.structure))[:-1]
             found = iter(torch.autograd.grad(results, wanted, grads[:-1], allow_unused=True))
         inputs = (*leaves, *ctx.inputs[ctx.count :])
         return None, None, None, *(next(found) if _requires_grad(x) else None for x in inputs)
+
+
+def _autocast_of(inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """What ``torch.autocast`` takes to compute as now (``--amp``), on the device of the inputs;
+    outside of the forward pass, backward must also not find it on where it was off."""
+    device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+    return {
+        "device_type": device,
+        "enabled": torch.is_autocast_enabled(device),
+        "dtype": torch.get_autocast_dtype(device),
+    }
 
 
 def _requires_grad(x: Any) -> bool:

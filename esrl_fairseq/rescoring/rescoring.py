@@ -8,10 +8,9 @@ tensor.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,9 +93,9 @@ def rescore(
     scorer = RowScorer(
         inner, rows, prefix, pad, eos, min_len, max_tokens, dropout, temperature, tokens
     )
-    with training_mode(model, dropout), in_place_of_decoder(inner, scorer):
-        arguments = forward_arguments(inner, net_input, scorer.decoder_inputs())
-        log_probs, *others, entropy = model(**arguments)
+    log_probs, *others, entropy = in_place_of_decoder(
+        model, scorer, net_input, scorer.decoder_inputs(), dropout
+    )
     return Scores(
         log_probs,
         entropy,
@@ -222,14 +221,37 @@ class RowScorer:
         return tempered_scores(words, targets, self.pad, self.eos, no_eos, temperature)
 
 
-@contextlib.contextmanager
-def in_place_of_decoder(model: Any, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Within, ``stand_in`` is the decoder of ``model`` (not wrapped)."""
-    model.decoder.forward = stand_in
-    try:
-        yield
-    finally:
-        del model.decoder.forward
+def in_place_of_decoder(
+    model: nn.Module,
+    stand_in: Callable[..., tuple[Tensor, ...]],
+    net_input: dict[str, Tensor],
+    decoder_inputs: Tensor | None,
+    dropout: bool,
+) -> tuple[Tensor, ...]:
+    """What ``stand_in`` gives in the decoder's turn of one ``forward`` of ``model``.
+
+    It goes through that ``forward`` as what fairseq's decoders return, which some models take apart
+    (BART) or write into (alignment): a tensor and a dictionary, in which distributed wrappers
+    find the other tensors.
+
+    Args:
+        model: wrapped for distributed training or not.
+        net_input, decoder_inputs: see :func:`forward_arguments`.
+        dropout: see :func:`training_mode`.
+    """
+    inner = unwrap(model)
+
+    def decode(*args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+        first, *others = stand_in(*args, **kwargs)
+        return first, {"attn": [None], "others": others}
+
+    with training_mode(model, dropout):
+        inner.decoder.forward = decode
+        try:
+            first, extra = model(**forward_arguments(inner, net_input, decoder_inputs))
+        finally:
+            del inner.decoder.forward
+    return first, *extra["others"]
 
 
 def unwrap(model: Any) -> Any:

@@ -23,13 +23,8 @@ from esrl_fairseq.rescoring.rescoring import (
     in_place_of_decoder,
     unwrap,
 )
-from esrl_fairseq.sampling.conditioning import (
-    decoder_prefix,
-    forward_arguments,
-    reorder_encoder_out,
-)
+from esrl_fairseq.sampling.conditioning import decoder_prefix, reorder_encoder_out
 from esrl_fairseq.sampling.generation import Draws, RowSampler
-from esrl_fairseq.sampling.modes import training_mode
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Draws a word for each row, from logits ``[rows, words]``, which it may overwrite, temperature and
@@ -93,10 +88,10 @@ def sample_with_graph(
         draw=draw,
         references=scorer,
     )
-    with training_mode(model, dropout), in_place_of_decoder(inner, sampling):
-        given_inputs = scorer.decoder_inputs() if scorer else None
-        arguments = forward_arguments(inner, net_input, given_inputs)
-        reference_log_probs, log_probs, *own, entropy = model(**arguments)
+    given_inputs = scorer.decoder_inputs() if scorer else None
+    found = list(in_place_of_decoder(model, sampling, net_input, given_inputs, dropout))
+    reference_log_probs = found.pop() if scorer else None
+    log_probs, *own, entropy = found
     rows = sampler.as_rows(draws)
     return rows, Scores(log_probs, entropy, rows.scored().sum(1), *own), reference_log_probs
 
@@ -125,12 +120,12 @@ class _SamplingPass:
 
     def __call__(
         self, prev_output_tokens: Any, encoder_out: Any = None, **_: Any
-    ) -> tuple[Tensor | None, ...]:
-        """The references' log-probabilities, and the rows' scores."""
-        references = None
-        if self.references is not None:
-            references = self.references(prev_output_tokens, encoder_out)[0]
-        return references, *self.sample(encoder_out)
+    ) -> tuple[Tensor, ...]:
+        """The rows' scores, and the references' log-probabilities if there are any."""
+        if self.references is None:
+            return self.sample(encoder_out)
+        given = self.references(prev_output_tokens, encoder_out)[0]
+        return *self.sample(encoder_out), given
 
     def sample(self, encoder_out: Any) -> tuple[Tensor, ...]:
         """Draw the rows; log-probability, tempered one if asked for, and entropy."""

@@ -77,7 +77,8 @@ class Scorer:
         self.src_dict = task.source_dictionary
         self.tgt_dict = task.target_dictionary
         self.post_process = post_process
-        self.strip_ids = {self.tgt_dict.eos()}
+        self.strip_ids = {self.tgt_dict.eos(), getattr(task, "eos", self.tgt_dict.eos())}
+        self.source_strip_ids = {getattr(task, "source_eos", self.src_dict.eos())}
         to_text = getattr(task, "word_decoder", None)
         self.source_decode = self.target_decode = None if to_text is None else to_text()
         if detokenizer is not None:
@@ -141,7 +142,9 @@ class Scorer:
 
     def source(self, tokens: Any) -> str:
         """Text of the token ids of one input, padding allowed."""
-        return source_text(tokens, self.src_dict, self.post_process, self.source_decode)
+        return source_text(
+            tokens, self.src_dict, self.post_process, self.source_decode, self.source_strip_ids
+        )
 
     def score(
         self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]

@@ -11,10 +11,10 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import forget_casts
 from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
 from esrl_fairseq.core.sequences import Rows, moved
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
 from esrl_fairseq.sampling.modes import kept_modes
 from esrl_fairseq.sampling.steps import DecoderSteps, decoding_steps
@@ -102,17 +102,13 @@ class RowSampler(SequenceGenerator):
     Works with one model whose decoder is a ``FairseqIncrementalDecoder``.
 
     Raises:
-        EsrlError: the model has an adaptive softmax, which fairseq computes in place, so that
-            stage two could not differentiate it.
+        EsrlError: the model is of another kind, see :func:`check_model`.
     """
 
     def __init__(self, models: list[Any], *args: Any, **kwargs: Any):
+        check_model(models[0])
         with kept_modes(models[0]):  # fairseq's generators put them into eval mode for good
             super().__init__(models, *args, **kwargs)
-        if getattr(models[0].decoder, "adaptive_softmax", None) is not None:
-            raise EsrlError(
-                "models with --adaptive-softmax-cutoff are not supported: train one without it"
-            )
 
     def length_limits(self, src_lengths: Tensor, prefix_lengths: Tensor | int = 1) -> Tensor:
         """Most tokens (EOS not counted) of a row, int64 ``[inputs]``.
@@ -126,7 +122,14 @@ class RowSampler(SequenceGenerator):
         return torch.minimum(limits.clamp(min=max(self.min_len, 1)), room)
 
     @torch.no_grad()
-    def sample_rows(self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int) -> Rows:
+    def sample_rows(
+        self,
+        sample: dict[str, Any],
+        counts: Any,
+        temperature: Any,
+        seed: int,
+        longest: int | None = None,
+    ) -> Rows:
         """Draw ``counts[i]`` sequences for input i.
 
         Args:
@@ -134,27 +137,24 @@ class RowSampler(SequenceGenerator):
             counts: int ``[inputs]``, rows of each input, 0 allowed.
             temperature: float ``[inputs]``, positive.
             seed: the same seed gives the same rows for the same inputs, however batched.
+            longest: most tokens (EOS not counted) of any row, below the sampler's own limits.
 
         Returns:
             :class:`Rows`, draws in order, duplicates kept.
         """
-        with kept_modes(self.model):
-            self.model.eval()
-            rows = self._sample_rows(sample, counts, temperature, seed)
-        forget_casts()
-        return rows
-
-    def _sample_rows(
-        self, sample: dict[str, Any], counts: Any, temperature: Any, seed: int
-    ) -> Rows:
         model, net_input = self.model.single_model, sample["net_input"]
         draws = self.draws(sample, counts, seed)
+        if longest is not None:
+            draws.limits.clamp_(max=longest)
         temperature = torch.as_tensor(temperature, device=draws.tokens.device)
-        encoder_out = encode(model, net_input)
         # Decoder caches are bounded, since inputs take turns.
         most = ROWS_AT_ONCE[draws.tokens.device.type != "cpu"]
-        for rows in _groups(np.asarray(counts).tolist(), most):
-            self._decode(draws[rows], encoder_out, temperature)
+        with kept_modes(self.model):
+            self.model.eval()
+            encoder_out = encode(model, net_input)
+            for rows in _groups(np.asarray(counts).tolist(), most):
+                self._decode(draws[rows], encoder_out, temperature)
+        forget_casts()
         return self.as_rows(draws)
 
     def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> Draws:

@@ -221,16 +221,19 @@ class _SelfAttention:
         parts = (module.q_proj, module.k_proj, module.v_proj)
         self.weight = torch.cat([part.weight for part in parts])
         self.bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
-        # Keys and values of a row's positions, as the projection gives them.
-        self.cache = self.weight.new_empty(rows, max(room, 1), 2, self.heads, self.width)
+        self.shape = rows, max(room, 1), 2, self.heads, self.width
+        # Keys and values of a row's positions, as the projection gives them: half with --amp.
+        self.cache = self.weight.new_empty(0)
         self.steps = 0
 
     def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
         rows = query.size(1)
-        if self.steps == self.cache.size(1):
-            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=1)
         projected = nn.functional.linear(query[0], self.weight, self.bias)
         projected = projected.view(rows, 3, self.heads, self.width)
+        if self.steps == 0:
+            self.cache = projected.new_empty(self.shape)
+        elif self.steps == self.cache.size(1):
+            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=1)
         self.cache[:rows, self.steps] = projected[:, 1:]
         self.steps += 1
         keys, values = self.cache[:rows, : self.steps].permute(2, 0, 3, 1, 4)

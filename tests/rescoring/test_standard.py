@@ -91,7 +91,7 @@ def test_equals_two_stages(arch, cached, min_len):
 
 
 @pytest.mark.parametrize("sampling", KINDS)
-@pytest.mark.parametrize("arch", ["transformer", "lstm"])
+@pytest.mark.parametrize("arch", ["transformer", "lstm", "bart"])
 @pytest.mark.parametrize(
     "options",
     [
