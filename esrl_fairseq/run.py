@@ -6,11 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import at_end_of_training
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
+from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
 from esrl_fairseq.sampling.conditioning import is_decoder_only
@@ -47,6 +49,7 @@ class Run:
 
     def check(self) -> None:
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
+        check_model(unwrap(self.trainer.model))
         check_best_metric(self.cfg, self.task, self.has_references())
         if self.start.kind == NONE:
             logger.warning(
@@ -63,6 +66,9 @@ class Run:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
         self.say_what_is_trained()
+        if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
+            batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)
+            check_stages(unwrap(self.trainer.model), batch, self.task)
         if own_rank() == 0:
             at_end_of_training(self.end)
         severity = self.criterion.cfg.check_start
