@@ -134,7 +134,8 @@ class EsrlLanguageModelingTask(SamplingTask, PromptTask):
 
     cfg: EsrlLanguageModelingConfig
     mend_references = "give --prompt-tokens, so that the rest of each line is its reference"
-    mend_empty_lines = "leave out these lines, or give fewer --prompt-tokens"
+    mend_empty_lines = "leave out these lines"
+    mend_empty_references = "leave out these lines, or give fewer --prompt-tokens"
 
     def __init__(self, cfg: EsrlLanguageModelingConfig, *dictionaries: Any, **keywords: Any):
         super().__init__(cfg, *dictionaries, **keywords)

@@ -74,7 +74,8 @@ class SamplingTask(SameBatches):
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
     mend_references = WITH_TARGETS  # what to do about data without references, for messages
-    mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
+    mend_empty_lines = WITHOUT_EMPTY_LINES  # and about empty lines,
+    mend_empty_references = WITHOUT_EMPTY_LINES  # or empty references
     pretrained = ""  # what the model was before any training here, if it can be had again
     word_decoder: Optional[Callable[[], Decode]] = None
     """Loads what turns the data's words into text, where the model has it."""
@@ -117,13 +118,12 @@ class SamplingTask(SameBatches):
 
     def check_lines(self, dataset: LanguagePairDataset, name: str, references_for: str) -> None:
         """Refuse lines that hold nothing to learn from, or nothing to score with."""
-        files, mend = self.file_endings, self.mend_empty_lines
+        source, target = self.file_endings
         texts = (None, None) if self.scorer is None else (self.scorer.source, self.scorer.reference)
-        source = dataset.src, dataset.src_dict
-        refuse_empty_lines(*source, name, files[0], texts[0], f": {mend}")
-        check_references(
-            dataset, name, files[1], references_for, texts[1], self.mend_references, mend
-        )
+        mend = f": {self.mend_empty_lines}"
+        refuse_empty_lines(dataset.src, dataset.src_dict, name, source, texts[0], mend)
+        mends = self.mend_references, self.mend_empty_references
+        check_references(dataset, name, target, references_for, texts[1], *mends)
 
     def needs_references(self, training: bool) -> str:
         """The option that needs references, in training or in validation; empty if none does."""
