@@ -28,6 +28,7 @@ from esrl_fairseq.sampling.options import (
     check_sampling_options,
 )
 from esrl_fairseq.sampling.plans import least_plan, make_plan
+from esrl_fairseq.start.comparing import check_start
 from esrl_fairseq.state.capability import data_fingerprint
 from esrl_fairseq.state.rl_state import RLState
 
@@ -185,6 +186,7 @@ class SamplingTask(SameBatches):
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py): refuse what
         does not fit together."""
+        check_start(trainer)
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
         """After that, before the first update."""
