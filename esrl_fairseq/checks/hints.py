@@ -42,7 +42,7 @@ def hint(option: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -
         return f"{option} {belongs_to(owners[option], chosen)}"
     ours = {name for name, found in owners.items() if any(cls_is_ours(x) for _, _, x in found)}
     known = ours.union(parser._option_string_actions)
-    close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.7)
     if not close:
         return ""
     meant = close[0]

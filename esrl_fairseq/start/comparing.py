@@ -136,9 +136,7 @@ def refuse_other_tensors(model: nn.Module, what: str) -> None:
 
     def refuse(module: nn.Module, names: Any) -> None:
         own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        problems = [
-            f"{name} is {list(own.get(name, ()))} here alone" for name in names.missing_keys
-        ]
+        problems = [f"{name} is here alone" for name in names.missing_keys]
         problems += [f"{name} is there alone" for name in names.unexpected_keys]
         problems += [
             f"{name} is {list(own[name])} here but {list(shape)} there"

@@ -52,10 +52,13 @@ def architecture_of_start(given: Namespace) -> dict[str, Any]:
             f"the model in {start.path} is of --arch {arch}, which is not known here: is the "
             "--user-dir missing that brings it? Otherwise give --arch"
         )
-    taken = needed(arch, options_of(options))
-    positions = as_dictionary(options)
-    if positions.get("decoder_learned_pos"):
-        taken.update({n: positions[n] for n in OF_LEARNED_POSITIONS if positions.get(n)})
+    found = options_of(options)
+    taken = needed(arch, found)
+    known = as_dictionary(options)
+    if known.get("decoder_learned_pos"):
+        for name in OF_LEARNED_POSITIONS:
+            if name not in found and known.get(name) is not None:
+                taken[name] = known[name]
     logger.info("architecture of %s: %s", start.path, in_words({"arch": arch, **taken}))
     return {"arch": arch, **taken}
 
