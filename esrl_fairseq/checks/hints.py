@@ -42,13 +42,21 @@ def hint(option: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -
         return f"{option} {belongs_to(owners[option], chosen)}"
     ours = {name for name, found in owners.items() if any(cls_is_ours(x) for _, _, x in found)}
     known = ours.union(parser._option_string_actions)
-    close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.7)
+    parts = words(option)
+    close = [name for name in known if parts < words(name)]  # --encoder-heads
+    if len(close) != 1:
+        close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.75)
     if not close:
         return ""
     meant = close[0]
     if meant in parser._option_string_actions:
         return f"did you mean {meant}?"
     return f"did you mean {meant}, which {belongs_to(owners[meant], chosen)}?"
+
+
+def words(option: str) -> set[str]:
+    """Those of ``--an-option``."""
+    return set(re.findall(r"[^\W_]+", option))
 
 
 Owner = tuple[str, str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.start.architecture import model_class, name_of, options_of, same
+from esrl_fairseq.start.architecture import IMPLIED, model_class, name_of, options_of, same
 from esrl_fairseq.start.reading import ANOTHER, Checkpoint, read_checkpoint
 from esrl_fairseq.start.source import NONE, RESUMED, find_start
 
@@ -102,9 +102,11 @@ def differences(
     """Options of two ``cfg.model`` that differ, in words: those that change what the parameters
     compute, and the others."""
     here, there = options_of(run), options_of(checkpoint)
+    differing = [name for name in here if name in there and not same(here[name], there[name])]
+    implied = {IMPLIED.get(name) for name in differing}
     found: tuple[list[str], list[str]] = ([], [])
-    for name in here:
-        if name not in there or same(here[name], there[name]) or re.search(ignore, name):
+    for name in differing:
+        if name in implied or re.search(ignore, name):
             continue
         pruned = here.get(f"{name}_to_keep")  # fairseq leaves out the checkpoint's other layers
         may_differ = MAY_DIFFER.search(name) or pruned

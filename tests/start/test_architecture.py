@@ -10,8 +10,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 
 import esrl_fairseq  # noqa: F401 (registers)
+from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import name_of, options_of, same
-from esrl_fairseq.start.comparing import differences
+from esrl_fairseq.start.comparing import check_architecture, differences, refuse_other_tensors
+from esrl_fairseq.start.reading import Checkpoint
 from esrl_fairseq.start.taking import needed
 
 SIZES = (
@@ -127,16 +129,14 @@ def test_other_functions(name, more, option, here, there, configurations):
 
 
 @pytest.mark.parametrize(
-    ("without", "option"),
-    [
-        ("--share-all-embeddings", "--share-all-embeddings is off here but on in mle.pt"),
-        ("--encoder-attention-heads 2", "--encoder-attention-heads is 8 here but 2 in mle.pt"),
-    ],
+    ("without", "here", "there"),
+    [("--share-all-embeddings", "off", "on"), ("--encoder-attention-heads 2", "8", "2")],
 )
-def test_forgotten_options(without, option, configurations):
+def test_forgotten_options(without, here, there, configurations):
+    """What follows from them is not said."""
     run = parsed(ARCHS["transformer"].replace(without, ""))
     changing, _ = differences(run, configurations["transformer"], "mle.pt")
-    assert option in changing
+    assert changing == [f"{without.split()[0]} is {here} here but {there} in mle.pt"]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,6 @@ def test_spellings(one, other):
 
 
 def test_a_model_refuses_other_tensors():
-    from esrl_fairseq.start.comparing import refuse_other_tensors
-
     model, other = (
         torch.nn.Sequential(torch.nn.Linear(2, n), torch.nn.Linear(2, 2)) for n in (2, 3)
     )
@@ -227,3 +225,16 @@ def test_a_model_refuses_other_tensors():
     assert "the parameters of --restore-file mle.pt do not fit" in words and "\n" not in words
     assert "1.bias is here alone; new.weight is there alone; " in words
     assert "0.weight is [2, 2] here but [3, 2] there (and 1 more)" in words
+
+
+def test_models_that_cannot_be_compared(caplog):
+    """Of another kind, or of code that is not here."""
+    run, lstm = parsed(ARCHS["transformer"]), parsed(ARCHS["lstm"])
+    start = Checkpoint("mle.pt", Namespace(model=lstm), {}, {})
+    with pytest.raises(EsrlError, match="--arch is transformer here but lstm in mle.pt: mend"):
+        check_architecture(run, start, "mend", "^$")
+    check_architecture(run, Checkpoint("mle.pt", Namespace(model=run), {}, {}), "mend", "^$")
+    assert not caplog.text
+    lstm.arch = "elsewhere"
+    check_architecture(run, start, "mend", "^$")
+    assert "options of --arch elsewhere, which mle.pt has, cannot be compared" in caplog.text
