@@ -18,7 +18,10 @@ from esrl_fairseq import (  # noqa: E402,F401  (registration)
     language_task,
     task,
 )
+from esrl_fairseq.checks.hints import explain  # noqa: E402
+from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
 
+compat.extend_parsing(architecture_of_start, explain)
 compat.keep_old_names()
 
 __version__ = "0.1.0"

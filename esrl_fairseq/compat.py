@@ -10,11 +10,11 @@ import inspect
 import logging
 import sys
 import types
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, options
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
@@ -180,6 +180,54 @@ def mend_tasks_of_pretrained_models() -> None:
 
     TranslationFromPretrainedBARTTask.args = property(lambda task: task.cfg)
     MaskedLMDictionary.load = classmethod(load)
+
+
+def extend_parsing(
+    from_start: Callable[[argparse.Namespace], dict[str, Any]],
+    explain: Callable[[str, argparse.ArgumentParser, dict[str, Any]], str],
+) -> None:
+    """Let what a command starts from have a say when its options are parsed, and word its errors.
+
+    Reason: without ``--arch`` fairseq ends in an empty RuntimeError; it has no hook between the
+    import of the user directory and that. argparse's errors come after hundreds of lines of usage.
+    Remove when: fairseq takes the architecture of a checkpoint itself.
+
+    Args:
+        from_start: defaults of options, from those that are known before the architecture is.
+        explain: argparse's message to ours, for a parser and the values of its options.
+    """
+    parse = options.parse_args_and_arch
+    if getattr(parse, "extended", False):
+        return
+
+    @functools.wraps(parse)
+    def parse_args_and_arch(
+        parser: argparse.ArgumentParser,
+        input_args: Any = None,
+        *positional: Any,
+        modify_parser: Any = None,
+        **keywords: Any,
+    ) -> Any:
+        chosen: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
+
+        def error(message: str) -> NoReturn:
+            parser.exit(2, f"{parser.prog}: error: {explain(message, parser, chosen)}\n")
+
+        def modify(parser: argparse.ArgumentParser) -> None:
+            if modify_parser is not None:
+                modify_parser(parser)
+            parser.set_defaults(**defaults)
+
+        parser.error = error  # type: ignore[method-assign]
+        modify(parser)
+        given, _ = parser.parse_known_args(input_args)
+        defaults.update(from_start(given))
+        chosen.update(vars(given), **defaults)
+        return parse(parser, input_args, *positional, modify_parser=modify, **keywords)
+
+    parse_args_and_arch.extended = True  # type: ignore[attr-defined]
+    options.parse_args_and_arch = parse_args_and_arch
 
 
 MOVED = {

@@ -1,27 +1,17 @@
 """What any task needs for ESRL: dynamic sampling, stage one, state that checkpoints keep."""
 
 import logging
-import os
 from typing import Any, Callable, Optional
 
 import torch
-from fairseq import utils
-from fairseq.data import LanguagePairDataset
 from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
-from esrl_fairseq.checks.data import (
-    WITH_TARGETS,
-    WITHOUT_EMPTY_LINES,
-    check_references,
-    refuse_empty_lines,
-)
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.data.batches import SameBatches
-from esrl_fairseq.data.lines import NamedLines, split_name
 from esrl_fairseq.data.text import Decode
+from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import Outcome
 from esrl_fairseq.monitoring.warnings import Monitor
@@ -33,6 +23,7 @@ from esrl_fairseq.sampling.options import (
     check_sampling_options,
 )
 from esrl_fairseq.sampling.plans import least_plan, make_plan
+from esrl_fairseq.start.comparing import check_start
 from esrl_fairseq.start.dictionary import ENTRY, fingerprints
 from esrl_fairseq.state.capability import data_fingerprint
 from esrl_fairseq.state.rl_state import RLState
@@ -53,7 +44,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
-class SamplingTask(SameBatches):
+class SamplingTask(DataTask):
     """What any task needs for ESRL; mixed in before the task's own class.
 
     fairseq's hooks are the whole interface: ``train_step`` tells dummy batches apart,
@@ -65,17 +56,10 @@ class SamplingTask(SameBatches):
     rl: RLState
     monitor: Monitor
     dummy_batch = False
-    trained_by_reward = False  # set by the criterion, as are the next
-    references_for = ""  # the option that needs references; empty if none does
-    references_optional = False  # whether the reward gets references where there are some
-    scorer: Any = None  # turns token ids into what the reward sees
     frozen: Optional[FrozenModel] = None
     run: Optional[Run] = None  # while it trains
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
-    mend_references = WITH_TARGETS  # what to do about data without references, for messages
-    mend_empty_lines = WITHOUT_EMPTY_LINES  # and about empty lines,
-    mend_empty_references = WITHOUT_EMPTY_LINES  # or empty references
     pretrained = ""  # what the model was before any training here, if it can be had again
     word_decoder: Optional[Callable[[], Decode]] = None
     """Loads what turns the data's words into text, where the model has it."""
@@ -91,58 +75,11 @@ class SamplingTask(SameBatches):
         self.monitor = Monitor()
         self.outcome = Outcome()
         self.sampler: Optional[RowSampler] = None
-        self.shard = 0
         if not compat.saves_task_state():
             logger.warning(
                 "this fairseq does not keep a task's state in checkpoints: a resumed run begins "
                 "with an empty reward queue and capability store; fairseq-fixed keeps it"
             )
-
-    def load_dataset(
-        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
-    ) -> None:
-        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
-        training = split == self.cfg.train_subset
-        if training:
-            self.shard = (epoch - 1) % len(utils.split_paths(self.cfg.data))
-        dataset = self.datasets[split]
-        if not isinstance(dataset, LanguagePairDataset):
-            return
-        name = split_name(self.cfg.data, split, self.cfg.train_subset, epoch)
-        if type(dataset) is LanguagePairDataset:
-            self.datasets[split] = NamedLines(dataset, name)
-        if training or self.trained_by_reward:
-            self.check_lines(dataset, name, self.needs_references(training))
-        if self.references_optional and dataset.tgt is None:
-            logger.info("%s has no target side: the reward gets no references", name)
-
-    def check_lines(self, dataset: LanguagePairDataset, name: str, references_for: str) -> None:
-        """Refuse lines that hold nothing to learn from, or nothing to score with."""
-        source, target = self.file_endings
-        texts = (None, None) if self.scorer is None else (self.scorer.source, self.scorer.reference)
-        mend = f": {self.mend_empty_lines}"
-        refuse_empty_lines(dataset.src, dataset.src_dict, name, source, texts[0], mend)
-        mends = self.mend_references, self.mend_empty_references
-        check_references(dataset, name, target, references_for, texts[1], *mends)
-
-    def needs_references(self, training: bool) -> str:
-        """The option that needs references, in training or in validation; empty if none does."""
-        if training or self.references_for.startswith("--reward"):
-            return self.references_for
-        return "--eval-bleu" if getattr(self.cfg, "eval_bleu", False) else ""
-
-    @classmethod
-    def load_dictionary(cls, filename: str) -> Any:
-        folder = os.path.dirname(filename) or "."
-        if not os.path.isdir(folder):
-            raise EsrlError(f"there is no folder {folder}: give the one of fairseq-preprocess")
-        if not os.path.exists(filename):
-            raise EsrlError(
-                f"there is no dictionary {filename}: are --source-lang and --target-lang those of "
-                "fairseq-preprocess? With --only-source it writes none for the target: copy that "
-                "of the data that the model was trained on"
-            )
-        return super().load_dictionary(filename)
 
     @property
     def eos(self) -> int:
@@ -212,11 +149,6 @@ class SamplingTask(SameBatches):
         """Of sources and outputs, for the detokenizer."""
         return self.cfg.source_lang, self.cfg.target_lang
 
-    @property
-    def file_endings(self) -> tuple[str, str]:
-        """What the names of the data's text files end with, those of sources and of outputs."""
-        return self.languages
-
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
         generator = SequenceGenerator(
@@ -232,6 +164,7 @@ class SamplingTask(SameBatches):
 
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
+        check_start(trainer)
         if self.trained_by_reward:
             self.run = Run(trainer)
             self.run.check()

@@ -12,6 +12,7 @@ from fairseq import checkpoint_utils
 
 from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.start.reading import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +63,17 @@ def load_model(path: str, task: Any) -> Any:
     Raises:
         EsrlError: there is no such file, it is no checkpoint, or its model does not fit the data.
     """
+    mend = "give --kl-reference the checkpoint of a fairseq model with the data's dictionaries"
+    read_checkpoint(path, "the frozen model of --kl-weight,", mend)
     # A copy, because with --eval-bleu the translation task validates the model that it built last.
     builder = copy.copy(task)
     try:
         with torch.random.fork_rng(devices=[]):
             (model,), _ = checkpoint_utils.load_model_ensemble([path], task=builder)
-    except (Exception, SystemExit) as error:  # whatever a file that is no checkpoint leads to
+    except (Exception, SystemExit) as error:  # whatever a model of other data or code leads to
         # torch lists missing parameters one a line.
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         raise EsrlError(
-            f"the frozen model of --kl-weight cannot be loaded from {path} ({why}): give "
-            "--kl-reference the checkpoint of a fairseq model with the data's dictionaries"
+            f"the frozen model of --kl-weight cannot be loaded from {path} ({why}): {mend}"
         ) from error
     return model

@@ -31,10 +31,13 @@ from esrl_fairseq.reward_models.data import (
     read_ratings,
 )
 from esrl_fairseq.reward_models.model import RewardModel, encoder_of
+from esrl_fairseq.start.comparing import check_start
+from esrl_fairseq.start.reading import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 NAME = "esrl_reward_model"
+UNUSED = "decoder|share_|merge_src_tgt|adaptive|cross_"  # options of what the encoder is not
 COMPARED_LINES = 100  # of the training data, to see whether BPE codes are theirs
 
 
@@ -120,6 +123,13 @@ class RewardModelTask(SameBatches, TranslationTask):
         model = RewardModel(encoder_of(whole), dictionary.pad(), dictionary.eos())
         check_vocabulary_on_load(model, dictionary, dictionary)
         return model
+
+    def before_loading(self, trainer: Any) -> None:
+        """Refuse a start model with another encoder; see compat.py."""
+        check_start(trainer, ignore=UNUSED)
+
+    def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
+        """Nothing is checked then."""
 
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
@@ -238,22 +248,17 @@ def load_reward_model(path: str) -> tuple[RewardModel, SubwordText]:
     Raises:
         EsrlError: there is no such file, or it is not a reward model's checkpoint.
     """
-    mend = f"give --reward-model a checkpoint of the task {NAME}"
-    if not os.path.exists(path):
-        raise EsrlError(f"there is no reward model {path}: {mend}")
-    try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(path)
-        task_name, kept = state["cfg"].task._name, state.get("task_state") or {}
-    except Exception as error:  # whatever a file that is no checkpoint leads to
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise EsrlError(f"{path} cannot be loaded as a reward model ({why}): {mend}") from error
-    if task_name == NAME and "dictionary" not in kept:
-        raise EsrlError(f"{path} has no dictionary, it is not whole: {mend}")
+    mend = f"give a checkpoint of the task {NAME}"
+    task_name = read_checkpoint(path, "--reward-model", mend).cfg.task._name
     if task_name != NAME:
         raise EsrlError(
-            f"{path} is no reward model but the checkpoint of a model for the task {task_name}: "
-            f"{mend}"
+            f"--reward-model {path} is no reward model but the checkpoint of a model for the task "
+            f"{task_name}: {mend}"
         )
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    kept = state.get("task_state") or {}
+    if "dictionary" not in kept:
+        raise EsrlError(f"--reward-model {path} has no dictionary, it is not whole: {mend}")
     cfg = state["cfg"]
     dictionary = Dictionary.load(io.StringIO(kept["dictionary"]))
     cfg.task.subword_codes = None  # the file may be gone; its contents are here

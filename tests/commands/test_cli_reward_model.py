@@ -291,9 +291,13 @@ def sentence(result):
     "reward, file, words",
     [
         ("model", None, "'model' needs a reward model: give its checkpoint with --reward-model"),
-        ("model", "gone.pt", "there is no reward model"),
+        (
+            "model",
+            "gone.pt",
+            "gone.pt does not exist: give a checkpoint of the task esrl_reward_model",
+        ),
         ("model", "MLE", "is no reward model but the checkpoint of a model for the task transla"),
-        ("model", "text.pt", "cannot be loaded as a reward model ("),
+        ("model", "text.pt", "text.pt is a text file: give a checkpoint"),
         ("bleu", "MLE", " is for one reward that needs a model, but --reward bleu has none"),
     ],
 )
@@ -311,7 +315,7 @@ def test_reward_models_are_loaded_safely(trained, tmp_path):
     state = load(trained[0] / "checkpoint_last.pt")
     state["extra_state"]["malice"] = Malice(str(tmp_path / "made"))
     torch.save(state, tmp_path / "bad.pt", pickle_module=pickle)
-    with pytest.raises(EsrlError, match="cannot be loaded as a reward model"):
+    with pytest.raises(EsrlError, match="bad.pt wants to run .*nothing of it was executed"):
         build_reward("model", model=str(tmp_path / "bad.pt"))
     assert not (tmp_path / "made").exists()
 

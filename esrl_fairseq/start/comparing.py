@@ -1,0 +1,168 @@
+"""Refusals of a start model with another architecture than the run's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import Any
+
+from torch import nn
+
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.start.architecture import IMPLIED, model_class, name_of, options_of, same
+from esrl_fairseq.start.dictionary import check_dictionaries
+from esrl_fairseq.start.reading import ANOTHER, Checkpoint, read_checkpoint
+from esrl_fairseq.start.source import NONE, RESUMED, find_start
+
+logger = logging.getLogger(__name__)
+
+MAY_DIFFER = re.compile(
+    # in training alone
+    "drop|quant_noise|checkpoint_activations|offload_activations|min_params_to_wrap|freez|mask_"
+    "|reg_scale_factor|loss_factor|hf_attention|export|"
+    # before training alone, or of other outputs than words
+    "embed_path|pretrained|bert_init|pooler|classification_head|alignment|"
+    # how much the model reads, which its tensors tell where they depend on it; where it lies
+    "positions$|hf_model|layers_to_keep"
+)
+"""Names of options that do not change what a model's parameters compute."""
+
+AFRESH = "go on from another of its checkpoints with --restore-file, or choose another --save-dir"
+OWN_VALUES = "give the checkpoint's values, or leave --arch and its options out: then they are its"
+OTHER_REFERENCE = "give the checkpoint of a model with the run's architecture"
+
+
+def check_start(trainer: Any, ignore: str = "^$") -> None:
+    """Refuse checkpoints of another architecture or other words: that which the run starts from,
+    and ``--kl-reference``; have the model refuse other tensors when it is loaded.
+
+    Args:
+        trainer: of fairseq, before it loads a checkpoint.
+        ignore: pattern of options that the run's model does not use.
+
+    Raises:
+        EsrlError: a file is no checkpoint, or its options differ; it lists them.
+    """
+    cfg = trainer.cfg
+    start = find_start(cfg.checkpoint, trainer.checkpoint_suffix)
+    if start.kind != NONE and is_here(start.path, trainer):
+        named = start.option or "the last checkpoint of this run,"
+        mend = ANOTHER if start.kind != RESUMED else AFRESH
+        checkpoint = read_checkpoint(start.path, named, mend)
+        check_architecture(cfg.model, checkpoint, OWN_VALUES, ignore)
+        named = f"{named} {start.path}"
+        check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+        if not trainer.is_fsdp:  # whose tensors are pieces
+            refuse_other_tensors(trainer.get_model(), named)
+    reference = getattr(cfg.criterion, "kl_reference", None)
+    if reference and reference != start.path and is_here(reference, trainer):
+        checkpoint = read_checkpoint(reference, "--kl-reference")
+        check_architecture(cfg.model, checkpoint, OTHER_REFERENCE, ignore)
+        named = f"--kl-reference {reference}"
+        check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+
+
+def is_here(path: str, trainer: Any) -> bool:
+    """Whether this rank reads the file: fairseq reads it on the first, others may not have it."""
+    return trainer.data_parallel_rank == 0 or os.path.exists(path)
+
+
+def check_architecture(options: Any, checkpoint: Checkpoint, mend: str, ignore: str) -> None:
+    """Refuse a checkpoint whose options of the architecture differ from a run's.
+
+    Args:
+        options: ``cfg.model`` of the run.
+
+    Raises:
+        EsrlError: with the list of those that change what the parameters compute.
+    """
+    here, there = name_of(options), name_of(checkpoint.cfg.model)
+    if model_class(here) is None or model_class(there) is None:
+        logger.warning(
+            "options of --arch %s, which %s has, cannot be compared: it is not known here",
+            there,
+            checkpoint.path,
+        )
+        return
+    if not related(model_class(here), model_class(there)):
+        raise EsrlError(f"--arch is {here} here but {there} in {checkpoint.path}: {mend}")
+    changing, harmless = differences(options, checkpoint.cfg.model, checkpoint.path, ignore)
+    if changing:
+        raise EsrlError(f"{'; '.join(changing)}: {mend}")
+    if harmless:
+        logger.info(
+            "options that differ from those of the checkpoint, as they may: %s", "; ".join(harmless)
+        )
+
+
+def related(one: Any, other: Any) -> bool:
+    """Whether one class of models is a kind of the other."""
+    return issubclass(one, other) or issubclass(other, one)
+
+
+def differences(
+    run: Any, checkpoint: Any, where: str, ignore: str = "^$"
+) -> tuple[list[str], list[str]]:
+    """Options of two ``cfg.model`` that differ, in words: those that change what the parameters
+    compute, and the others."""
+    here, there = options_of(run), options_of(checkpoint)
+    differing = [name for name in here if name in there and not same(here[name], there[name])]
+    implied = {IMPLIED.get(name) for name in differing}
+    found: tuple[list[str], list[str]] = ([], [])
+    for name in differing:
+        if name in implied or re.search(ignore, name):
+            continue
+        pruned = here.get(f"{name}_to_keep")  # fairseq leaves out the checkpoint's other layers
+        may_differ = MAY_DIFFER.search(name) or pruned
+        option = f"--{name.replace('_', '-')}"
+        text = f"{option} is {in_words(here[name])} here but {in_words(there[name])} in {where}"
+        found[bool(may_differ)].append(text)
+    return found
+
+
+def in_words(value: Any) -> str:
+    """An option's value; flags are on or off."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not given" if value is None else str(value)
+
+
+def refuse_other_tensors(model: nn.Module, what: str) -> None:
+    """Have ``model`` refuse parameters of other names or shapes, once it has looked at all of them.
+
+    It is a plain ``SystemExit``, for the reason that checks/vocabulary.py has.
+
+    Args:
+        what: what is loaded, for the message.
+    """
+    given: dict[str, tuple[int, ...]] = {}
+
+    def remember(_module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        given.update({name: tuple(tensor.shape) for name, tensor in state.items()})
+
+    def refuse(module: nn.Module, names: Any) -> None:
+        own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        problems = [f"{name} is here alone" for name in names.missing_keys]
+        problems += [f"{name} is there alone" for name in names.unexpected_keys]
+        problems += [
+            f"{name} is {list(own[name])} here but {list(shape)} there"
+            for name, shape in given.items()
+            if name in own and own[name] != shape
+        ]
+        if problems:
+            raise SystemExit(tensors_differ(what, problems))
+
+    model.register_load_state_dict_pre_hook(remember)
+    model.register_load_state_dict_post_hook(refuse)
+
+
+def tensors_differ(what: str, problems: list[str]) -> str:
+    """The sentence, with the first few."""
+    first, others = "; ".join(problems[:3]), len(problems) - 3
+    more = f" (and {others} more)" if others > 0 else ""
+    mend = OWN_VALUES
+    if any("embed_positions" in problem for problem in problems):
+        mend += "; lengths of learned positions are --max-source-positions, --max-target-positions "
+        mend += "and, of language models, --tokens-per-sample"
+    return f"the parameters of {what} do not fit this run's model: {first}{more}: {mend}"

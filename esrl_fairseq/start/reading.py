@@ -1,0 +1,134 @@
+"""The head of a fairseq checkpoint, and one sentence for whatever file is none."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
+
+from esrl_fairseq.errors import EsrlError
+
+ANOTHER = "give a checkpoint of fairseq-train, such as checkpoint_best.pt in its --save-dir"
+"""How to mend a file that is none."""
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint says beside its parameters.
+
+    Attributes:
+        cfg: the whole configuration of its training, with ``model`` and ``task``; also of old
+            checkpoints, which hold ``args``.
+        extra_state: fairseq's, where tasks keep theirs.
+        shapes: of the model's tensors by their names, as they lie in the file.
+    """
+
+    path: str
+    cfg: Any
+    extra_state: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
+    """Read all but the parameters, which stay on the disk where torch can map the file.
+
+    Args:
+        named: what names the file, for messages: an option, or what it is for.
+        mend: what to do where it is none.
+
+    Raises:
+        EsrlError: there is no such file, or it is no checkpoint of fairseq.
+    """
+    local = PathManager.get_local_path(path)
+    problem = look_at(local)
+    if problem:
+        raise EsrlError(f"{named} {path} {problem}: {mend}")
+    try:
+        state = torch.load(local, map_location="cpu", mmap=zipfile.is_zipfile(local))
+    except Exception as error:  # whatever a damaged file leads to
+        raise EsrlError(f"{named} {path} {why_not_loaded(error)}: {mend}") from error
+    problem = look_into(state)
+    if problem:
+        raise EsrlError(f"{named} {path} {problem}: {mend}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+    try:
+        if isinstance(state.get("cfg"), dict):
+            state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        state = checkpoint_utils._upgrade_state_dict(state)
+    except Exception as error:  # it is for whole checkpoints
+        problem = f"lacks what fairseq goes on from ({type(error).__name__}: {error})"
+        raise EsrlError(f"{named} {path} {problem}: {mend}") from error
+    # A copy, since the file may be written over.
+    return Checkpoint(path, state["cfg"], copy.deepcopy(state["extra_state"]), shapes)
+
+
+def look_at(path: str) -> str:
+    """What the file is if it cannot be a checkpoint; empty if it can."""
+    if not os.path.exists(path):
+        return "does not exist"
+    if os.path.isdir(path):
+        return "is a folder" + inside(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not head:
+        return "is empty"
+    if head.startswith(b"PK"):
+        return "" if zipfile.is_zipfile(path) else "is cut off, its end is missing"
+    if head.startswith(b"\x80"):  # of pickles, as torch before 1.6 wrote them
+        return ""
+    if head.startswith(b"GGUF") or head[8:9] == b"{":
+        return "holds weights alone (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+    printable = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
+    return "is a text file" if printable else "is no checkpoint"
+
+
+def inside(folder: str) -> str:
+    """What a folder holds that may be meant, in brackets."""
+    found = sorted(name for name in os.listdir(folder) if name.endswith(".pt"))
+    if "checkpoint_best.pt" in found:
+        found = ["checkpoint_best.pt"]
+    if found:
+        return f" (with {found[0]})"
+    if os.path.exists(os.path.join(folder, "config.json")):
+        return " (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+    return ""
+
+
+def why_not_loaded(error: Exception) -> str:
+    """What ``torch.load`` said, in a few words."""
+    forbidden = re.search(r"GLOBAL (\S+)|class (\S+) was not an allowed", str(error))
+    if forbidden:
+        name = forbidden[1] or forbidden[2]
+        return f"wants to run {name}, which torch's safe loader refused; nothing of it was executed"
+    return f"is cut off, damaged or no checkpoint ({type(error).__name__})"
+
+
+def look_into(state: Any) -> str:
+    """What a loaded file holds if it is no checkpoint of fairseq; empty if it is one."""
+    if not isinstance(state, dict):
+        return f"is no checkpoint of fairseq but holds a {type(state).__name__}"
+    if state and are_tensors(state):
+        return (
+            f"holds weights alone ({next(iter(state))}, …) without the options of their model (a "
+            "model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+        )
+    options = state.get("cfg") or state.get("args")
+    missing = [] if are_tensors(state.get("model")) else ["parameters (model)"]
+    missing += [] if options is not None else ["options (cfg or args)"]
+    return f"is no checkpoint of fairseq: it has no {' and no '.join(missing)}" if missing else ""
+
+
+def are_tensors(state: Any) -> bool:
+    """Whether it is a dictionary of nothing but tensors."""
+    return isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
