@@ -237,6 +237,8 @@ def test_other_baselines_and_controls(commands, corpus, mle, tmp_path):
     assert "--reward-control constant" in words[constant]
     assert "--reward-control shuffled" in words[shuffled]
     assert "--capability-noise permuted" in words[shuffled]
+    assert "without effect in this run: --capability-noise permuted (for" in words[shuffled]
+    assert not any("without effect" in words[options] for options in list(runs)[:-1])
     assert not any("-control" in words[options] for options in (rloo, ema, window, batch, none))
 
 

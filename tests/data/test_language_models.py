@@ -408,6 +408,12 @@ class TestCriterion:
         assert 0 < counts.sum() < 6
         assert known[counts == 1].max() <= known[counts == 0].min()
 
+    def test_options_without_effect_are_named(self, caplog):
+        for detokenizer in ("space", None):
+            Run({"text_language": "de"}, reward_detokenizer=detokenizer)
+            words = "without effect in this run: --text-language de (for --reward-detokenizer)"
+            assert (words in caplog.text) == (detokenizer is None)
+
     @pytest.mark.parametrize("whole", [False, True])
     def test_what_the_reward_sees(self, whole):
         """The prompt as source; the continuation, alone or behind its prompt."""
