@@ -197,8 +197,8 @@ class EsrlCriterionConfig(FairseqDataclass):
     kl_reference: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint of the frozen model (default: that of --finetune-from-model, or of "
-            "--restore-file where it is given, otherwise --hf-model)"
+            "help": "checkpoint of the frozen model, of the run's architecture (default: that of "
+            "--finetune-from-model, or of --restore-file where it is given, otherwise --hf-model)"
         },
     )
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")

@@ -116,10 +116,16 @@ def flat(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of ``arch``, where the user gives some (or all)."""
+    """All options of ``arch``, where the user gives some (or all). Empty where ``arch`` is not
+    registered, or some are missing that others need."""
+    if model_class(arch) is None:
+        return {}
     top = {name: value for name, value in given.items() if name not in SECTIONS}
     namespace = argparse.Namespace(**{**command_line(arch)[0], **top})
-    models.ARCH_CONFIG_REGISTRY[arch](namespace)
+    try:
+        models.ARCH_CONFIG_REGISTRY[arch](namespace)
+    except Exception:  # lengths that do not match, …
+        return {}
     found = {**defaults(arch), **vars(namespace)}
     # As fairseq does it: what sections say is not seen by the architecture's function.
     found.update(flat({name: value for name, value in given.items() if name in SECTIONS}))
@@ -131,9 +137,8 @@ def resolve(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def options_of(options: Any) -> dict[str, Any]:
     """All options of the architecture in ``cfg.model``, of a run or a checkpoint: those that it
-    does not hold have their default. Empty where its architecture is not registered."""
-    arch = name_of(options)
-    return resolve(arch, as_dictionary(options)) if model_class(arch) is not None else {}
+    does not hold have their default. See :func:`resolve`."""
+    return resolve(name_of(options), as_dictionary(options))
 
 
 def same(one: Any, other: Any) -> bool:

@@ -7,13 +7,14 @@ import os
 import re
 from typing import Any
 
+from fairseq.dataclass.configs import CheckpointConfig
 from torch import nn
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import IMPLIED, model_class, name_of, options_of, same
 from esrl_fairseq.start.dictionary import check_dictionaries
-from esrl_fairseq.start.reading import ANOTHER, Checkpoint, read_checkpoint
-from esrl_fairseq.start.source import NONE, RESUMED, find_start
+from esrl_fairseq.start.reading import Checkpoint, read_checkpoint, read_start
+from esrl_fairseq.start.source import NONE, find_start
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ MAY_DIFFER = re.compile(
 )
 """Names of options that do not change what a model's parameters compute."""
 
-AFRESH = "go on from another of its checkpoints with --restore-file, or choose another --save-dir"
 OWN_VALUES = "give the checkpoint's values, or leave --arch and its options out: then they are its"
 OTHER_REFERENCE = "give the checkpoint of a model with the run's architecture"
 
@@ -45,22 +45,42 @@ def check_start(trainer: Any, ignore: str = "^$") -> None:
         EsrlError: a file is no checkpoint, or its options differ; it lists them.
     """
     cfg = trainer.cfg
+    refuse_two_starts(cfg.checkpoint)
     start = find_start(cfg.checkpoint, trainer.checkpoint_suffix)
     if start.kind != NONE and is_here(start.path, trainer):
-        named = start.option or "the last checkpoint of this run,"
-        mend = ANOTHER if start.kind != RESUMED else AFRESH
-        checkpoint = read_checkpoint(start.path, named, mend)
+        checkpoint = read_start(start)
         check_architecture(cfg.model, checkpoint, OWN_VALUES, ignore)
-        named = f"{named} {start.path}"
+        named = f"{start.option or 'the last checkpoint of this run,'} {start.path}"
         check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
         if not trainer.is_fsdp:  # whose tensors are pieces
-            refuse_other_tensors(trainer.get_model(), named)
+            refuse_other_tensors(trainer.get_model(), start.path)
     reference = getattr(cfg.criterion, "kl_reference", None)
     if reference and reference != start.path and is_here(reference, trainer):
         checkpoint = read_checkpoint(reference, "--kl-reference")
         check_architecture(cfg.model, checkpoint, OTHER_REFERENCE, ignore)
         named = f"--kl-reference {reference}"
         check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+
+
+def refuse_two_starts(cfg: Any) -> None:
+    """Refuse what fairseq does, in a sentence.
+
+    Args:
+        cfg: ``cfg.checkpoint``.
+
+    Raises:
+        EsrlError: naming the options that do not go together.
+    """
+    if cfg.finetune_from_model is None:
+        return
+    if cfg.restore_file != CheckpointConfig.restore_file:
+        raise EsrlError(
+            "--finetune-from-model and --restore-file both name a start model: give one of them"
+        )
+    resets = ("optimizer", "lr_scheduler", "meters", "dataloader")
+    given = [f"--reset-{x.replace('_', '-')}" for x in resets if getattr(cfg, f"reset_{x}")]
+    if given:
+        raise EsrlError(f"--finetune-from-model resets all there is: leave out {' '.join(given)}")
 
 
 def is_here(path: str, trainer: Any) -> bool:
@@ -77,23 +97,21 @@ def check_architecture(options: Any, checkpoint: Checkpoint, mend: str, ignore: 
     Raises:
         EsrlError: with the list of those that change what the parameters compute.
     """
-    here, there = name_of(options), name_of(checkpoint.cfg.model)
-    if model_class(here) is None or model_class(there) is None:
+    here, there = options_of(options), options_of(checkpoint.cfg.model)
+    arch, other = name_of(options), name_of(checkpoint.cfg.model)
+    if not here or not there:
         logger.warning(
-            "options of --arch %s, which %s has, cannot be compared: it is not known here",
-            there,
-            checkpoint.path,
+            "%s is of --arch %s, whose options cannot be compared with those of --arch %s here",
+            *(checkpoint.path, other, arch),
         )
         return
-    if not related(model_class(here), model_class(there)):
-        raise EsrlError(f"--arch is {here} here but {there} in {checkpoint.path}: {mend}")
-    changing, harmless = differences(options, checkpoint.cfg.model, checkpoint.path, ignore)
+    if not related(model_class(arch), model_class(other)):
+        raise EsrlError(f"--arch is {arch} here but {other} in {checkpoint.path}: {mend}")
+    changing, harmless = differences(here, there, ignore)
     if changing:
-        raise EsrlError(f"{'; '.join(changing)}: {mend}")
+        raise EsrlError(f"{listed(changing, checkpoint.path)}: {mend}")
     if harmless:
-        logger.info(
-            "options that differ from those of the checkpoint, as they may: %s", "; ".join(harmless)
-        )
+        logger.info("options that differ, as they may: %s", listed(harmless, checkpoint.path))
 
 
 def related(one: Any, other: Any) -> bool:
@@ -102,11 +120,9 @@ def related(one: Any, other: Any) -> bool:
 
 
 def differences(
-    run: Any, checkpoint: Any, where: str, ignore: str = "^$"
+    here: dict[str, Any], there: dict[str, Any], ignore: str = "^$"
 ) -> tuple[list[str], list[str]]:
-    """Options of two ``cfg.model`` that differ, in words: those that change what the parameters
-    compute, and the others."""
-    here, there = options_of(run), options_of(checkpoint)
+    """Options that differ, in words: those that change what the parameters compute, and others."""
     differing = [name for name in here if name in there and not same(here[name], there[name])]
     implied = {IMPLIED.get(name) for name in differing}
     found: tuple[list[str], list[str]] = ([], [])
@@ -116,9 +132,14 @@ def differences(
         pruned = here.get(f"{name}_to_keep")  # fairseq leaves out the checkpoint's other layers
         may_differ = MAY_DIFFER.search(name) or pruned
         option = f"--{name.replace('_', '-')}"
-        text = f"{option} is {in_words(here[name])} here but {in_words(there[name])} in {where}"
+        text = f"{option} is {in_words(here[name])} here but {in_words(there[name])}"
         found[bool(may_differ)].append(text)
     return found
+
+
+def listed(found: list[str], where: str) -> str:
+    """The options that differ from the checkpoint's; its path comes once."""
+    return "; ".join([f"{found[0]} in {where}", *(f"{text} there" for text in found[1:])])
 
 
 def in_words(value: Any) -> str:

@@ -15,9 +15,11 @@ from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.start.source import RESUMED, Start
 
 ANOTHER = "give a checkpoint of fairseq-train, such as checkpoint_best.pt in its --save-dir"
-"""How to mend a file that is none."""
+AFRESH = "go on from another of its checkpoints with --restore-file, or choose another --save-dir"
+"""How to mend a file that is none; of the run's own."""
 
 
 @dataclass
@@ -68,6 +70,13 @@ def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
         raise EsrlError(f"{named} {path} {problem}: {mend}") from error
     # A copy, since the file may be written over.
     return Checkpoint(path, state["cfg"], copy.deepcopy(state["extra_state"]), shapes)
+
+
+def read_start(start: Start) -> Checkpoint:
+    """The checkpoint that a run starts from; see :func:`read_checkpoint`."""
+    if start.kind == RESUMED:
+        return read_checkpoint(start.path, "the last checkpoint of this run,", AFRESH)
+    return read_checkpoint(start.path, start.option)
 
 
 def look_at(path: str) -> str:

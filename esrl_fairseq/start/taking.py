@@ -9,13 +9,12 @@ from typing import Any
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import (
     as_dictionary,
-    model_class,
     name_of,
     options_of,
     resolve,
     same,
 )
-from esrl_fairseq.start.reading import read_checkpoint
+from esrl_fairseq.start.reading import read_start
 from esrl_fairseq.start.source import NONE, find_start
 
 logger = logging.getLogger(__name__)
@@ -44,15 +43,14 @@ def architecture_of_start(given: Namespace) -> dict[str, Any]:
             "no --arch is given, and no model that has one: give --finetune-from-model CHECKPOINT, "
             "whose architecture is taken, or --arch with its options"
         )
-    checkpoint = read_checkpoint(start.path, start.option or "the last checkpoint of this run,")
-    options = checkpoint.cfg.model
+    options = read_start(start).cfg.model
     arch = name_of(options)
-    if model_class(arch) is None:
-        raise EsrlError(
-            f"the model in {start.path} is of --arch {arch}, which is not known here: is the "
-            "--user-dir missing that brings it? Otherwise give --arch"
-        )
     found = options_of(options)
+    if not found:
+        raise EsrlError(
+            f"the model in {start.path} is of --arch {arch}, which is not known here: give the "
+            "--user-dir that brings it, or another --arch"
+        )
     taken = needed(arch, found)
     known = as_dictionary(options)
     if known.get("decoder_learned_pos"):
@@ -73,18 +71,10 @@ def needed(arch: str, options: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in options.items():
         others = {other: x for other, x in options.items() if other != name}
-        if not same(resolved(arch, others).get(name), value):
+        if not same(resolve(arch, others).get(name), value):
             found[name] = value
-    complete = resolved(arch, found)
+    complete = resolve(arch, found)
     return found if all(same(complete.get(n), x) for n, x in options.items()) else options
-
-
-def resolved(arch: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options; none where some are missing that the others need."""
-    try:
-        return resolve(arch, options)
-    except Exception:  # from the architecture's function: lengths that do not match, …
-        return {}
 
 
 def in_words(options: dict[str, Any]) -> str:

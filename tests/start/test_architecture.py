@@ -6,13 +6,15 @@ from argparse import Namespace
 import pytest
 import torch
 from fairseq import options
+from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 
 import esrl_fairseq  # noqa: F401 (registers)
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.start import comparing
 from esrl_fairseq.start.architecture import name_of, options_of, same
-from esrl_fairseq.start.comparing import check_architecture, differences, refuse_other_tensors
+from esrl_fairseq.start.comparing import check_architecture, refuse_other_tensors
 from esrl_fairseq.start.reading import Checkpoint
 from esrl_fairseq.start.taking import needed
 
@@ -39,6 +41,11 @@ ARCHS = {
 }
 
 
+def differences(run, start):
+    """Of two ``cfg.model``."""
+    return comparing.differences(options_of(run), options_of(start))
+
+
 def parsed(words):
     """Options as fairseq-train parses them."""
     return options.parse_args_and_arch(options.get_training_parser(), ["data", *words.split()])
@@ -57,12 +64,12 @@ def configurations():
 def test_same_command_line_does_not_differ(name, configurations):
     """Also where building the model has written into one of both, as fairseq does."""
     run = configurations[name]
-    assert differences(run, copy.deepcopy(run), "mle.pt") == ([], [])
+    assert differences(run, copy.deepcopy(run)) == ([], [])
     built = copy.deepcopy(run)
     if getattr(run, "share_all_embeddings", False):
         built.share_decoder_input_output_embed = True
-    assert differences(run, built, "mle.pt") == ([], [])
-    assert differences(built, run, "mle.pt") == ([], [])
+    assert differences(run, built) == ([], [])
+    assert differences(built, run) == ([], [])
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -79,7 +86,7 @@ def test_needed_options_bring_the_others(name, configurations):
 
     parser = options.get_training_parser()
     again = options.parse_args_and_arch(parser, ["data", *task.split()], modify_parser=take)
-    assert differences(run, again, "mle.pt") == ([], [])
+    assert differences(run, again) == ([], [])
 
 
 def test_what_follows_from_others_follows_a_users_own():
@@ -122,10 +129,10 @@ def test_what_follows_from_others_follows_a_users_own():
 )
 def test_other_functions(name, more, option, here, there, configurations):
     run = parsed(f"{ARCHS[name]} {more}")
-    changing, harmless = differences(run, configurations[name], "mle.pt")
+    changing, harmless = differences(run, configurations[name])
     assert not harmless and len(changing) == 1, (changing, harmless)
     assert changing[0].startswith(option)
-    assert changing[0].endswith(f" is {here} here but {there} in mle.pt")
+    assert changing[0].endswith(f" is {here} here but {there}")
 
 
 @pytest.mark.parametrize(
@@ -135,8 +142,8 @@ def test_other_functions(name, more, option, here, there, configurations):
 def test_forgotten_options(without, here, there, configurations):
     """What follows from them is not said."""
     run = parsed(ARCHS["transformer"].replace(without, ""))
-    changing, _ = differences(run, configurations["transformer"], "mle.pt")
-    assert changing == [f"{without.split()[0]} is {here} here but {there} in mle.pt"]
+    changing, _ = differences(run, configurations["transformer"])
+    assert changing == [f"{without.split()[0]} is {here} here but {there}"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_forgotten_options(without, here, there, configurations):
 )
 def test_same_function(name, more, configurations):
     run = parsed(f"{ARCHS[name]} {more}")
-    changing, harmless = differences(run, configurations[name], "mle.pt")
+    changing, harmless = differences(run, configurations[name])
     assert not changing and len(harmless) == 1 and more.split()[0].strip("-")[:4] in harmless[0]
 
 
@@ -167,15 +174,15 @@ def test_pruned_layers(configurations):
     words = ARCHS["transformer"].replace("--encoder-layers 1", "--encoder-layers 2")
     run, start = parsed(f"{words} --encoder-layers-to-keep 0"), parsed(words)
     run.encoder_layers = 1  # as fairseq does
-    changing, harmless = differences(run, start, "mle.pt")
+    changing, harmless = differences(run, start)
     assert not changing and len(harmless) == 2
 
 
 def test_another_arch_with_the_same_options(configurations):
     named = parsed(f"{ARCHS['transformer']} --arch transformer_wmt_en_de_big_t2t")
-    assert differences(named, configurations["transformer"], "mle.pt")[0]  # normalises before
+    assert differences(named, configurations["transformer"])[0]  # normalises before
     base = parsed("--arch transformer_wmt_en_de --dropout 0.2")
-    assert differences(base, parsed("--arch transformer --dropout 0.2"), "mle.pt") == ([], [])
+    assert differences(base, parsed("--arch transformer --dropout 0.2")) == ([], [])
 
 
 def test_config_files_and_command_lines():
@@ -184,11 +191,9 @@ def test_config_files_and_command_lines():
     there = {"_name": "transformer", "dropout": 0.2, "share_all_embeddings": True}
     there = OmegaConf.create({**there, "encoder": section, "decoder": section})
     here = parsed(ARCHS["transformer"])
-    assert differences(here, there, "mle.pt") == differences(there, here, "mle.pt") == ([], [])
+    assert differences(here, there) == differences(there, here) == ([], [])
     there.encoder.attention_heads = 4
-    assert differences(here, there, "mle.pt")[0] == [
-        "--encoder-attention-heads is 2 here but 4 in mle.pt"
-    ]
+    assert differences(here, there)[0] == ["--encoder-attention-heads is 2 here but 4"]
     del there["decoder"]  # its width is then 512, not the encoder's
     assert options_of(there)["decoder_embed_dim"] == 512
 
@@ -199,7 +204,7 @@ def test_old_checkpoints_lack_new_options(configurations):
     old = Namespace(**vars(run))
     for name in ("merge_src_tgt_embed", "quant_noise_pq", "no_scale_embedding", "base_layers"):
         vars(old).pop(name, None)
-    assert differences(run, old, "mle.pt") == ([], [])
+    assert differences(run, old) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -237,4 +242,34 @@ def test_models_that_cannot_be_compared(caplog):
     assert not caplog.text
     lstm.arch = "elsewhere"
     check_architecture(run, start, "mend", "^$")
-    assert "options of --arch elsewhere, which mle.pt has, cannot be compared" in caplog.text
+    assert "mle.pt is of --arch elsewhere, whose options cannot be compared" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"restore_file": "other.pt"}, "both name a start model: give one of them"),
+        ({"reset_meters": True, "reset_lr_scheduler": True}, "--reset-lr-scheduler --reset-meters"),
+    ],
+)
+def test_two_starts(given, words):
+    cfg = CheckpointConfig(finetune_from_model="mle.pt")
+    comparing.refuse_two_starts(cfg)
+    for name, value in given.items():
+        setattr(cfg, name, value)
+    with pytest.raises(EsrlError, match=words):
+        comparing.refuse_two_starts(cfg)
+    cfg.finetune_from_model = None
+    comparing.refuse_two_starts(cfg)
+
+
+def test_list_of_differences():
+    """The path comes once."""
+    run = parsed(f"{ARCHS['transformer']} --encoder-attention-heads 4 --activation-fn gelu")
+    start = Checkpoint("mle.pt", Namespace(model=parsed(ARCHS["transformer"])), {}, {})
+    with pytest.raises(EsrlError) as found:
+        check_architecture(run, start, "mend", "^$")
+    assert str(found.value) == (
+        "--encoder-attention-heads is 4 here but 2 in mle.pt; --activation-fn is gelu here "
+        "but relu there: mend"
+    )
