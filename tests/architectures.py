@@ -94,6 +94,8 @@ ARCHITECTURES = [
     f"lightconv_lm {LIGHT_LM} --decoder-kernel-size-list [31,3] --decoder-conv-type lightweight",
     f"lstm_lm {LM} --decoder-hidden-size 8 --decoder-out-embed-dim 8 --decoder-layers 2",
     f"lstm_lm {LM} --decoder-hidden-size 8 --decoder-out-embed-dim 8 --residuals",
+    "hf_gpt2 --task language_modeling --embed-dim 8 --num-attention-heads 2 --num-layers 2 "
+    "--max-target-positions 64",
     f"fconv_lm {LM} --decoder-layers [(8,3)]*2",
     f"fconv_lm {LM} --decoder-layers [(8,13),(8,1)]",
 ]

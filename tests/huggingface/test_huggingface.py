@@ -36,6 +36,7 @@ from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 from esrl_fairseq.huggingface.words import HfTokenizer, Words, make_dictionary
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.rescoring import rescoring
+from esrl_fairseq.rescoring.agreement import stage_difference
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.rewards import base
@@ -339,6 +340,33 @@ def test_half_precision_is_that_of_transformers(folders, dtype):
     result = rescore(model, prompts()["net_input"], ragged_rows(), PAD, STOP, 1)
     assert torch.isfinite(result.log_probs).all() and torch.isfinite(result.entropy).all()
     make_sampler(model).sample_rows(prompts(), COUNTS, TEMPERATURES, SEED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stages_agree(folders, kind, dtype):
+    """Also of a model in half precision, whose own rounding is left out of it."""
+    model = build(folders[kind]).to(dtype)
+    assert stage_difference(model, prompts(), make_sampler(model, 0, 20)) < 1e-4
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_amp(folders, dtype):
+    """Stage one draws; stage two's numbers and gradients are near those without."""
+    model, batch, rows = build(folders["llama"]).eval(), prompts(), ragged_rows()
+    found = []
+    for on in (False, True):
+        with torch.autocast("cpu", dtype=dtype, enabled=on):
+            make_sampler(model).sample_rows(batch, COUNTS, TEMPERATURES, SEED)
+            scores = rescore(model, batch["net_input"], rows, PAD, STOP, 1, max_tokens=9)
+        found.append((scores, gradients(model, scores.log_probs.sum())))
+    (expected, slope), (scores, found_slope) = found
+    for name in ("log_probs", "entropy"):
+        one = getattr(scores, name)
+        assert one.dtype == torch.float32
+        assert torch.allclose(one, getattr(expected, name), atol=0.1)
+    assert (found_slope - slope).norm() < 0.1 * slope.norm()
 
 
 def make_task(**options):

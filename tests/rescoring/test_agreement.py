@@ -46,9 +46,8 @@ wav2vec_seq2seq xm_transformer
 """.split()
 """They read or write speech, and are built for tasks of their own."""
 ELSEWHERE = {
-    "hf_gpt2": "the extra hf; its cache is of an older transformers",
     "dummy_model": "a benchmark; no incremental decoder",
-    "multilingual_transformer": "refused, see tests/checks",
+    "multilingual_transformer": "refused, see tests/checks/test_models.py",
     "pipeline_parallel_transformer": "fairscale; its decoder is in pieces",
     "model_parallel_roberta": "Megatron",
     "model_parallel_transformer": "Megatron",
@@ -84,11 +83,13 @@ def test_stages_agree(text, monkeypatch):
         "upgrade_state_dict_with_xlm_weights",
         lambda state_dict, pretrained_xlm_checkpoint: state_dict,
     )
+    if text.startswith("hf"):
+        pytest.importorskip("transformers", reason="extra hf is not installed")
     model = build(text)
     batch, sampler = batch_for(model), sampler_of(model)
     check_model(model)
     assert stage_difference(model, batch, sampler) < 1e-4
-    counts, temperatures = [4, 1, 0, 3, 2, 6], [1.0, 0.6, 1.0, 1.5, 0.8, 1.2]
+    counts, temperatures = [4, 1, 0, 3, 2, 6], [2.0, 1.0, 1.0, 3.0, 1.5, 2.5]
     drawn = sampler.sample_rows(batch, counts, temperatures, SEED)
     with torch.no_grad():
         rows, scores, _ = sample_with_graph(
