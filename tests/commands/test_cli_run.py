@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from cli_fixtures import preprocess
 from command_lines import JOINED, MODEL, esrl_options
 from test_cli_resume import load
 
@@ -137,3 +138,33 @@ def test_no_save_writes_nothing(commands, corpus, mle, tmp_path):
     """Neither a store nor, where the reward fails, a checkpoint."""
     assert train(commands, corpus, mle, tmp_path, 8, "--no-save").returncode == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def other_words(commands, corpus):
+    """The corpus with its words in another order, in a dictionary of the same size."""
+    lines = corpus.dictionary.read_text().splitlines(keepends=True)
+    folder = commands.folder / "other-words"
+    folder.mkdir()
+    (folder / "dict.txt").write_text("".join(lines[::-1]))
+    return preprocess(commands, corpus.text, folder / "data", dictionary=folder / "dict.txt")
+
+
+def test_other_words_in_a_dictionary_of_the_same_size(commands, corpus, mle, other_words, tmp_path):
+    """Known by the start's data; where these are gone, by validation; in a run of ours, by a
+    fingerprint."""
+    sentence = refused(commands, *options(other_words, tmp_path / "a", mle))
+    assert f"--finetune-from-model {mle} was trained with" in sentence
+    assert "source side" in sentence and "--srcdict" in sentence
+
+    moved = load(mle)
+    moved["cfg"]["task"]["data"] = str(tmp_path / "gone")
+    torch.save(moved, tmp_path / "moved.pt")
+    sentence = refused(commands, *options(other_words, tmp_path / "b", tmp_path / "moved.pt"))
+    assert "validation reward of" in sentence and "dictionary that of the data" in sentence
+    assert not list(tmp_path.glob("[ab]/*.pt"))
+
+    ours = [*options(corpus.data, tmp_path / "c", mle, "off"), "--max-update 1"]
+    commands.succeed("fairseq-train", *ours)
+    resumed = options(other_words, tmp_path / "c", mle, "off")
+    assert "was trained with other words" in refused(commands, *resumed)
