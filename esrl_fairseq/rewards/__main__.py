@@ -101,8 +101,13 @@ def joined(file: Path, texts: list[str], post_process: str | None) -> list[str]:
     words = Counter(word for text in texts for word in text.split())
     found, where = markings(words), str(file)
     if found:
-        marking, word = found[0]
-        line = next(n for n, text in enumerate(texts, 1) if word in text.split())
+        marking, _ = found[0]
+        line, word = next(
+            (number, word)
+            for number, text in enumerate(texts, 1)
+            for word in text.split()
+            if marking.marks(word)
+        )
         where = f"{file}, line {line}"
         if post_process is None:
             right = marking.post_process
