@@ -3,7 +3,10 @@
 import argparse
 
 import numpy as np
+import pytest
 import torch
+from fairseq.modules.dynamic_convolution import DynamicConv_scripatable
+from fairseq.tasks import TASK_REGISTRY
 
 from esrl_fairseq import compat
 
@@ -27,3 +30,50 @@ def test_modules_are_found_under_their_old_names():
     from esrl_fairseq.sampling import generation
 
     assert RowSampler is generation.RowSampler and callable(rescore) and UNK_IN_HYPOTHESIS
+
+
+def convolution(kernel, padding, seed=1):
+    """A dynamic one with weights far from their start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layer = DynamicConv_scripatable(8, kernel, padding, num_heads=2, weight_softmax=True)
+        return layer.requires_grad_(False), 3 * torch.randn(9, 2, 8)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 9, 10, 31])
+def test_dynamic_convolution_in_one_pass_is_that_of_steps(kernel):
+    """Of rows shorter and longer than the kernel; what follows in a row changes nothing."""
+    compat.apply()
+    compat.apply()
+    layer, x = convolution(kernel, kernel - 1)
+    state = {}
+    steps = torch.cat([layer(x[t : t + 1], incremental_state=state) for t in range(len(x))])
+    for length in range(1, len(x) + 1):
+        assert torch.allclose(layer(x[:length]), steps[:length], atol=1e-5)
+    assert steps.std() > 0.1
+
+
+def test_dynamic_convolution_of_an_encoder_is_fairseqs():
+    """It sees both sides."""
+    compat.apply()
+    stock = DynamicConv_scripatable._forward_unfolded.__wrapped__
+    for kernel in (3, 31):
+        layer, x = convolution(kernel, kernel // 2)
+        assert torch.equal(layer(x), stock(layer, x, None, x))
+
+
+def test_tasks_of_pretrained_models_load_their_data(corpus, tmp_path):
+    """Their options and dictionaries, which fairseq's own do not find."""
+    compat.apply()
+    cfg = argparse.Namespace(
+        data=str(corpus.data), source_lang="de", target_lang="en", langs="de,en",
+        left_pad_source=True, left_pad_target=False, dataset_impl=None, upsample_primary=1,
+        load_alignments=False,
+    )  # fmt: skip
+    task = TASK_REGISTRY["translation_from_pretrained_bart"].setup_task(cfg)
+    task.load_dataset("valid")
+    assert int(task.datasets["valid"][0]["target"][-1]) == task.target_dictionary.index("[en]")
+    plain = TASK_REGISTRY["translation"].setup_task(cfg).target_dictionary
+    masked = TASK_REGISTRY["translation_from_pretrained_xlm"].setup_task(cfg).target_dictionary
+    assert masked.symbols == [*plain.symbols[:4], "<mask>", *plain.symbols[4:]]
+    assert masked.mask() == 4 and masked.count[5:] == plain.count[4:]

@@ -211,11 +211,17 @@ def test_failure_is_one_sentence(fault):
         check_stages(model, make_batch(), make_task())
 
 
+def draw_something(*_):
+    """As a model of a user may, in eval mode, too."""
+    torch.rand(1)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
 def test_check_leaves_no_trace(kind):
     """Neither in modes, weights and random numbers, nor of a precision that is not the model's."""
     model = make_model().to(kind)
     model.encoder.eval()
+    model.decoder.register_forward_pre_hook(draw_something)
     task, batch = make_task(), make_batch()
     task.build_sampler(model)
 
