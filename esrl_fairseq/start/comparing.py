@@ -29,7 +29,10 @@ MAY_DIFFER = re.compile(
 )
 """Names of options that do not change what a model's parameters compute."""
 
-OWN_VALUES = "give the checkpoint's values, or leave --arch and its options out: then they are its"
+OWN_VALUES = (
+    "give the checkpoint's values, or, on a command line, neither --arch nor its options: then "
+    "they are taken from there"
+)
 OTHER_REFERENCE = "give the checkpoint of a model with the run's architecture"
 
 

@@ -178,7 +178,7 @@ def test_resuming_equals_uninterrupted(commands, judged, trained, tmp_path):
 
 
 def test_ratings_or_preferences_alone_and_an_encoder_from_mle(commands, judged, tmp_path):
-    """The encoder begins as that of a translation model of the same data."""
+    """The encoder begins as that of a translation model of the same data, or it is refused."""
     folder = tmp_path / "mle"
     commands.succeed(
         *["fairseq-train", judged / "data", MODEL, JOINED, COMMON, "--save-dir", folder],
@@ -188,12 +188,16 @@ def test_ratings_or_preferences_alone_and_an_encoder_from_mle(commands, judged, 
         data = shutil.copytree(judged / "data", tmp_path / kind)
         for path in data.glob("*.ratings" if kind == "preferences" else "*.preferences"):
             path.unlink()
-        result = commands.succeed(
-            "fairseq-train",
+        given = [
             *reward_options(judged, tmp_path / f"{kind}-model", data=data),
             *["--finetune-from-model", folder / "checkpoint_last.pt", "--lr 1e-9 --max-update 1"],
             f"--best-checkpoint-metric {metric}",
-        )
+        ]
+        if kind == "preferences":  # the architecture is that of the translation model
+            given = [word for word in given if word not in (MODEL, JOINED)]
+            other = sentence(commands.run("fairseq-train", *given, "--encoder-attention-heads 4"))
+            assert other.startswith("--encoder-attention-heads is 4 here but 2 in ")
+        result = commands.succeed("fairseq-train", *given, "--decoder-attention-heads 4")
         (line,) = result.logged("valid")
         assert metric in line and len({"correlation", "pair_accuracy"} & line.keys()) == 1
         given, found = parameters(folder / "checkpoint_last.pt"), None
