@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make or update the virtual environment of this repository: scripts/setup_env.sh [DIR]
-# PYTHON and TORCH choose the interpreter and the torch requirement (see the Makefile).
+# PYTHON and TORCH choose the interpreter and the torch requirement, EXTRAS names further extras of
+# setup.py (see the Makefile).
 # DIR belongs to this script: an install that was interrupted is begun again from an empty one.
 set -euo pipefail
 
@@ -8,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
 python=${PYTHON:-python3}
 read -r -a torch <<<"${TORCH:-torch==2.13.0}"
+extras=dev,demo${EXTRAS:+,$EXTRAS}
 unfinished=$venv/.esrl-unfinished
 
 if [[ -e $unfinished ]]; then
@@ -39,8 +41,8 @@ pip install --quiet "${build[@]}"
 chosen=torch==$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch"))')
 echo "env: $fairseq (compiled from source, about 3 minutes)"
 pip install --quiet --no-build-isolation "$fairseq" "$chosen"
-echo "env: esrl_fairseq with its development and demo tools"
-pip install --quiet --no-build-isolation -e '.[dev,demo]' "$chosen"
+echo "env: esrl_fairseq with its extras $extras"
+pip install --quiet --no-build-isolation -e ".[$extras]" "$chosen"
 
 # fairseq-fixed asks for torchaudio, which only its speech tasks import. On Linux the index's torchaudio
 # is linked with CUDA, and loads beside a torch with CUDA alone; whatever probes for it (transformers

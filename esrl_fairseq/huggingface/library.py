@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.hub import hub_or_cache
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose logits are a projection of the last layer's states, and nothing beside."""
@@ -50,7 +51,7 @@ def _loading(what: str, where: str) -> Iterator[None]:
         if not os.path.isfile(where):
             raise EsrlError(f"there is no file {where}: give the path of a GGUF file")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), hub_or_cache(locate(where)[0]):
             yield
     except Exception as error:  # whatever libraries and files lead to
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
