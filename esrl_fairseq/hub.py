@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 5.0
 """How long the hub is waited for."""
@@ -35,6 +38,7 @@ def hub_or_cache(name: str) -> Iterator[None]:
     with _offline(hub):
         try:
             yield
+            logger.info("%s cannot be reached: %s is its cache's", hub.constants.ENDPOINT, name)
         except Exception as error:
             if not _for_want_of(hub, error):
                 raise

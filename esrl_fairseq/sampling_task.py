@@ -1,7 +1,6 @@
 """What any task needs for ESRL: dynamic sampling, stage one, state that checkpoints keep."""
 
 import logging
-import os
 from typing import Any, Callable, Optional
 
 import torch
@@ -18,8 +17,8 @@ from esrl_fairseq.checks.data import (
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.text import Decode
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.sampling.generation import RowSampler
@@ -47,7 +46,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
-class SamplingTask(SameBatches):
+class SamplingTask(FoundData, SameBatches):
     """What any task needs for ESRL; mixed in before the task's own class.
 
     fairseq's hooks are the whole interface: ``train_step`` tells dummy batches apart,
@@ -64,6 +63,10 @@ class SamplingTask(SameBatches):
     frozen: Optional[FrozenModel] = None
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
+    mend_dictionary = (
+        " With --only-source it writes none for the target: copy that of the data that the model "
+        "was trained on"
+    )
     mend_references = WITH_TARGETS  # what to do about data without references, for messages
     mend_empty_lines = WITHOUT_EMPTY_LINES  # and with empty lines
     pretrained = ""  # what the model was before any training here, if it can be had again
@@ -108,19 +111,6 @@ class SamplingTask(SameBatches):
         if getattr(self.cfg, "eval_bleu", False):
             return "--eval-bleu"
         return self.references_for if self.references_for.startswith("--reward") else ""
-
-    @classmethod
-    def load_dictionary(cls, filename: str) -> Any:
-        folder = os.path.dirname(filename) or "."
-        if not os.path.isdir(folder):
-            raise EsrlError(f"there is no folder {folder}: give the one of fairseq-preprocess")
-        if not os.path.exists(filename):
-            raise EsrlError(
-                f"there is no dictionary {filename}: are --source-lang and --target-lang those of "
-                "fairseq-preprocess? With --only-source it writes none for the target: copy that "
-                "of the data that the model was trained on"
-            )
-        return super().load_dictionary(filename)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         model = super().build_model(cfg, from_checkpoint)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from esrl_fairseq import compat
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.hub import hub_or_cache
 
@@ -26,6 +27,7 @@ def transformers() -> Any:
         EsrlError: it cannot be imported, for whatever reason: libraries that do not fit together
             raise all kinds of errors.
     """
+    compat.hide_torchaudio_that_does_not_load()
     try:
         return importlib.import_module("transformers")
     except Exception as error:
