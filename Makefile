@@ -2,15 +2,20 @@
 # make test    lint, types and tests
 # Both make their own environment in .venv first. To choose another Python, torch or folder:
 #     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
+# and with further extras of setup.py:
+#     make env VENV=.venv-comet EXTRAS=comet
 SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 # Words after the requirement go to pip too, e.g. the --index-url of a CPU-only torch.
 TORCH  ?= torch==2.13.0
+# e.g. EXTRAS=hf,bertscore
+EXTRAS ?=
 # e.g. PYTEST_ARGS='-m "not slow"'
 PYTEST_ARGS ?=
 
-STAMP := $(VENV)/.esrl-env
+BASE  := $(VENV)/.esrl-env
+STAMP := $(BASE)$(EXTRAS:%=-%)
 ACTIVATE := . '$(VENV)/bin/activate' &&
 
 .PHONY: env demo test lint clean
@@ -19,8 +24,8 @@ env: $(STAMP)
 
 # Written last, so that an interrupted install is made again; older than setup.py: updated.
 $(STAMP): setup.py pyproject.toml scripts/setup_env.sh
-	PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/setup_env.sh '$(VENV)'
-	touch $@
+	PYTHON='$(PYTHON)' TORCH='$(TORCH)' EXTRAS='$(EXTRAS)' scripts/setup_env.sh '$(VENV)'
+	touch '$(BASE)' '$@'
 
 demo: env
 	$(ACTIVATE) recipes/demo/run.sh

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -62,5 +63,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-if __name__ == "__main__":
+def main(words: list[str]) -> None:
+    """Print the options.
+
+    Args:
+        words: of the command line; it takes none but a call for help.
+    """
+    if words and words not in (["-h"], ["--help"]):
+        argparse.ArgumentParser("python -m esrl_fairseq").error(
+            f"it prints the options of fairseq-train and takes none itself, but was given "
+            f"{' '.join(words)}: give options to fairseq-train --user-dir esrl_fairseq"
+        )
     make_parser().print_help()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ import argparse
 import collections
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import sys
@@ -228,6 +229,23 @@ def extend_parsing(
 
     parse_args_and_arch.extended = True  # type: ignore[attr-defined]
     options.parse_args_and_arch = parse_args_and_arch
+
+
+def hide_torchaudio_that_does_not_load() -> None:
+    """Let transformers be imported where torchaudio is installed but does not load.
+
+    Reason: fairseq-fixed asks for torchaudio. On Linux the index's is linked with CUDA, beside a
+    torch without CUDA its import fails, and so does that of transformers, which takes what is
+    installed for what can be imported. scripts/setup_env.sh makes environments without it; this is
+    for others.
+    Remove when: fairseq-fixed does without it, or the index's loads without CUDA.
+    """
+    if importlib.util.find_spec("torchaudio") is None:
+        return
+    try:
+        importlib.import_module("torchaudio")
+    except Exception:  # OSError of the loader, and whatever else a broken binary leads to
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # to Python: not installed
 
 
 MOVED = {

@@ -1,7 +1,6 @@
 """What any task needs of its data: checks when they are loaded, same batches after a resume."""
 
 import logging
-import os
 from typing import Any
 
 from fairseq import utils
@@ -14,13 +13,13 @@ from esrl_fairseq.checks.data import (
     refuse_empty_lines,
 )
 from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import NamedLines, split_name
-from esrl_fairseq.errors import EsrlError
 
 logger = logging.getLogger(__name__)
 
 
-class DataTask(SameBatches):
+class DataTask(FoundData, SameBatches):
     """Mixed in before a task's own class: data are checked when they are loaded."""
 
     trained_by_reward = False  # set by the criterion, as are the next
@@ -30,6 +29,10 @@ class DataTask(SameBatches):
     mend_references = WITH_TARGETS  # what to do about data without references, for messages
     mend_empty_lines = WITHOUT_EMPTY_LINES  # and about empty lines,
     mend_empty_references = WITHOUT_EMPTY_LINES  # or empty references
+    mend_dictionary = (
+        " With --only-source it writes none for the target: copy that of the data that the model "
+        "was trained on"
+    )
     shard = 0
     """Of the training data, the one that is loaded."""
 
@@ -65,19 +68,6 @@ class DataTask(SameBatches):
         if training or self.references_for.startswith("--reward"):
             return self.references_for
         return "--eval-bleu" if getattr(self.cfg, "eval_bleu", False) else ""
-
-    @classmethod
-    def load_dictionary(cls, filename: str) -> Any:
-        folder = os.path.dirname(filename) or "."
-        if not os.path.isdir(folder):
-            raise EsrlError(f"there is no folder {folder}: give the one of fairseq-preprocess")
-        if not os.path.exists(filename):
-            raise EsrlError(
-                f"there is no dictionary {filename}: are --source-lang and --target-lang those of "
-                "fairseq-preprocess? With --only-source it writes none for the target: copy that "
-                "of the data that the model was trained on"
-            )
-        return super().load_dictionary(filename)
 
     @property
     def file_endings(self) -> tuple[str, str]:

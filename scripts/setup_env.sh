@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make or update the virtual environment of this repository: scripts/setup_env.sh [DIR]
-# PYTHON and TORCH choose the interpreter and the torch requirement (see the Makefile).
+# PYTHON and TORCH choose the interpreter and the torch requirement, EXTRAS names further extras of
+# setup.py (see the Makefile).
 # DIR belongs to this script: an install that was interrupted is begun again from an empty one.
 set -euo pipefail
 
@@ -8,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
 python=${PYTHON:-python3}
 read -r -a torch <<<"${TORCH:-torch==2.13.0}"
+extras=dev,demo${EXTRAS:+,$EXTRAS}
 unfinished=$venv/.esrl-unfinished
 
 if [[ -e $unfinished ]]; then
@@ -35,35 +37,43 @@ fi
 echo "env: torch (${torch[*]}) and what building fairseq needs"
 pip install --quiet "${torch[@]}"
 pip install --quiet "${build[@]}"
+# Nothing below may exchange the chosen torch: a newer torchaudio would.
+chosen=torch==$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch"))')
 echo "env: $fairseq (compiled from source, about 3 minutes)"
-pip install --quiet --no-build-isolation "$fairseq"
-echo "env: esrl_fairseq with its development and demo tools"
-pip install --quiet --no-build-isolation -e '.[dev,demo]'
+pip install --quiet --no-build-isolation "$fairseq" "$chosen"
+echo "env: esrl_fairseq with its extras $extras"
+pip install --quiet --no-build-isolation -e ".[$extras]" "$chosen"
 
-# fairseq-fixed asks for torchaudio, which only its speech tasks import. The newest torchaudio may
-# be older than torch; then its binary does not load, and whatever probes for it (transformers
-# does) fails on import. Better none than a broken one.
-explained='^$'
-if pip show --quiet torchaudio 2>/dev/null && ! "$venv/bin/python" -c 'import torchaudio' 2>/dev/null; then
-    pip uninstall --quiet --yes torchaudio
-fi
-if ! pip show --quiet torchaudio 2>/dev/null; then
-    explained='fairseq-fixed .* requires torchaudio, which is not installed'
+# fairseq-fixed asks for torchaudio, which only its speech tasks import. On Linux the index's torchaudio
+# is linked with CUDA, and loads beside a torch with CUDA alone; whatever probes for it (transformers
+# does) fails where it does not. There an empty distribution of its name takes its place: what asks
+# for it is content, what probes for it finds none, and later pip installs leave it alone.
+stand_in() {
+    local folder
+    folder=$(mktemp -d)
+    cat >"$folder/pyproject.toml" <<EOF
+[project]
+name = "torchaudio"
+version = "$1"
+description = "Empty: stands in for torchaudio, whose binary does not load beside this torch"
+[tool.setuptools]
+packages = []
+EOF
+    pip install --quiet --no-deps --no-build-isolation "$folder"
+    rm -r "$folder"
+}
+audio=$(pip show torchaudio 2>/dev/null | sed -n 's/^Version: //p')
+if [[ -n $audio && $audio != *+standin ]] && ! "$venv/bin/python" -c 'import torchaudio' 2>/dev/null; then
+    stand_in "${audio%%+*}+standin"
+    echo "env: torchaudio $audio does not load beside this torch: an empty stand-in takes its place"
+    echo "    (only fairseq's speech tasks use it; pip install --force-reinstall torchaudio brings it back)"
 fi
 
 if ! problems=$(pip check); then
-    echo "env: pip check says:"
-    echo "    ${problems//$'\n'/$'\n    '}"
-    if grep -Eq "$explained" <<<"$problems"; then
-        echo "    (torchaudio: expected. Its newest binary does not load beside this torch and would break"
-        echo "    'import transformers'; only fairseq's speech tasks use it, so that it was removed.)"
-    fi
-    if grep -Evq "$explained" <<<"$problems"; then
-        echo "env: the environment in $venv is inconsistent (the lines above without an explanation)" >&2
-        exit 1
-    fi
-else
-    echo "env: pip check: $problems"
+    echo "env: the environment in $venv is inconsistent, pip check says:" >&2
+    echo "    ${problems//$'\n'/$'\n    '}" >&2
+    exit 1
 fi
+echo "env: pip check: $problems"
 rm "$unfinished"
 echo "env: ready in $venv"

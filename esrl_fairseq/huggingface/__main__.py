@@ -4,6 +4,7 @@ back to Hugging Face folders."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,23 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
     Raises:
         EsrlError: it is no checkpoint of ``--arch hf_causal_lm``.
     """
+    if not Path(path).is_file():
+        raise EsrlError(f"there is no checkpoint {path}: give one of fairseq-train")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        where = str(found["cfg"]["model"]["hf_model"])
+        weights, options = dict(found["model"]), found["cfg"]["model"]
     except Exception as error:  # whatever a file that is no checkpoint leads to
         raise EsrlError(
             f"{path} cannot be read as a checkpoint of --arch hf_causal_lm "
             f"({type(error).__name__}): give one of fairseq-train"
         ) from error
-    return {name[len(WEIGHTS) :]: x for name, x in found["model"].items()}, where
+    options = options if isinstance(options, Mapping) else vars(options)  # older models' own
+    if not options.get("hf_model"):
+        raise EsrlError(
+            f"{path} is a checkpoint of --arch {options.get('arch') or options.get('_name')}, "
+            "which is no model of the Hugging Face library: give one of --arch hf_causal_lm"
+        )
+    return {name[len(WEIGHTS) :]: x for name, x in weights.items()}, str(options["hf_model"])
 
 
 def main() -> None:

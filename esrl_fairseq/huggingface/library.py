@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from esrl_fairseq import compat
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.hub import hub_or_cache
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose logits are a projection of the last layer's states, and nothing beside."""
@@ -25,6 +27,7 @@ def transformers() -> Any:
         EsrlError: it cannot be imported, for whatever reason: libraries that do not fit together
             raise all kinds of errors.
     """
+    compat.hide_torchaudio_that_does_not_load()
     try:
         return importlib.import_module("transformers")
     except Exception as error:
@@ -50,7 +53,7 @@ def _loading(what: str, where: str) -> Iterator[None]:
         if not os.path.isfile(where):
             raise EsrlError(f"there is no file {where}: give the path of a GGUF file")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), hub_or_cache(locate(where)[0]):
             yield
     except Exception as error:  # whatever libraries and files lead to
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")

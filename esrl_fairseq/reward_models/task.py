@@ -19,6 +19,7 @@ from torch import Tensor
 from esrl_fairseq.checks.data import refuse_empty_lines
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import places, split_name
 from esrl_fairseq.data.subwords import dictionary_words, markings
 from esrl_fairseq.data.text import UNK_IN_HYPOTHESIS, source_text
@@ -88,7 +89,7 @@ class SubwordText:
 
 
 @register_task(NAME, dataclass=RewardModelConfig)
-class RewardModelTask(SameBatches, TranslationTask):
+class RewardModelTask(FoundData, SameBatches, TranslationTask):
     """Regression on ratings and Bradley-Terry on preferences, of outputs given their sources.
 
     ``--arch`` and its options choose a model as for translation; its encoder is what is trained.

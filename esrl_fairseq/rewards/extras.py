@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from esrl_fairseq import compat
 from esrl_fairseq.errors import EsrlError
 
 
@@ -21,6 +22,7 @@ def require(reward: str, module: str, install: str, extra: str) -> Any:
         EsrlError: it cannot be imported, for whatever reason: libraries that do not fit together
             raise all kinds of errors.
     """
+    compat.hide_torchaudio_that_does_not_load()
     try:
         return importlib.import_module(module)
     except Exception as error:

@@ -12,6 +12,7 @@ import torch
 
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.hub import hub_or_cache
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.ngrams import Floats, RowReferences
 
@@ -112,7 +113,7 @@ class NeuralReward(Reward):
                 f"the Hugging Face hub, such as {self.example} (in a program, model=…)"
             )
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), hub_or_cache(model):
                 yield
         except EsrlError:
             raise

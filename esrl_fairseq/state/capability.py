@@ -170,10 +170,10 @@ def check_store_file(path: str, size: int, fingerprint: bytes) -> None:
             f"version {VERSION}: {mend}"
         )
     if samples != size or owner != fingerprint:
-        raise EsrlError(
-            f"capability store {path} belongs to another data set "
-            f"({samples} samples, this one has {size}): {mend}"
-        )
+        differs = f"{samples} samples, this one has {size}"
+        if samples == size:
+            differs = f"also of {size} samples, but their lines, order or dictionary are other ones"
+        raise EsrlError(f"capability store {path} belongs to another data set ({differs}): {mend}")
     expected = HEADER.size + size * RECORD.itemsize
     if os.path.getsize(path) != expected:
         raise EsrlError(

@@ -177,7 +177,7 @@ def no_store(store):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (foreign, "belongs to another data set"),
+        (foreign, "belongs to another data set (also of 200 samples, but their lines, order"),
         (truncated, "is truncated"),
         (newer, "has format version 99"),
         (no_store, "is not a capability store"),

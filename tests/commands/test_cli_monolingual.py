@@ -170,7 +170,8 @@ def test_missing_dictionary(commands, monolingual, mle, tmp_path):
         *options(tmp_path / "typo", tmp_path / "run", mle, "--source-lang de --target-lang en"),
     )
     assert sentence.endswith(
-        f"there is no folder {tmp_path / 'typo'}: give the one of fairseq-preprocess"
+        f"there is no folder {tmp_path / 'typo'}: give the folder that fairseq-preprocess wrote "
+        "(its --destdir)"
     )
 
 

@@ -1,11 +1,15 @@
 """``--arch hf_causal_lm`` against transformers itself: both stages, vocabulary, text, errors."""
 
+import os
+import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from command_lines import USER_DIR, free_port
 from fairseq.sequence_generator import SequenceGenerator
 from helpers import SEED, chi_square_p, gradients, make_batch, make_criterion, make_rows, take
 from omegaconf import OmegaConf
@@ -46,6 +50,7 @@ from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import DecoderSteps
 
 PAD, STOP = DICTIONARY.pad(), DICTIONARY.eos()
+ROOT = USER_DIR.parent
 COUNTS = [5, 1, 0, 3, 2, 4]
 TEMPERATURES = np.float32([1.0, 0.6, 1.0, 1.5, 0.8, 2.0])
 KINDS = {
@@ -533,7 +538,7 @@ class TestWords:
             export_model(None, None, tmp_path / "new")
         with pytest.raises(EsrlError, match="trained from another model"):
             export_model(checkpoint, folders["qwen3"], tmp_path / "new")
-        with pytest.raises(EsrlError, match="cannot be read as a checkpoint"):
+        with pytest.raises(EsrlError, match="there is no checkpoint"):
             read_checkpoint(str(tmp_path / "gone.pt"))
 
 
@@ -579,6 +584,23 @@ class TestRefusals:
         (tmp_path / "x.gguf").write_text("no model")
         with pytest.raises(EsrlError, match=r"the model of .*x\.gguf cannot be loaded"):
             build(str(tmp_path / "x.gguf"))
+
+    def test_a_hub_that_cannot_be_reached(self, folders, tmp_path):
+        """What its cache has is loaded, and the rest ends in a sentence; both soon."""
+        cached = tmp_path / "home" / "hub" / "models--some--model"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folders["llama"], cached / "snapshots" / ("0" * 40))
+        env = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
+        env.update(HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=f"http://127.0.0.1:{free_port()}")
+        for name, code in (("some/model", 0), ("some/other", 1)):
+            command = [sys.executable, "-m", "esrl_fairseq.huggingface", "export"]
+            command += ["--hf-model", name, "--out", str(tmp_path / f"out{code}")]
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            assert done.returncode == code, done.stderr[-3000:]
+            assert "Retry" not in done.stderr and "Traceback" not in done.stderr
+        assert (tmp_path / "out0" / "config.json").exists() and not (tmp_path / "out1").exists()
+        assert f"{env['HF_ENDPOINT']} cannot be reached, and its cache" in done.stderr
 
     def test_attention(self, folders):
         model = build(folders["llama"], hf_attention="eager").decoder.model

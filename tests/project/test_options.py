@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import sys
 
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
@@ -25,6 +26,7 @@ def options(config):
 def shown(capsys, monkeypatch):
     """What ``python -m esrl_fairseq`` prints of each option."""
     monkeypatch.setenv("COLUMNS", "10000")  # wide enough not to break lines within words
+    monkeypatch.setattr(sys, "argv", ["python -m esrl_fairseq", "-h"])
     runpy.run_module("esrl_fairseq", run_name="__main__")
     text = capsys.readouterr().out
     assert "option_strings" not in text, "an unescaped % in a help text"
@@ -50,6 +52,16 @@ def test_every_option_is_listed_with_its_help(config, shown):
             assert "(default: None)" not in shown[option]
         else:
             assert f"(default: {field.default})" in shown[option]
+
+
+@pytest.mark.parametrize("words", [["--nosuch"], ["--reward", "bleu"], ["-h", "x"], ["train"]])
+def test_it_prints_and_does_nothing_else(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["python -m esrl_fairseq", *words])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("esrl_fairseq", run_name="__main__")
+    shown = capsys.readouterr()
+    assert f"was given {' '.join(words)}: give options to fairseq-train" in shown.err
+    assert not shown.out
 
 
 def test_names_are_not_taken_by_fairseq():

@@ -291,6 +291,7 @@ def test_bash_reads_every_recipe():
 
 
 def test_shellcheck():
-    files = [str(path) for path in RECIPES.glob("*/run.sh")]
+    scripts = (RECIPES.parent / "scripts").glob("*.sh")
+    files = [str(path) for path in (*RECIPES.glob("*/run.sh"), *scripts)]
     result = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -16,6 +16,7 @@ import torch
 from command_lines import FRESH, JOINED, MODEL, esrl_options
 from reward_texts import WORDS, random_batch, real_batch, real_sources
 
+from esrl_fairseq import hub
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import build_reward, score_rows
 
@@ -390,6 +391,16 @@ def test_models_of_the_wrong_kind(name, kind, tmp_path):
     options = OPTIONS.get(name, {})
     with pytest.raises(EsrlError, match=f"'{name}' cannot load the model '{path}' .*such as"):
         build_reward(name, model=str(path), **options)
+
+
+def test_a_hub_that_cannot_be_reached(name, monkeypatch):
+    """However the library says that its cache lacks the model."""
+    monkeypatch.setattr(hub, "_reachable", lambda library: False)
+    words = (
+        f"'{name}' cannot load the model 'nobody/nothing' .ConnectionError: .* cannot be reached"
+    )
+    with pytest.raises(EsrlError, match=words):
+        build_reward(name, model="nobody/nothing", **OPTIONS.get(name, {}))
 
 
 def test_training(name, tiny_model, commands, corpus, mle):
