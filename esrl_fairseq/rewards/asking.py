@@ -168,7 +168,7 @@ class _Batch:
         for i in (self.pairs[row][0] for row in rows):
             if not any(map(has_text, self.references[i])):
                 return (
-                    f"; the data have no references for sample {self.sample_ids[i]}: if the reward "
+                    f"; the data have no references for {named(self.sample_ids[i])}: if the reward "
                     "needs them, give the data some"
                 )
         return ""

@@ -90,7 +90,7 @@ def test_main_road(commands, lines, tmp_path):
     assert all(line["samples"] < 4 for line in training[10:])
     reward = [sum(line["reward"] for line in part) for part in (training[:10], training[-10:])]
     assert reward[1] > 1.2 * reward[0]
-    assert len(valid) == 4 and all(line["ppl"] > 1 and "length_ratio" in line for line in valid)
+    assert len(valid) == 5 and all(line["ppl"] > 1 and "length_ratio" in line for line in valid)
     assert valid[-1]["best_reward"] == max(line["reward"] for line in valid)
 
     path = ["--user-dir", USER_DIR, "--path", tmp_path / "checkpoint_best.pt"]
@@ -114,7 +114,7 @@ def test_a_function_of_the_users_own_with_all_defaults(commands, lines, tmp_path
     training = result.logged("train_inner")
     assert len(training) == 20 and all(line["samples"] < 4 for line in training[10:])
     assert all("capability" not in line for line in training)
-    assert len(result.logged("valid")) == 2 and "ppl" not in result.logged("valid")[-1]
+    assert len(result.logged("valid")) == 3 and "ppl" not in result.logged("valid")[-1]
     assert "WARNING" not in result.stdout
 
     number = "--elimination-ratio 0.5"

@@ -91,7 +91,9 @@ def test_functions_get_the_references_that_there_are(ask, tmp_path, monkeypatch)
         given = ["--references", *references, "--"] if references else []
         _, other = ask("--reward", "python:mine.count", *given, "other")
         assert other == ["other", f"{mean:.4f}"]
-    with pytest.raises(EsrlError, match="IndexError.*; the data have no references for sample 1:"):
+    with pytest.raises(
+        EsrlError, match="IndexError.*; the data have no references for other, line 2:"
+    ):
         ask("--reward", "python:mine.first", "--references", "second", "--", "other")
 
 
