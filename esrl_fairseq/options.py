@@ -81,7 +81,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         default="subword_nmt",
         metadata={
             "help": "how to join sub-words before scoring, as --post-process of fairseq-generate: "
-            "subword_nmt, sentencepiece, …; none leaves them. It has to fit the marks in the data's "
+            "subword_nmt, sentencepiece, …; none leaves them. It has to fit the marks in the "
             "dictionary"
         },
     )
