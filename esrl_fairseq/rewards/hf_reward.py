@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import register_reward
 from esrl_fairseq.rewards.extras import require
@@ -125,7 +126,8 @@ class HfReward(NeuralReward):
         if type(label) is int and label in names:
             return label
         known = ", ".join(f"{index} ({name})" for index, name in names.items())
-        wanted = "which label's probability?" if label is None else f"no label {label!r}:"
+        meant = did_you_mean(str(label), names.values())
+        wanted = "which label's probability?" if label is None else f"no label {label!r}{meant}:"
         raise EsrlError(
             f"reward {self.name!r}: {wanted} The model {self.model!r} has {known}; give one by "
             "--reward-options hf-reward.label=…"

@@ -174,6 +174,7 @@ def test_devices_that_cannot_be_used(calls, device):
         ("hf-reward", dict(label="good"), "no label 'good': The model 'score' has 0 .LABEL_0.;"),
         ("hf-reward", dict(model="three"), "which label's probability.* 0 .good., 1 .bad., 2 .odd"),
         ("hf-reward", dict(model="three", label=3), "no label 3"),
+        ("hf-reward", dict(label="label_o"), "no label 'label_o' .did you mean 'LABEL_0'"),
         ("hf-reward", dict(model="three", label=True), "no label True"),
         ("hf-reward", dict(model="headless"), "no trained classifier.bias, classifier.weight"),
         ("hf-reward", dict(model="no-pad"), "the tokenizer of 'no-pad' has no padding token"),
