@@ -82,11 +82,7 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "how to join sub-words before scoring, as --post-process of fairseq-generate: "
             "subword_nmt, sentencepiece, …; none leaves them. It has to fit the marks in the "
-<<<<<<< HEAD
             "dictionary of the data"
-=======
-            "dictionary"
->>>>>>> text
         },
     )
     reward_detokenizer: Optional[str] = field(
