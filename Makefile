@@ -1,6 +1,7 @@
 # make demo    pre-train, fine-tune with ESRL and evaluate a small model on real text
 # make test    lint, types and tests
-# Both make their own environment in .venv first. To choose another Python, torch or folder:
+# make test-extras    install each extra as the documents say, and try it (some minutes, 4 GB)
+# The first two make their own environment in .venv first. To choose another Python, torch or folder:
 #     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
 # and with further extras of setup.py:
 #     make env VENV=.venv-comet EXTRAS=comet
@@ -18,7 +19,7 @@ BASE  := $(VENV)/.esrl-env
 STAMP := $(BASE)$(EXTRAS:%=-%)
 ACTIVATE := . '$(VENV)/bin/activate' &&
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test test-extras lint clean
 
 env: $(STAMP)
 
@@ -36,6 +37,9 @@ lint: env
 
 test: lint
 	$(ACTIVATE) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-extras:
+	scripts/test_extras.sh
 
 # Keeps the environment; runs/ holds trained models, so that it is not removed either.
 clean:

@@ -2,7 +2,8 @@
 # Install the extras as the documents say, one after the other and all that asks for older versions
 # in an environment of its own: after each command everything installed so far has to load, and
 # pip check to be content. At the end the tests that compare with these libraries run.
-# Usage: scripts/test_extras.sh [FOLDER for the environments]. Some minutes and 3 GB.
+# Usage: scripts/test_extras.sh [FOLDER for the environments]. Some minutes and 4 GB.
+# A folder that is not named is a new one, and is removed when all went well.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -66,3 +67,4 @@ check comet
 libraries
 
 echo "extras: all of them load, in $folder"
+if (($# == 0)); then rm -r "$folder"; fi

@@ -396,9 +396,7 @@ def test_models_of_the_wrong_kind(name, kind, tmp_path):
 def test_a_hub_that_cannot_be_reached(name, monkeypatch):
     """However the library says that its cache lacks the model."""
     monkeypatch.setattr(hub, "_reachable", lambda library: False)
-    words = (
-        f"'{name}' cannot load the model 'nobody/nothing' .ConnectionError: .* cannot be reached"
-    )
+    words = f"'{name}' cannot load the model 'nobody/nothing' .ConnectionError: .* cannot be reach"
     with pytest.raises(EsrlError, match=words):
         build_reward(name, model="nobody/nothing", **OPTIONS.get(name, {}))
 
