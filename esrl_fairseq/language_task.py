@@ -1,6 +1,7 @@
 """The task ``esrl_language_modeling``: decoder-only policies, which continue prompts."""
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +104,8 @@ class PromptTask(LanguageModelingTask):
                 f"{type(model).__name__} is not: choose an --arch such as transformer_lm, or "
                 "--task esrl_translation"
             )
-        self.places = int(model.max_positions())
+        # Convolutional language models read any length.
+        self.places = int(min(model.max_positions(), sys.maxsize))
         self.never = set(getattr(model, "never", ()))
         self.pretrained = getattr(model, "pretrained", "")
         self.word_decoder = getattr(model, "word_decoder", None)

@@ -14,7 +14,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import IMPLIED, model_class, name_of, options_of, same
 from esrl_fairseq.start.dictionary import check_dictionaries
 from esrl_fairseq.start.reading import Checkpoint, read_checkpoint, read_start
-from esrl_fairseq.start.source import NONE, find_start
+from esrl_fairseq.start.source import NONE, RESUMED, Start, find_start
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def check_start(trainer: Any, ignore: str = "^$") -> None:
     start = find_start(cfg.checkpoint, trainer.checkpoint_suffix)
     if start.kind != NONE and is_here(start.path, trainer):
         checkpoint = read_start(start)
+        refuse_state_of_another_training(trainer, start, checkpoint)
         check_architecture(cfg.model, checkpoint, OWN_VALUES, ignore)
         named = f"{start.option or 'the last checkpoint of this run,'} {start.path}"
         check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
@@ -63,6 +64,29 @@ def check_start(trainer: Any, ignore: str = "^$") -> None:
         check_architecture(cfg.model, checkpoint, OTHER_REFERENCE, ignore)
         named = f"--kl-reference {reference}"
         check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+
+
+def refuse_state_of_another_training(trainer: Any, start: Start, checkpoint: Checkpoint) -> None:
+    """Refuse to go on with an optimizer that another criterion, or another kind, has left.
+
+    Raises:
+        EsrlError: naming both, and how to start from the parameters alone.
+    """
+    fresh = start.option == "--finetune-from-model" or trainer.cfg.checkpoint.reset_optimizer
+    if fresh or trainer.is_fsdp:
+        return
+    own = type(trainer.get_criterion()).__name__, type(trainer.optimizer).__name__
+    if not checkpoint.optimized or checkpoint.optimized == own:
+        return
+    there, here = next(pair for pair in zip(checkpoint.optimized, own) if pair[0] != pair[1])
+    if start.kind == RESUMED:
+        mend = "choose another --save-dir, and start from it with --finetune-from-model"
+    else:
+        mend = "start from its parameters alone, with --finetune-from-model in place of that option"
+    raise EsrlError(
+        f"{start.option or 'the last checkpoint in --save-dir,'} {start.path} was trained with "
+        f"{there}, but this run has {here}: {mend}"
+    )
 
 
 def refuse_two_starts(cfg: Any) -> None:

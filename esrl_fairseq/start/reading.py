@@ -31,12 +31,15 @@ class Checkpoint:
             checkpoints, which hold ``args``.
         extra_state: fairseq's, where tasks keep theirs.
         shapes: of the model's tensors by their names, as they lie in the file.
+        optimized: names of the classes of criterion and optimizer whose state it holds; empty
+            where it holds none.
     """
 
     path: str
     cfg: Any
     extra_state: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    optimized: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
@@ -69,7 +72,16 @@ def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
         problem = f"lacks what fairseq goes on from ({type(error).__name__}: {error})"
         raise EsrlError(f"{named} {path} {problem}: {mend}") from error
     # A copy, since the file may be written over.
-    return Checkpoint(path, state["cfg"], copy.deepcopy(state["extra_state"]), shapes)
+    extra_state = copy.deepcopy(state["extra_state"])
+    return Checkpoint(path, state["cfg"], extra_state, shapes, optimized_by(state))
+
+
+def optimized_by(state: dict[str, Any]) -> tuple[str, ...]:
+    """See :class:`Checkpoint`."""
+    history = state.get("optimizer_history")
+    if not history or state.get("last_optimizer_state") is None:
+        return ()
+    return history[-1]["criterion_name"], history[-1]["optimizer_name"]
 
 
 def read_start(start: Start) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_a_start_that_knows_nothing(commands, corpus, tmp_path):
         "fairseq-train", *options(corpus.data, save_dir, check="warn"), "--max-update 1"
     )
     assert warned.stdout.count("a model with random weights") >= 2
+
+
+def test_a_checkpoint_of_another_criterion(commands, corpus, mle, tmp_path):
+    """Its optimizer is not this run's: named as the start, or lying in --save-dir."""
+    given = [*options(corpus.data, tmp_path), "--restore-file", mle]
+    sentence = refused(commands, *given)
+    assert f"--restore-file {mle} was trained with LabelSmoothedCrossEntropy" in sentence
+    assert "this run has EsrlCriterion" in sentence and "--finetune-from-model" in sentence
+    shutil.copy(mle, tmp_path / "checkpoint_last.pt")
+    sentence = refused(commands, *options(corpus.data, tmp_path))
+    assert "the last checkpoint in --save-dir" in sentence and "another --save-dir" in sentence
 
 
 REWARD = """
