@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fairseq.models import (
     ARCH_MODEL_REGISTRY,
     FairseqEncoderModel,
     FairseqIncrementalDecoder,
+    FairseqLanguageModel,
     FairseqMultiModel,
 )
 from fairseq.models.nat.fairseq_nat_model import FairseqNATModel
@@ -127,7 +129,36 @@ def check_task(task: FairseqTask) -> None:
     Raises:
         EsrlError: naming the task, and what to choose.
     """
-    why, mend = next((why, mend) for kind, why, mend in TASKS if isinstance(task, kind))
+    name = next((name for name, kind in TASK_REGISTRY.items() if kind is type(task)), "")
+    _refuse_task(name or type(task).__name__, type(task))
+
+
+def _refuse_task(name: str, task: type) -> None:
+    why, mend = next((why, mend) for kind, why, mend in TASKS if issubclass(task, kind))
     if why:
-        name = next((name for name, kind in TASK_REGISTRY.items() if kind is type(task)), "")
-        raise EsrlError(f"--task {name or type(task).__name__} {why}: {mend}")
+        raise EsrlError(f"--task {name} {why}: {mend}")
+
+
+def check_choices(given: Namespace) -> None:
+    """Refuse a command line whose task or architecture criterion esrl cannot train, before either
+    is built: fairseq may fail there first.
+
+    Args:
+        given: what the parser found at first sight.
+
+    Raises:
+        EsrlError: see :func:`check_task` and :func:`check_arch`.
+    """
+    if getattr(given, "criterion", None) != "esrl":
+        return
+    task, model = TASK_REGISTRY[given.task], ARCH_MODEL_REGISTRY.get(given.arch)
+    if not hasattr(task, "start_sampling"):  # tasks of ours
+        _refuse_task(given.task, task)
+    if model is None:
+        return
+    check_arch(given)
+    if issubclass(model, FairseqLanguageModel) and not issubclass(task, LanguageModelingTask):
+        raise EsrlError(
+            f"--arch {given.arch} is a language model, which --task {given.task} cannot train: "
+            "choose --task esrl_language_modeling, or an --arch with an encoder"
+        )

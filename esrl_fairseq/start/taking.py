@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from typing import Any
 
+from esrl_fairseq.checks.models import check_choices
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import (
     as_dictionary,
@@ -33,8 +34,10 @@ def architecture_of_start(given: Namespace) -> dict[str, Any]:
         Values of options, ``arch`` among them; none where ``--arch`` is given or not needed.
 
     Raises:
-        EsrlError: there is neither ``--arch`` nor a checkpoint, or it cannot be read.
+        EsrlError: there is neither ``--arch`` nor a checkpoint, or it cannot be read; or criterion
+            esrl cannot train what is chosen.
     """
+    check_choices(given)
     if getattr(given, "arch", "") is not None:
         return {}
     start = find_start(given, given.checkpoint_suffix or "")

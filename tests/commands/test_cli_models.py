@@ -43,6 +43,11 @@ def test_models_that_train(model, commands, corpus, tmp_path):
             "--share-all-embeddings",
             ["--arch transformer cannot be built", "--encoder-embed-dim", "line"],
         ),
+        (
+            "--task translation --arch transformer_lm",
+            ["transformer_lm is a language model", "--task esrl_language_modeling"],
+        ),
+        ("--task masked_lm --arch roberta_base", ["--task masked_lm", "--task esrl_translation"]),
     ],
     ids=lambda value: value.split()[1] if isinstance(value, str) else "",
 )
