@@ -105,8 +105,13 @@ def test_a_folder_asks_nobody(silent, tmp_path):
     assert time.monotonic() - start < hub.SECONDS / 2
 
 
-def test_a_silent_hub_is_not_waited_for(silent, monkeypatch):
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_silent_hub_is_not_waited_for(limited, silent, monkeypatch):
+    """Nor a name server, whose time the library does not limit."""
     monkeypatch.setattr(hub, "SECONDS", 0.2)
+    if not limited:
+        endless = SimpleNamespace(head=lambda url, timeout: time.sleep(4))
+        monkeypatch.setattr(silent.utils, "get_session", lambda: endless)
     start = time.monotonic()
     with hub_or_cache("some/model"):
         assert silent.constants.HF_HUB_OFFLINE
