@@ -28,6 +28,8 @@ class SameBatches(FairseqTask):
         try:
             super().load_dataset(split, *args, **kwargs)
         except AssertionError as error:
+            if "same number of examples" not in str(error):
+                raise
             raise EsrlError(
                 f"the sides of {split!r} do not fit together ({error}): run fairseq-preprocess "
                 "again, on files with as many lines"

@@ -48,9 +48,14 @@ def samples(options: Any) -> str:
 
 def given_options(cfg: Any) -> list[str]:
     """Options of ours that differ from their defaults, as they are typed."""
-    criterion, task = CRITERION_DATACLASS_REGISTRY["esrl"], TASK_DATACLASS_REGISTRY[cfg.task._name]
+    criterion, task = (
+        CRITERION_DATACLASS_REGISTRY["esrl"],
+        TASK_DATACLASS_REGISTRY.get(cfg.task._name),
+    )
     given = changed(cfg.criterion, criterion(), names(criterion))
-    return given + changed(cfg.task, task(), names(SamplingConfig) + names(PromptConfig))
+    if task is not None:  # some of fairseq's have none, and no option of ours
+        given += changed(cfg.task, task(), names(SamplingConfig) + names(PromptConfig))
+    return given
 
 
 def names(config: Any) -> list[str]:

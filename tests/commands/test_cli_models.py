@@ -75,7 +75,13 @@ def test_multilingual_bart(commands, corpus, tmp_path):
     )
     run = tmp_path / "run"
     result = commands.succeed(
-        *["fairseq-train", *common, "--save-dir", run, "--criterion esrl --lr 1e-4"],
+        *[
+            "fairseq-train",
+            *common,
+            "--save-dir",
+            run,
+            "--criterion esrl --lr 1e-4 --check-start off",
+        ],
         *["--finetune-from-model", mle / "checkpoint_last.pt", "--valid-beam 1"],
         "--max-update 2 --no-epoch-checkpoints",
     )
