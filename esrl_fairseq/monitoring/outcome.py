@@ -89,6 +89,9 @@ def next_command(cfg: Any, post_process: str, language_model: bool) -> str:
     words += ["--path", os.path.join(cfg.checkpoint.save_dir, "checkpoint_best.pt")]
     if language_model:
         words += ["--task", "esrl_language_modeling", "--gen-subset", cfg.dataset.valid_subset]
+        words += ["--add-bos-token"] if getattr(cfg.task, "add_bos_token", False) else []
+        prompt = getattr(cfg.task, "prompt_tokens", None)
+        words += [] if prompt is None else ["--prompt-tokens", str(prompt)]
     words += ["--beam", "5", "--required-batch-size-multiple", "1"]
     if post_process != "none":
         words += ["--post-process", post_process]
