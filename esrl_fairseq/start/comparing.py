@@ -52,10 +52,10 @@ def check_start(trainer: Any, ignore: str = "^$") -> None:
     start = find_start(cfg.checkpoint, trainer.checkpoint_suffix)
     if start.kind != NONE and is_here(start.path, trainer):
         checkpoint = read_start(start)
-        refuse_state_of_another_training(trainer, start, checkpoint)
         check_architecture(cfg.model, checkpoint, OWN_VALUES, ignore)
         named = f"{start.option or 'the last checkpoint of this run,'} {start.path}"
         check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+        refuse_state_of_another_training(trainer, start, checkpoint)
         if not trainer.is_fsdp:  # whose tensors are pieces
             refuse_other_tensors(trainer.get_model(), start.path)
     reference = getattr(cfg.criterion, "kl_reference", None)
