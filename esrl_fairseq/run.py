@@ -65,6 +65,9 @@ class Run:
     def begin(self, epoch_itr: Any) -> None:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
+        # They may be refused: before the validation, which takes its time.
+        self.task.open_store()
+        self.task.frozen_model(unwrap(self.trainer.model))
         self.say_what_is_trained()
         if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
             batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)

@@ -26,7 +26,6 @@ def summary(trainer: Any, start: str, parameters: int, inputs: int) -> list[str]
     lines = [
         f"trains {cfg.model._name} ({parameters:,} parameters) from {start}",
         f"on {inputs:,} inputs of {cfg.task.data} ({languages})",
-        f"reward: {criterion.scorer.reward.signature()}",
         f"objective {criterion.cfg.objective}; {samples(options)}; reward baseline "
         f"{criterion.cfg.reward_baseline}",
     ]

@@ -139,7 +139,10 @@ def test_a_reward_that_fails(call, updates, commands, corpus, mle, whole, tmp_pa
     assert not list(tmp_path.glob("crash*"))
     last = load(tmp_path / "checkpoint_last.pt")
     assert last["optimizer_history"][-1]["num_updates"] == updates
-    assert train(commands, corpus, mle, tmp_path).returncode == 0
+    resumed = train(commands, corpus, mle, tmp_path)
+    assert resumed.returncode == 0
+    made_up_for = resumed.logged("valid")[0]["num_updates"] == updates
+    assert made_up_for == (call == 11)  # the call of the validation
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         one, two = (load(folder / name) for folder in (whole, tmp_path))
         assert one["extra_state"]["train_iterator"] == two["extra_state"]["train_iterator"]
