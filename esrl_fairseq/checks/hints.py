@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import re
 from collections.abc import Collection
 from typing import Any
 
 from fairseq import models, registry, tasks
 from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from esrl_fairseq.core.suggest import closest
 
 PACKAGE = __name__.split(".")[0]
 
@@ -30,8 +31,8 @@ def explain(message: str, parser: argparse.ArgumentParser, chosen: dict[str, Any
     wrong = re.match(r"argument (\S+): invalid choice: '([^']*)'", message)
     action = wrong and parser._option_string_actions.get(wrong[1].split("/")[0])
     if wrong and action:
-        meant = difflib.get_close_matches(wrong[2], list(map(str, action.choices or ())), n=1)
-        return f"{wrong[0]}: did you mean {meant[0]}?" if meant else message
+        choice = closest(wrong[2], map(str, action.choices or ()))
+        return f"{wrong[0]}: did you mean {choice}?" if choice else message
     return message
 
 
@@ -44,11 +45,9 @@ def hint(option: str, parser: argparse.ArgumentParser, chosen: dict[str, Any]) -
     known = ours.union(parser._option_string_actions)
     parts = words(option)
     close = [name for name in known if parts < words(name)]  # --encoder-heads
-    if len(close) != 1:
-        close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.75)
-    if not close:
+    meant = close[0] if len(close) == 1 else closest(option.replace("_", "-"), known, cutoff=0.75)
+    if not meant:
         return ""
-    meant = close[0]
     if meant in parser._option_string_actions:
         return f"did you mean {meant}?"
     return f"did you mean {meant}, which {belongs_to(owners[meant], chosen)}?"
