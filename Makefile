@@ -1,5 +1,6 @@
 # make demo    pre-train, fine-tune with ESRL and evaluate a small model on real text
 # make test    lint, types and tests
+# make test-slow    the tests that take minutes: many faults, many updates, many ranks
 # make test-extras    install each extra as the documents say, and try it (some minutes, 4 GB)
 # The first two make their own environment in .venv first. To choose another Python, torch or folder:
 #     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
@@ -19,7 +20,7 @@ BASE  := $(VENV)/.esrl-env
 STAMP := $(BASE)$(EXTRAS:%=-%)
 ACTIVATE := . '$(VENV)/bin/activate' &&
 
-.PHONY: env demo test test-extras lint clean
+.PHONY: env demo test test-slow test-extras lint clean
 
 env: $(STAMP)
 
@@ -37,6 +38,10 @@ lint: env
 
 test: lint
 	$(ACTIVATE) OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# One after the other: several of them use all cores.
+test-slow: env
+	$(ACTIVATE) OMP_NUM_THREADS=1 python -m pytest -m long $(PYTEST_ARGS)
 
 test-extras:
 	scripts/test_extras.sh

