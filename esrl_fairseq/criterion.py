@@ -16,6 +16,7 @@ from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import (
     Rows,
     append_rows,
@@ -27,7 +28,7 @@ from esrl_fairseq.monitoring.validation import validate
 from esrl_fairseq.objective import Objective
 from esrl_fairseq.options import EsrlCriterionConfig, check_criterion_options, kl_reference_file
 from esrl_fairseq.rescoring.frozen import FrozenModel
-from esrl_fairseq.rescoring.rescoring import Scores, rescore, unwrap
+from esrl_fairseq.rescoring.rescoring import rescore, unwrap
 from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
 from esrl_fairseq.rewards.scorer import Scored, build_scorer
 from esrl_fairseq.sampling.conditioning import reference_tokens

@@ -14,9 +14,9 @@ from esrl_fairseq.core.losses import (
     reinforce_loss,
     rloo_loss,
 )
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.options import DEFAULT_RISK_ALPHA
 from esrl_fairseq.ppo import Ppo
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.state.samples import Samples
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.state.samples import Samples
 
 

@@ -30,10 +30,10 @@ from omegaconf import OmegaConf
 from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
 from esrl_fairseq.core.losses import fused_loss, mrt_loss, ppo_loss, reinforce_loss, rloo_loss
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
 from esrl_fairseq.monitoring.warnings import Monitor
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.sampling.options import (
     check_sampling_options,
     deciding_capability,

@@ -62,7 +62,42 @@ def inverse_cdf_sample(
     """
     if rows is None:
         rows = torch.arange(len(logits), device=logits.device)
-    weights = logits.float().div_(temperature.unsqueeze(-1)).softmax(dim=-1)
+    return _words(logits.float().div_(temperature.unsqueeze(-1)).softmax(dim=-1), uniforms, rows)
+
+
+def sample_and_score(
+    logits: Tensor, temperature: Tensor | None, uniforms: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The words of :func:`inverse_cdf_sample`, and what is known of them anyway.
+
+    Args:
+        logits: float32 ``[rows, words]``; :data:`~esrl_fairseq.core.token_scores.FORBIDDEN` forbids
+            a word.
+        temperature: ``[rows]``, positive; None is 1 everywhere, which saves a softmax.
+
+    Returns:
+        int64 ``[draws]``, the words; float32 ``[3, draws]``, the log-probability of each at
+        temperature 1, that at its temperature, and the entropy in nats at temperature 1.
+    """
+    probs = logits.softmax(dim=-1)
+    mean_score = torch.linalg.vecdot(probs, logits)[rows]
+    if temperature is None:
+        words = _words(probs, uniforms, rows)
+        log_probs = tempered = probs[rows, words].log()
+    else:
+        weights = (logits / temperature.unsqueeze(-1)).softmax(dim=-1)
+        words = _words(weights, uniforms, rows)
+        tempered = weights[rows, words].log()
+        # From the likeliest word: at temperature 1 the one drawn may round to 0.
+        log_z = logits.amax(dim=-1) - probs.amax(dim=-1).log()
+        log_probs = logits[rows, words] - log_z[rows]
+    # H = log Z − Σ_v p_v score_v, and log Z = score − log p of any word.
+    entropy = logits[rows, words] - log_probs - mean_score
+    return words, torch.stack([log_probs, tempered, entropy])
+
+
+def _words(weights: Tensor, uniforms: Tensor, rows: Tensor) -> Tensor:
+    """A word of each row by its uniform number: ``rows`` are of ``weights``, ``[rows, words]``."""
     # Two levels: a CDF over all words would be a third of the sampler's time on a CPU.
     block, rest = _invert(_block_sums(weights)[rows], uniforms)
     words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)

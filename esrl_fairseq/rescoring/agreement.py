@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from esrl_fairseq.checks.models import what_failed
-from esrl_fairseq.core.sequences import Rows, decoder_inputs
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescoring.rescoring import rescore
-from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.modes import kept_modes
-from esrl_fairseq.sampling.steps import decoding_steps
 
 INPUTS, DRAWS, LONGEST = 16, 2, 48
 """Most inputs that are tried, rows of each, and tokens of a row."""
@@ -72,8 +68,7 @@ def stage_difference(model: Any, sample: dict[str, Any], sampler: RowSampler) ->
     batch = some_inputs(sample)
     counts, ones = [DRAWS] * len(batch["id"]), [1.0] * len(batch["id"])
     with _set_apart(model):
-        rows = sampler.sample_rows(batch, counts, ones, SEED, longest=LONGEST)
-        one = log_probs_by_steps(model, batch["net_input"], rows, sampler)
+        rows, known = sampler.sample(batch, counts, ones, SEED, longest=LONGEST)
         two = rescore(
             model,
             batch["net_input"],
@@ -83,7 +78,8 @@ def stage_difference(model: Any, sample: dict[str, Any], sampler: RowSampler) ->
             min_len=sampler.min_len,
             tokens=True,
         ).token_log_probs
-    assert two is not None
+    one = known.token_log_probs
+    assert one is not None and two is not None
     return float(((one - two).abs().sum(1) / rows.scored().sum(1).clamp(min=1)).max())
 
 
@@ -95,41 +91,6 @@ def some_inputs(sample: dict[str, Any]) -> dict[str, Any]:
         "id": sample["id"][:INPUTS],
         "net_input": {name: net_input[name][:INPUTS] for name in names},
     }
-
-
-def log_probs_by_steps(
-    model: Any, net_input: dict[str, Tensor], rows: Rows, sampler: RowSampler
-) -> Tensor:
-    """Log-probability of each chosen token as stage one draws it, float32 ``[rows, length]``.
-
-    Rows of an input begin as one, as they do there; those that end leave the batch.
-    """
-    prefix = decoder_prefix(model, net_input, sampler.eos)[rows.input_index]
-    previous = decoder_inputs(rows.tokens, rows.lengths, prefix, sampler.pad)
-    begin, scored = prefix.lengths - 1, rows.scored()
-    found = torch.zeros(rows.tokens.shape, device=previous.device)
-    live = torch.arange(len(rows), device=previous.device)
-    inputs, branch = rows.input_index.unique(return_inverse=True)
-    width = previous.size(1)
-    steps = decoding_steps(model, encode(model, net_input), inputs, len(rows), width)
-    first = torch.empty_like(inputs).scatter_(0, branch, live)  # any row of each input
-    with steps.running():
-        for place in range(width):
-            output = steps(previous[first, : place + 1])
-            scores = steps.scores(output).float()[branch]
-            step = place - begin[live]
-            sampler.forbid(scores, step)
-            row = (step >= 0).nonzero().squeeze(1)
-            chosen = rows.tokens[live[row], step[row]].unsqueeze(1)
-            found[live[row], step[row]] = scores[row].log_softmax(-1).gather(1, chosen).squeeze(1)
-            going = (place + 1 < begin + rows.lengths)[live]
-            if not going.any():
-                break
-            if place == 0 or not going.all():
-                live = live[going]
-                steps.keep(branch[going])
-            first, branch = live, torch.arange(len(live), device=live.device)
-    return found.masked_fill(~scored, 0)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Prefix, Rows, decoder_inputs
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.rescoring.recompute import recomputed
@@ -32,32 +32,6 @@ PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
 HEAD_POSITIONS = 512
 """Positions that are projected to the vocabulary at once; backward projects them again."""
-
-
-@dataclass
-class Scores:
-    """What stage two knows of each row.
-
-    Attributes:
-        log_probs: float32 ``[rows]`` with gradient, Σ_t log p(y_t | y_<t, x) of the chosen tokens.
-        entropy: float32 ``[rows]`` without gradient, Σ_t H(p(· | y_<t, x)) in nats.
-        lengths: int64 ``[rows]``, tokens that the sums run over.
-        tempered: like ``log_probs``, of the distribution that the rows were drawn from; None where
-            that was not asked for.
-        token_log_probs: float32 ``[rows, length]`` with gradient, what ``log_probs`` is the sum of,
-            0 for other tokens; None where that was not asked for.
-    """
-
-    log_probs: Tensor
-    entropy: Tensor
-    lengths: Tensor
-    tempered: Tensor | None = None
-    token_log_probs: Tensor | None = None
-
-    def __getitem__(self, rows: slice | Tensor) -> Scores:
-        """The scores of some rows."""
-        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
-        return replace(self, **parts)
 
 
 def rescore(

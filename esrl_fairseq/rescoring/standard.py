@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from esrl_fairseq.core.sampling import inverse_cdf_sample
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows, given_rows
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescoring.rescoring import (
     RowScorer,
-    Scores,
     in_place_of_decoder,
     unwrap,
 )
 from esrl_fairseq.sampling.conditioning import decoder_prefix, reorder_encoder_out
-from esrl_fairseq.sampling.generation import Draws, RowSampler
+from esrl_fairseq.sampling.draws import Draws
+from esrl_fairseq.sampling.generation import RowSampler
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Draws a word for each row, from logits ``[rows, words]``, which it may overwrite, temperature and
@@ -153,7 +154,7 @@ class _SamplingPass:
 
     def choose(self, words: Tensor, step: int) -> Tensor:
         """The next token of each row, int64 ``[rows]``."""
-        words = words.detach().clone()
+        words = words.detach().to(torch.float32, copy=True)
         self.sampler.forbid(words, step - self.draws.given)
         return self.draw(words, self.temperature, self.draws.uniforms[:, step])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,85 +11,19 @@ from torch import Tensor
 
 from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import forget_casts
-from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
+from esrl_fairseq.core.sampling import row_uniforms, sample_and_score
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows, moved
+from esrl_fairseq.core.token_scores import FORBIDDEN
 from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
+from esrl_fairseq.sampling.draws import Draws, branches, groups_of_inputs
 from esrl_fairseq.sampling.modes import kept_modes
 from esrl_fairseq.sampling.steps import DecoderSteps, decoding_steps
 
-COMPACT_AT = 0.05
-"""Share of ended rows at which the decoder's batch is compacted."""
 ROWS_AT_ONCE = (1024, 16384)
 """Rows in the decoder's batch, on a CPU and on other devices: more are not faster."""
 SCORED_AT_ONCE = 256
 """Rows that are projected to the vocabulary and sampled at once on a CPU."""
-
-
-def _groups(counts: list[int], most: int) -> Iterator[slice]:
-    """Rows of consecutive inputs, at most ``most`` of them or those of one input."""
-    start = stop = 0
-    for count in counts:
-        if stop > start and stop + count - start > most:
-            yield slice(start, stop)
-            start = stop
-        stop += count
-    if stop > start:
-        yield slice(start, stop)
-
-
-def _branches(branch: Tensor, chosen: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
-    """Where rows go on after their next tokens: those of one branch part where these differ.
-
-    Args:
-        branch: int64 ``[rows]``, the place of each row in the decoder's batch.
-        chosen: int64 ``[rows]``, its next token.
-        size: of the decoder's batch.
-
-    Returns:
-        int64 ``[new size]``, for each place of the new batch the old one that it goes on from, or
-        None to leave the batch as it is; int64 ``[rows]``, the new place of each row.
-    """
-    words = int(chosen.max()) + 1
-    pairs, child = (branch * words + chosen).unique(return_inverse=True)
-    parents = pairs // words
-    first = torch.ones_like(parents, dtype=torch.bool)
-    first[1:] = parents[1:] != parents[:-1]
-    new_size = len(parents)
-    if bool(first.all()) and new_size > (1 - COMPACT_AT) * size:
-        return None, branch
-    # To copy little, the first child keeps its parent's place; others take what is free.
-    stay = first & (parents < new_size)
-    free = torch.ones_like(stay)
-    free[parents[stay]] = False
-    place = parents.clone()
-    place[~stay] = free.nonzero().squeeze(1)
-    return torch.empty_like(parents).index_copy_(0, place, parents), place[child]
-
-
-@dataclass
-class Draws:
-    """What rows are drawn with, and where they are written.
-
-    Attributes:
-        input_index: int64 ``[rows]``, the input of each row.
-        limits: int64 ``[rows]``, most tokens (EOS not counted) of a row, without its prompt.
-        given: int64 ``[rows]``, tokens of its prompt, which are read and not drawn; 0 for models
-            with an encoder.
-        start: int64 ``[rows, 1]``, what the decoder reads first.
-        tokens: int64 ``[rows, steps]``, the prompts; what is drawn belongs behind them.
-        uniforms: float32 ``[rows, steps]``, the random numbers of each step.
-    """
-
-    input_index: Tensor
-    limits: Tensor
-    given: Tensor
-    start: Tensor
-    tokens: Tensor
-    uniforms: Tensor
-
-    def __getitem__(self, rows: slice) -> Draws:
-        """Those of some rows."""
-        return Draws(*(x[rows] for x in vars(self).values()))
 
 
 class RowSampler(SequenceGenerator):
@@ -142,20 +74,35 @@ class RowSampler(SequenceGenerator):
         Returns:
             :class:`Rows`, draws in order, duplicates kept.
         """
+        return self.sample(sample, counts, temperature, seed, longest)[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sample: dict[str, Any],
+        counts: Any,
+        temperature: Any,
+        seed: int,
+        longest: int | None = None,
+    ) -> tuple[Rows, Scores]:
+        """:meth:`sample_rows`, and what sampling knows of the rows: their scores, all of them,
+        under the model in eval mode."""
         model, net_input = self.model.single_model, sample["net_input"]
         draws = self.draws(sample, counts, seed)
         if longest is not None:
             draws.limits.clamp_(max=longest)
+        tempered = bool((np.asarray(temperature) != 1).any())
         temperature = torch.as_tensor(temperature, device=draws.tokens.device)
         # Decoder caches are bounded, since inputs take turns.
         most = ROWS_AT_ONCE[draws.tokens.device.type != "cpu"]
         with kept_modes(self.model):
             self.model.eval()
             encoder_out = encode(model, net_input)
-            for rows in _groups(np.asarray(counts).tolist(), most):
-                self._decode(draws[rows], encoder_out, temperature)
+            for part in groups_of_inputs(np.asarray(counts).tolist(), most):
+                self._decode(draws[part], encoder_out, temperature if tempered else None)
         forget_casts()
-        return self.as_rows(draws)
+        rows = self.as_rows(draws)
+        return rows, self.as_scores(draws, rows)
 
     def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> Draws:
         """What rows are drawn with; for the arguments see :meth:`sample_rows`."""
@@ -176,16 +123,17 @@ class RowSampler(SequenceGenerator):
             start=prefix.tokens[:, :1],
             tokens=moved(prefix.tokens, torch.full_like(given, -1), steps, self.pad),
             uniforms=moved(uniforms.to(device), given, steps, 0),
+            known=torch.zeros(3, len(given), steps, device=device),
         )
 
     def forbid(self, scores: Tensor, drawn: Tensor) -> None:
-        """Take the words that are never drawn out of ``scores``, ``[rows, words]``.
+        """Take the words that are never drawn out of ``scores``, float32 ``[rows, words]``.
 
         Args:
             drawn: int64 ``[rows]``, how many tokens each row has so far.
         """
-        scores[:, self.pad] = -torch.inf
-        scores[:, self.eos].masked_fill_(drawn < self.min_len, -torch.inf)
+        scores[:, self.pad] = FORBIDDEN
+        scores[:, self.eos].masked_fill_(drawn < self.min_len, FORBIDDEN)
 
     def as_rows(self, draws: Draws) -> Rows:
         """:class:`Rows` of finished sequences, without their prompts."""
@@ -199,11 +147,23 @@ class RowSampler(SequenceGenerator):
             multiplicity=torch.ones_like(lengths),
         )
 
-    def _decode(self, draws: Draws, encoder_out: Any, temperature: Tensor) -> None:
-        """Write the samples of some rows into ``draws.tokens``.
+    @staticmethod
+    def as_scores(draws: Draws, rows: Rows) -> Scores:
+        """What is known of finished sequences."""
+        log_probs, tempered, entropy = draws.known
+        return Scores(
+            log_probs.sum(1),
+            entropy.sum(1),
+            rows.scored().sum(1),
+            tempered.sum(1),
+            moved(log_probs, -draws.given, rows.tokens.size(1), 0),
+        )
+
+    def _decode(self, draws: Draws, encoder_out: Any, temperature: Tensor | None) -> None:
+        """Write the samples of some rows into ``draws.tokens``, and what is known of them.
 
         Args:
-            temperature: ``[inputs]``.
+            temperature: ``[inputs]``; None is 1 everywhere.
         """
         # Rows with the same prefix share one place in the decoder's batch, their branch: at first
         # all of an input, later each has its own.
@@ -224,23 +184,24 @@ class RowSampler(SequenceGenerator):
                 chosen = tokens[live, step]
                 drawn = step - given  # by each branch; below 0 while it reads its prompt
                 if step >= shortest:
-                    own = self._choose(
+                    own, known = self._choose(
                         steps,
                         output,
                         branch,
-                        temperature[inputs],
+                        None if temperature is None else temperature[inputs],
                         draws.uniforms[live, step],
                         drawn,
                     )
-                    own = own.masked_fill(ends[live] <= step, self.eos)
+                    forced = ends[live] <= step
                     reading = (drawn < 0)[branch]
-                    chosen = torch.where(reading, chosen, own)
+                    chosen = torch.where(reading, chosen, own.masked_fill(forced, self.eos))
                     tokens[live, step] = chosen
+                    draws.known[:, live, step] = known.masked_fill(reading | forced, 0)
                     going = reading | (chosen != self.eos)
                     live, branch, chosen = live[going], branch[going], chosen[going]
                 if not len(live):
                     break
-                parents, branch = _branches(branch, chosen, len(previous))
+                parents, branch = branches(branch, chosen, len(previous))
                 if parents is not None:
                     steps.keep(parents)
                     previous, inputs, given = previous[parents], inputs[parents], given[parents]
@@ -253,28 +214,29 @@ class RowSampler(SequenceGenerator):
         steps: DecoderSteps,
         output: Tensor,
         branch: Tensor,
-        temperature: Tensor,
+        temperature: Tensor | None,
         uniforms: Tensor,
         drawn: Tensor,
-    ) -> Tensor:
-        """Next token of each live row, from the distribution of its branch.
+    ) -> tuple[Tensor, Tensor]:
+        """Next token of each live row, from the distribution of its branch; what is known of it.
 
         Args:
             output: of the decoder's step, ``[branches, …]``, as are temperature and ``drawn``.
             branch, uniforms: ``[rows]``.
         """
-        chosen = torch.empty_like(branch)
+        chosen, known = torch.empty_like(branch), uniforms.new_empty(3, len(branch))
         # On a CPU a few at a time, so that their scores stay in its cache.
         size = SCORED_AT_ONCE if output.device.type == "cpu" else len(output)
         for start in range(0, len(output), size):
             rows = ((branch >= start) & (branch < start + size)).nonzero().squeeze(1)
             part = slice(start, start + size)
-            scores = steps.scores(output[part])
+            scores = steps.scores(output[part]).float()
             self.forbid(scores, drawn[part])
-            chosen[rows] = inverse_cdf_sample(
-                scores, temperature[part], uniforms[rows], branch[rows] - start
+            own = None if temperature is None else temperature[part]
+            chosen[rows], known[:, rows] = sample_and_score(
+                scores, own, uniforms[rows], branch[rows] - start
             )
-        return chosen
+        return chosen, known
 
     def _generate(
         self,

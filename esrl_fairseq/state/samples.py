@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esrl_fairseq.core.schedules import Plan
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.rewards.scorer import Scored
 
 

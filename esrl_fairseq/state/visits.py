@@ -10,8 +10,8 @@ import torch
 
 from esrl_fairseq.core.controls import perturb_capability
 from esrl_fairseq.core.losses import segment_mean, segment_sum
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.scorer import Scorer, build_scorer
 from esrl_fairseq.state.capability import RECORD, Records

@@ -28,7 +28,6 @@ from esrl_fairseq.rescoring.agreement import (
     LONGEST,
     TOLERANCE,
     check_stages,
-    log_probs_by_steps,
     some_inputs,
     stage_difference,
 )
@@ -90,14 +89,13 @@ def test_stages_agree(text, monkeypatch):
     check_model(model)
     assert stage_difference(model, batch, sampler) < 1e-4
     counts, temperatures = [4, 1, 0, 3, 2, 6], [2.0, 1.0, 1.0, 3.0, 1.5, 2.5]
-    drawn = sampler.sample_rows(batch, counts, temperatures, SEED)
+    drawn, known = sampler.sample(batch, counts, temperatures, SEED)
     with torch.no_grad():
         rows, scores, _ = sample_with_graph(
             model, batch, sampler, counts, temperatures, SEED, cached=False
         )
     assert torch.equal(drawn.tokens, rows.tokens) and len(rows.lengths.unique()) > 1
-    by_steps = log_probs_by_steps(model, batch["net_input"], rows, sampler).sum(1)
-    assert torch.allclose(by_steps, scores.log_probs, atol=1e-4)
+    assert torch.allclose(known.log_probs, scores.log_probs, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", REFUSED)
@@ -111,12 +109,11 @@ def test_steps_give_the_plain_pass(arch):
     """Of rows that end early, were cut, and may not be empty."""
     model, batch = make_model(arch).eval(), make_batch()
     sampler = RowSampler([model], TARGET, max_len_a=0, max_len_b=4, min_len=2)
-    rows = sampler.sample_rows(batch, [3, 0, 1, 5, 2, 4], [1.0] * 6, SEED)
+    rows, known = sampler.sample(batch, [3, 0, 1, 5, 2, 4], [1.0] * 6, SEED)
     assert 0 < rows.truncated.sum() < len(rows)
     with torch.no_grad():
-        found = log_probs_by_steps(model, batch["net_input"], rows, sampler)
         expected = plain_token_scores(model, batch, rows, min_len=2)
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(known.token_log_probs, expected, atol=1e-5)
 
 
 def shifted(model, monkeypatch):
@@ -256,4 +253,4 @@ def test_check_is_cheap(arch, monkeypatch):
     )
     assert len(some_inputs(batch)["id"]) == INPUTS
     check_stages(model, batch, task)
-    assert max(sizes) == 2 * INPUTS and len(sizes) == 2 * (LONGEST + 1)
+    assert max(sizes) == 2 * INPUTS and len(sizes) == LONGEST + 1

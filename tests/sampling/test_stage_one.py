@@ -23,7 +23,7 @@ from helpers import (
 
 from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.sampling import generation
+from esrl_fairseq.sampling import draws
 from esrl_fairseq.sampling.generation import RowSampler
 
 COUNTS = [5, 1, 0, 3, 2, 4]
@@ -141,7 +141,7 @@ def test_compaction_changes_nothing(arch, monkeypatch):
     model, batch = make_model(arch).eval(), make_batch()
     found = []
     for share in (0.0, 0.2, 0.5, 1.1):
-        monkeypatch.setattr(generation, "COMPACT_AT", share)
+        monkeypatch.setattr(draws, "COMPACT_AT", share)
         rows = make_sampler(model, 1, 5, 0).sample_rows(batch, [20] * 6, TEMPERATURES, SEED)
         found.append(rows)
     assert len(found[0].lengths.unique()) > 3
@@ -165,8 +165,8 @@ def test_batch_and_padding_do_not_matter(arch):
     for order in orders:
         part = take(batch, order)
         rows = sampler.sample_rows(part, counts[order], temperatures[order], SEED)
-        for sample_id, draws in by_input(rows, part).items():
-            assert draws == alone[sample_id]
+        for sample_id, tokens in by_input(rows, part).items():
+            assert tokens == alone[sample_id]
     other = by_input(sampler.sample_rows(batch, counts, temperatures, SEED + 1), batch)
     assert other != alone
 

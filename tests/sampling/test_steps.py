@@ -21,7 +21,7 @@ from helpers import (
     plain_step,
 )
 
-from esrl_fairseq.sampling import generation
+from esrl_fairseq.sampling import draws, generation
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import DecoderSteps, TransformerSteps, decoding_steps
 
@@ -388,12 +388,12 @@ def test_branches_lead_back_to_their_parents():
             branch = branch if len(branch) and draw.random() < 0.5 else np.arange(size)
         branch = torch.from_numpy(draw.permutation(branch))
         chosen = torch.from_numpy(draw.integers(words, size=len(branch)))
-        parents, new = generation._branches(branch, chosen, size)
+        parents, new = draws.branches(branch, chosen, size)
         used = len(branch.unique())
         pairs = set(zip(branch.tolist(), chosen.tolist()))
         unsplit = len(pairs) == used
         seen.append(parents is None)
-        assert seen[-1] == (unsplit and used > (1 - generation.COMPACT_AT) * size)
+        assert seen[-1] == (unsplit and used > (1 - draws.COMPACT_AT) * size)
         if parents is None:
             assert torch.equal(new, branch)
         else:
@@ -406,11 +406,11 @@ def test_branches_lead_back_to_their_parents():
     assert 30 < sum(seen) < 270
 
 
-@pytest.mark.parametrize("share", [0.0, generation.COMPACT_AT])
+@pytest.mark.parametrize("share", [0.0, draws.COMPACT_AT])
 @pytest.mark.parametrize("arch", ["transformer", "lstm"])
 def test_equal_prefixes_are_decoded_once(arch, share, monkeypatch):
     """The decoder's batch has one place for each prefix of live rows, and few others."""
-    monkeypatch.setattr(generation, "COMPACT_AT", share)
+    monkeypatch.setattr(draws, "COMPACT_AT", share)
     counts, temperatures = [40] * 6, np.float32([0.2, 0.4, 0.6, 0.2, 1, 1])
     model, fed = make_variant(arch=arch), []
     model.decoder.register_forward_pre_hook(lambda _, args: fed.append(args[0].tolist()))
@@ -445,7 +445,7 @@ def test_sharing_changes_nothing(arch, monkeypatch):
     shared, fed = sample(model, **options), []
     model.decoder.register_forward_pre_hook(lambda _, args: fed.append(len(args[0])))
     monkeypatch.setattr(
-        generation, "_branches", lambda branch, chosen, size: (branch, torch.arange(len(branch)))
+        generation, "branches", lambda branch, chosen, size: (branch, torch.arange(len(branch)))
     )
     assert same(sample(model, **options), shared)
     assert fed == [6, *(int((shared.lengths > step).sum()) for step in range(1, len(fed)))]

@@ -1,0 +1,39 @@
+"""What the stages know of sampled rows (docs/method.md 2 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass
+class Scores:
+    """What a stage knows of each row; stage two's log-probabilities have a gradient.
+
+    Attributes:
+        log_probs: float32 ``[rows]``, Σ_t log p(y_t | y_<t, x) of the chosen tokens.
+        entropy: float32 ``[rows]`` without gradient, Σ_t H(p(· | y_<t, x)) in nats.
+        lengths: int64 ``[rows]``, tokens that the sums run over.
+        tempered: like ``log_probs``, of the distribution that the rows were drawn from; None where
+            that was not asked for.
+        token_log_probs: float32 ``[rows, length]``, what ``log_probs`` is the sum of, 0 for other
+            tokens; None where that was not asked for.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    lengths: Tensor
+    tempered: Tensor | None = None
+    token_log_probs: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> Scores:
+        """The scores of some rows."""
+        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
+        return replace(self, **parts)
+
+    def detach(self) -> Scores:
+        """The same without gradient."""
+        return replace(
+            self, **{name: x.detach() for name, x in vars(self).items() if x is not None}
+        )
