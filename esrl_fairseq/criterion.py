@@ -20,7 +20,6 @@ from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import (
     Rows,
     append_rows,
-    collapse_duplicates,
     distinct_rows,
 )
 from esrl_fairseq.monitoring import logs
@@ -37,7 +36,7 @@ from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
-from esrl_fairseq.state.visits import build_observer, of_draws
+from esrl_fairseq.state.visits import build_observer, mean_of_draws, of_draws
 from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
@@ -103,10 +102,10 @@ class EsrlCriterion(FairseqCriterion):
         if samples is None:
             samples = self.draw(model, sample, clock)
         with clock("stage_two"):
-            if samples.scores is None:
-                self.rescore(model, samples)
             if drawn:
                 self.judge(model, samples)
+                samples.loss = self.objective.linearise(samples, torch.initial_seed())
+            self.rescore(model, samples)
             losses = self.objective.losses(samples)
             loss = losses.sum()
             if samples.references is not None:
@@ -122,14 +121,15 @@ class EsrlCriterion(FairseqCriterion):
         return super().train(mode)
 
     def draw(self, model: Any, sample: dict[str, Any], clock: logs.Clock) -> Samples:
-        """Stage one and the rewards; standard sampling knows the scores, too."""
+        """Stage one and the rewards; standard sampling's scores have a gradient already."""
         plan = self.task.plan(sample)
         scores = references = None
         with clock("stage_one"):
             if self.cfg.sampling_mode == "two-stage":
-                rows = self.sample_rows(model, sample, plan)
+                rows, drawn = self.sample_rows(model, sample, plan)
             else:
                 rows, scores, references = self.sample_with_graph(model, sample, plan)
+                drawn = scores.detach()
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             rewards = self.given_rewards(sample, scored)
@@ -137,6 +137,7 @@ class EsrlCriterion(FairseqCriterion):
             sample,
             plan,
             rows,
+            drawn,
             scored,
             rewards,
             self.task.dummy_batch,
@@ -145,11 +146,15 @@ class EsrlCriterion(FairseqCriterion):
         )
 
     def rescore(self, model: Any, samples: Samples) -> None:
-        """Stage two: the rows' scores, and log-probabilities of the references if needed.
+        """Stage two: the chosen rows' scores, and log-probabilities of the references if needed.
 
         References ride along as further rows, so the wrapped model's forward is called once.
         """
-        rows, batch = samples.rows, samples.batch
+        assert samples.loss is not None
+        if samples.scores is not None:  # standard sampling's, of all rows
+            samples.scores = samples.scores[samples.loss.chosen]
+            return
+        rows, batch = samples.chosen, samples.batch
         if not self.cfg.mle_weight:
             samples.scores = self.score(
                 model, batch, rows, samples.plan, self.cfg.rescoring_dropout
@@ -169,6 +174,9 @@ class EsrlCriterion(FairseqCriterion):
         if self.cfg.input_baseline and not samples.dummy:
             expected = self.task.rl.offsets(samples.batch["id"])
             samples.rewards = samples.rewards - expected[samples.rows.input_index.cpu().numpy()]
+        if self.cfg.reward_baseline == "group":
+            mean = mean_of_draws(samples.rewards, samples.rows, samples.inputs).astype(np.float32)
+            samples.rewards = samples.rewards - mean[samples.rows.input_index.cpu().numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
     def remember(self, samples: Samples) -> None:
@@ -176,7 +184,7 @@ class EsrlCriterion(FairseqCriterion):
         rows, scores = samples.rows, samples.scores
         assert scores is not None
         if self.cfg.objective == "ppo":
-            old_log_probs = self.objective.ppo.log_probs(scores, rows)
+            old_log_probs = self.objective.ppo.log_probs(scores, samples.chosen)
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
         if samples.dummy:
             return
@@ -192,6 +200,8 @@ class EsrlCriterion(FairseqCriterion):
         """What fairseq wants of a batch."""
         inputs = samples.inputs
         log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
+        if not self.stages_agree(samples):
+            del log["stages_apart"]
         if self.cfg.objective == "ppo":
             log.update(self.objective.ppo.log(samples, self.task.rl.replay.current_pass))
         log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
@@ -202,12 +212,18 @@ class EsrlCriterion(FairseqCriterion):
             return 0 * loss, 0, {key: 0 * value for key, value in log.items()}
         return loss, inputs, log
 
-    def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> Rows:
+    def stages_agree(self, samples: Samples) -> bool:
+        """Whether both stages had the same policy, so that a difference is an error."""
+        two, plain = self.cfg.sampling_mode == "two-stage", not self.cfg.rescoring_dropout
+        return two and plain and samples.old_log_probs is None
+
+    def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> tuple[Rows, Scores]:
         """Stage one; equal samples of an input become one row with a multiplicity."""
         sampler = self.task.build_sampler(unwrap(model))
         # fairseq seeds torch with seed + update, on every rank alike; ids tell the inputs apart.
-        rows = sampler.sample_rows(sample, plan.counts, plan.temperature, torch.initial_seed())
-        return collapse_duplicates(rows)
+        rows, scores = sampler.sample(sample, plan.counts, plan.temperature, torch.initial_seed())
+        keep, multiplicity = distinct_rows(rows)
+        return replace(rows[keep], multiplicity=multiplicity), scores[keep]
 
     def sample_with_graph(
         self, model: Any, sample: dict[str, Any], plan: Plan
@@ -242,13 +258,13 @@ class EsrlCriterion(FairseqCriterion):
     @torch.no_grad()
     def log_ratio(self, model: Any, samples: Samples) -> np.ndarray:
         """log p − log p_ref of each row, [rows], under what is trained; 0 without --kl-weight."""
-        plain, rows, scores = unwrap(model), samples.rows, samples.scores
-        assert scores is not None
+        plain, rows, scores = unwrap(model), samples.rows, samples.drawn
         frozen = self.task.frozen_model(plain)
         if frozen is None:
             return np.zeros(len(rows), dtype=np.float32)
         given = samples.batch, rows, samples.plan
-        if self.cfg.rescoring_dropout:  # which makes p smaller, and is not in p_ref
+        if self.cfg.rescoring_dropout and samples.scores is not None:
+            # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
             scores = self.score(plain, *given, dropout=False)
         reference = self.score(frozen, *given, dropout=False)
         trained = self.objective.trained

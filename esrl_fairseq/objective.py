@@ -1,9 +1,15 @@
-"""From what stage two knows of a batch's rows to the loss of each input (docs/method.md 5)."""
+"""From what is known of a batch's rows to the loss of each input (docs/method.md 5).
+
+The loss is linearised at the policy that drew the rows. Its value and its slope on each row come
+from what sampling knows of *all* rows; the gradient then needs the log-probabilities of those rows
+only that are chosen by their slopes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +19,17 @@ from esrl_fairseq.core.losses import (
     mrt_loss,
     reinforce_loss,
     rloo_loss,
+    segment_sum,
+    spread_scale,
 )
 from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.selection import select
 from esrl_fairseq.options import DEFAULT_RISK_ALPHA
 from esrl_fairseq.ppo import Ppo
-from esrl_fairseq.state.samples import Samples
+from esrl_fairseq.state.samples import LinearLoss, Samples
+
+SELECTION = 4
+"""Tells these random numbers from others with the same seed and inputs."""
 
 
 class Objective:
@@ -30,31 +42,81 @@ class Objective:
     def __init__(self, cfg: Any):
         self.cfg = cfg
         self.alpha = DEFAULT_RISK_ALPHA if cfg.risk_alpha is None else cfg.risk_alpha
-        self.ppo = Ppo(cfg, self.alpha)
+        self.ppo = Ppo(cfg)
+
+    def linearise(self, samples: Samples, seed: int) -> LinearLoss:
+        """The loss as a function of what :meth:`actions` gives of each row, and the rows that its
+        gradient is made of.
+
+        Args:
+            seed: of what is drawn to choose rows.
+        """
+        actions = self.actions(samples.drawn).detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.of_all_rows(actions, samples)
+        (slopes,) = torch.autograd.grad(losses.sum(), actions)
+        return LinearLoss(losses.detach(), -slopes, *self.choose(samples, slopes.abs(), seed))
+
+    def of_all_rows(self, actions: Tensor, samples: Samples) -> Tensor:
+        """The loss of each input, [inputs], from all of its rows; PPO's begins as REINFORCE."""
+        cfg, rows, drawn = self.cfg, samples.rows, samples.drawn
+        rewards = torch.as_tensor(samples.rewards, device=actions.device)
+        weights = None
+        if cfg.temperature_correction == "importance":
+            assert drawn.tempered is not None
+            weights = importance_weights(drawn.log_probs, drawn.tempered, cfg.importance_clip)
+        common = (actions, rewards, rows.input_index, samples.inputs, self.alpha)
+        if cfg.objective == "mrt":
+            losses = mrt_loss(*common, weights)
+        elif cfg.objective == "rloo":
+            losses = rloo_loss(*common, rows.multiplicity, weights)
+        else:
+            loss = fused_loss if cfg.objective == "fused" else reinforce_loss
+            losses = loss(*common, samples.baseline, rows.multiplicity, weights)
+        spread = (rewards, rows.input_index, samples.inputs, rows.multiplicity)
+        return losses * spread_scale(*spread, cfg.reward_scaling)
+
+    def choose(self, samples: Samples, sizes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Places of the rows that stage two takes, and the weight of each.
+
+        Args:
+            sizes: ``[rows]``, |c_j|.
+        """
+        if self.cfg.length_normalization:  # a row's gradient is divided by its length
+            sizes = sizes / samples.drawn.lengths.clamp(min=1)
+        ids = samples.batch["id"].tolist()
+        chosen, weights = select(
+            sizes.double().cpu().numpy(),
+            samples.rows.lengths.cpu().numpy(),
+            self.cfg.rescored_share,
+            self.cfg.selection,
+            np.random.default_rng([SELECTION, seed, *ids]),
+        )
+        places = torch.from_numpy(chosen).to(sizes.device)
+        return places, torch.from_numpy(weights).to(sizes)
 
     def losses(self, samples: Samples) -> Tensor:
-        """The loss of each input, [inputs]."""
-        cfg, rows, scores = self.cfg, samples.rows, samples.scores
-        assert scores is not None
-        rewards = torch.as_tensor(samples.rewards, device=rows.tokens.device)
-        if cfg.objective == "ppo":
-            return self.ppo.loss(samples, scores, rewards)
-        log_probs, weights = self.trained(scores), None
-        if scores.tempered is not None and cfg.temperature_correction == "importance":
-            weights = importance_weights(log_probs, scores.tempered, cfg.importance_clip)
-        if cfg.length_normalization:
+        """The loss of each input, [inputs], with the gradient of the chosen rows."""
+        loss, scores = samples.loss, samples.scores
+        assert loss is not None and scores is not None
+        coefficients = loss.coefficients[loss.chosen] * loss.weights
+        if self.cfg.objective == "ppo":
+            return self.ppo.loss(samples, scores, coefficients)
+        actions = self.actions(scores)
+        terms = coefficients * (actions - actions.detach())
+        return loss.losses - segment_sum(terms, samples.chosen.input_index, samples.inputs)
+
+    def actions(self, scores: Scores) -> Tensor:
+        """What the loss is a function of, [rows]: log p, divided by length if that is asked for."""
+        log_probs = self.trained(scores)
+        if self.cfg.length_normalization:
             log_probs = log_probs / scores.lengths.clamp(min=1)
-        common = (log_probs, rewards, rows.input_index, samples.inputs, self.alpha)
-        if cfg.objective == "mrt":
-            return mrt_loss(*common, weights)
-        if cfg.objective == "rloo":
-            return rloo_loss(*common, rows.multiplicity, weights)
-        loss = fused_loss if cfg.objective == "fused" else reinforce_loss
-        return loss(*common, samples.baseline, rows.multiplicity, weights)
+        return log_probs
 
     def trained(self, scores: Scores) -> Tensor:
         """log p of the distribution that is trained, [rows]."""
-        if scores.tempered is not None and self.cfg.temperature_correction == "tempered":
+        if self.cfg.temperature_correction == "tempered":
+            assert scores.tempered is not None
             return scores.tempered
         return scores.log_probs
 

@@ -16,6 +16,7 @@ from esrl_fairseq.checks.options import (
     check_ppo_options,
 )
 from esrl_fairseq.core.baselines import KINDS
+from esrl_fairseq.core.selection import KINDS as SELECTIONS
 from esrl_fairseq.errors import EsrlError
 
 DEFAULT_RISK_ALPHA = 0.005
@@ -111,7 +112,8 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "what REINFORCE subtracts from rewards: the mean of a queue of past rewards "
             "(fifo), a moving average of the updates' means (ema), the mean over the last updates "
-            "(window), the batch's own mean (batch, slightly biased), or nothing (none)"
+            "(window), the batch's own mean (batch, slightly biased), the mean of the input's own "
+            "samples (group, as GRPO), or nothing (none)"
         },
     )
     input_baseline: bool = field(
@@ -148,9 +150,38 @@ class EsrlCriterionConfig(FairseqDataclass):
             "[1 - epsilon, 1 + epsilon] times those at the time of sampling"
         },
     )
+    ppo_clip_high: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "another epsilon for the upper end, as DAPO's clip-higher (default: --ppo-clip)"
+        },
+    )
     ppo_level: ChoiceEnum(list(LEVELS)) = field(  # type: ignore[valid-type]
         default="token",
         metadata={"help": "--objective ppo clips the probability of each token or each sequence"},
+    )
+    reward_scaling: ChoiceEnum(["none", "input", "batch"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "divide advantages by the standard deviation of the rewards of the input's "
+            "samples (input, as GRPO) or of the batch's (batch)"
+        },
+    )
+    rescored_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "share of the batch's sampled tokens that stage two gets, above 0 and at most "
+            "1: all are sampled and scored by the reward, and the gradient is made of the rows "
+            "that move the model most"
+        },
+    )
+    selection: ChoiceEnum(list(SELECTIONS)) = field(  # type: ignore[valid-type]
+        default="top",
+        metadata={
+            "help": "which rows --rescored-share takes: those with the largest advantages (top), "
+            "by chance in proportion to these with weights that take the bias away (unbiased), or "
+            "half of the share so and half so (mixed)"
+        },
     )
     sampling_mode: ChoiceEnum(["two-stage", "standard", "standard-nocache"]) = field(  # type: ignore[valid-type]
         default="two-stage",
@@ -282,6 +313,11 @@ def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> N
         if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least {least}")
+    if not 0 < cfg.rescored_share <= 1:
+        raise EsrlError(
+            f"--rescored-share is {cfg.rescored_share}, but must be above 0 and at most 1: it is "
+            "the share of the sampled tokens that the gradient is made of"
+        )
     if not cfg.importance_clip > 0:
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:

@@ -18,12 +18,12 @@ class Ppo:
 
     Args:
         cfg: options of the criterion.
-        alpha: scale of the loss.
     """
 
-    def __init__(self, cfg: Any, alpha: float):
+    def __init__(self, cfg: Any):
         self.cfg = cfg
-        self.alpha = alpha
+        high = cfg.ppo_clip if cfg.ppo_clip_high is None else cfg.ppo_clip_high
+        self.clip = (cfg.ppo_clip, high)
 
     @property
     def kind(self) -> str:
@@ -52,35 +52,35 @@ class Ppo:
             counts = counts / scores.lengths.clamp(min=1).unsqueeze(1)
         return counts
 
-    def loss(self, samples: Samples, scores: Scores, rewards: Tensor) -> Tensor:
-        """The loss of each input, [inputs]."""
-        rows = samples.rows
+    def loss(self, samples: Samples, scores: Scores, coefficients: Tensor) -> Tensor:
+        """The loss of each input, [inputs].
+
+        Args:
+            coefficients: ``[chosen rows]``, c_j by what they were drawn with.
+        """
+        rows = samples.chosen
         return ppo_loss(
             self.log_probs(scores, rows),
             samples.old_log_probs,
-            rewards,
+            coefficients,
             rows.input_index,
             samples.inputs,
-            self.alpha,
-            samples.baseline,
-            rows.multiplicity,
-            self.cfg.ppo_clip,
+            self.clip,
             self.counts(scores, rows),
         )
 
     @torch.no_grad()
     def log(self, samples: Samples, current_pass: int) -> dict[str, Any]:
-        """Sums over one batch of what PPO alone logs."""
-        rows, scores = samples.rows, samples.scores
-        assert scores is not None
+        """Sums over one batch of what PPO alone logs, of the chosen rows."""
+        assert samples.scores is not None and samples.loss is not None
+        rows, loss = samples.chosen, samples.loss
         statistics = ppo_statistics(
-            self.log_probs(scores, rows),
+            self.log_probs(samples.scores, rows),
             samples.old_log_probs,
-            torch.as_tensor(samples.rewards, device=rows.tokens.device),
-            samples.baseline,
+            loss.coefficients[loss.chosen],
             rows.multiplicity,
-            self.cfg.ppo_clip,
-            self.counts(scores, rows),
+            self.clip,
+            self.counts(samples.scores, rows),
         )
         log: dict[str, Any] = {f"ppo_{name}": value for name, value in statistics.items()}
         log["ppo_pass"] = current_pass

@@ -6,6 +6,7 @@ at a time, no cache, no padding.
 
 import itertools
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from fairseq.models.bart.model import BARTModel, bart_base_architecture
 from fairseq.models.transformer import TransformerModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.sequences import Rows, distinct_rows
 from esrl_fairseq.criterion import EsrlCriterion
 from esrl_fairseq.data.prompts import prompt_dataset
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
@@ -212,6 +214,24 @@ def make_rows(sequences, input_index, truncated=None, multiplicity=None):
         truncated=torch.as_tensor(truncated if truncated is not None else [False] * n),
         multiplicity=torch.as_tensor(multiplicity if multiplicity is not None else [1] * n),
     )
+
+
+def without_duplicates(rows):
+    """Each distinct sequence of an input once, with its multiplicity."""
+    keep, multiplicity = distinct_rows(rows)
+    return replace(rows[keep], multiplicity=multiplicity)
+
+
+def known_of(rows):
+    """What stage one would know of rows that a test made up: nothing worth knowing."""
+    zeros = torch.zeros(len(rows))
+    return Scores(zeros, zeros, rows.scored().sum(1), zeros, torch.zeros(rows.tokens.shape))
+
+
+def coefficients(rewards, rows_index, inputs, alpha, baseline, multiplicity):
+    """REINFORCE's of each row: α m (r − b) / n."""
+    draws = torch.zeros(inputs).to(rewards).index_add(0, rows_index, multiplicity.to(rewards))
+    return alpha * multiplicity * (rewards - baseline) / draws[rows_index]
 
 
 def every_row(limit, min_len, inputs=1):

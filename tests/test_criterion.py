@@ -15,7 +15,9 @@ from helpers import (
     PAD,
     TARGET,
     add_padding,
+    coefficients,
     gradients,
+    known_of,
     make_batch,
     make_criterion,
     make_dataset,
@@ -29,7 +31,14 @@ from omegaconf import OmegaConf
 
 from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.core.controls import control_rewards, perturb_capability
-from esrl_fairseq.core.losses import fused_loss, mrt_loss, ppo_loss, reinforce_loss, rloo_loss
+from esrl_fairseq.core.losses import (
+    fused_loss,
+    mrt_loss,
+    ppo_loss,
+    reinforce_loss,
+    rloo_loss,
+    segment_mean,
+)
 from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
@@ -80,7 +89,7 @@ class Run:
     def rows(self, batch, seed=9):
         """{id: {(tokens, multiplicity)}} and the Rows that `loss` sees."""
         torch.manual_seed(seed)
-        rows = self.criterion.sample_rows(self.model, batch, self.task.plan(batch))
+        rows, _ = self.criterion.sample_rows(self.model, batch, self.task.plan(batch))
         found = {}
         for r, i in enumerate(rows.input_index.tolist()):
             tokens = tuple(rows.tokens[r, : rows.lengths[r]].tolist())
@@ -166,10 +175,10 @@ def test_loss_equals_the_formulas(objective):
         "ppo": lambda: ppo_loss(
             log_probs.unsqueeze(1),
             None,
-            *common[1:],
-            baseline,
-            rows.multiplicity,
-            0.2,
+            coefficients(*common[1:], baseline, rows.multiplicity),
+            rows.input_index,
+            6,
+            (0.2, 0.2),
             torch.ones(len(rows), 1),
         ),
     }[objective]().sum()
@@ -256,15 +265,16 @@ def test_duplicates_are_one_row(objective):
     run = Run(objective=objective)
     sequences = [[4, EOS], [4, EOS], [4, EOS], [5, EOS], [4, 5, EOS], [5, EOS]]
     draws = make_rows(sequences, [0, 0, 0, 1, 1, 1])
-    run.task.build_sampler(run.model).sample_rows = lambda *_: draws
-    torch.manual_seed(9)
+    run.task.build_sampler(run.model).sample = lambda *_: (draws, known_of(draws))
     batch = make_batch(ids=[0, 1])
-    rows = run.criterion.sample_rows(run.model, batch, run.task.plan(batch))
+    rows, drawn = run.criterion.sample_rows(run.model, batch, run.task.plan(batch))
     assert rows.multiplicity.tolist() == [3, 2, 1] and rows.input_index.tolist() == [0, 1, 1]
-    log_p = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    scores = Scores(log_p, torch.zeros(3), torch.ones(3))
+    drawn.log_probs = torch.tensor([-1.0, -2.0, -3.0])
     rewards = np.float32([0.9, 0.2, 0.6])
-    samples = Samples(batch, None, rows, None, rewards, False, baseline=0.4, scores=scores)
+    samples = Samples(batch, None, rows, drawn, None, rewards, False, baseline=0.4)
+    samples.loss = run.criterion.objective.linearise(samples, 1)
+    log_p = drawn.log_probs[samples.loss.chosen].requires_grad_()
+    samples.scores = Scores(log_p, torch.zeros(len(log_p)), torch.ones(len(log_p)))
     loss = run.criterion.objective.losses(samples)
     (gradient,) = torch.autograd.grad(loss.sum(), log_p)
     q = torch.sigmoid(torch.tensor(0.5))  # of the second row against the third
@@ -277,7 +287,9 @@ def test_duplicates_are_one_row(objective):
         "rloo": -0.5 * torch.tensor([0.0, 2 * (0.2 - 0.4) / 3, (0.6 - 0.2) / 3]),
         "ppo": -0.5 * torch.tensor([0.5, -0.2 * 2 / 3, 0.2 / 3]),
     }[objective]
-    assert torch.allclose(gradient, expected, atol=1e-6)
+    assert torch.allclose(gradient, expected[samples.loss.chosen], atol=1e-6)
+    places = samples.loss.chosen.tolist()
+    assert places == (expected.nonzero().squeeze(1).tolist() or [0])  # one with nothing to learn
 
 
 def test_skipped_inputs_have_no_loss_but_count():
@@ -387,10 +399,12 @@ def test_visit(kind):
 
 @pytest.mark.parametrize("dropout", [False, True])
 def test_dropout_of_stage_two(dropout):
-    """Off: the loss depends on the seed only through the samples. On: it is another one."""
+    """Off: the gradient depends on the seed only through the samples. On: it is another one, of
+    rows and coefficients that are the same."""
     run, plain, batch = Run(rescoring_dropout=dropout), Run(), make_batch()
     plain.model.eval()
-    assert bool(run.loss(batch)[0] == plain.loss(batch)[0]) != dropout
+    (loss, gradient, _), (expected, plain_gradient, _) = (x.gradient(batch) for x in (run, plain))
+    assert loss == expected and torch.equal(gradient, plain_gradient) != dropout
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -529,11 +543,12 @@ def test_visits_of_an_update_that_was_given_up():
 def test_truncated_samples_are_counted_as_drawn(monkeypatch):
     """Also where all draws of an input are one row."""
     run, counted = Run(known=False), []
+    rows = make_rows([[4, EOS]] * 6, range(6), [True] * 6, [5] * 6)
     monkeypatch.setattr(run.task.monitor, "add_batch", lambda *values: counted.append(values))
     monkeypatch.setattr(
         run.criterion,
         "sample_rows",
-        lambda *_: make_rows([[4, EOS]] * 6, range(6), [True] * 6, [5] * 6),
+        lambda *_: (rows, known_of(rows)),
     )
     run.loss(make_batch())
     assert counted[0][1:3] == (30, 30)
@@ -615,16 +630,19 @@ def test_reward_baselines(kind):
     run, batch = Run(queue=(), objective="reinforce", reward_baseline=kind), make_batch()
     _, _, log = run.loss(batch)
     mean = log["reward"] / log["draws"]
-    assert math.isclose(log["baseline"], 0 if kind == "none" else mean, rel_tol=1e-6)
+    assert math.isclose(log["baseline"], 0 if kind in ("none", "group") else mean, rel_tol=1e-6)
     run.task.rl.commit()
     loss, _, log = run.loss(batch, seed=10)
     own = log["reward"] / log["draws"]
-    expected = {"batch": own, "none": 0}.get(kind, mean)
+    expected = {"batch": own, "none": 0, "group": 0}.get(kind, mean)
     assert not math.isclose(own, mean, rel_tol=1e-3)
     assert math.isclose(log["baseline"], expected, rel_tol=1e-6)
     _, rows = run.rows(batch, seed=10)
     log_probs, _ = plain_scores(run.model.eval(), batch, rows, min_len=1)
     rewards = torch.tensor(run.criterion.score_rows(batch, rows).rewards)
+    if kind == "group":
+        means = segment_mean(rewards, rows.multiplicity, rows.input_index, 6)
+        rewards = rewards - means[rows.input_index]
     written = reinforce_loss(
         log_probs, rewards, rows.input_index, 6, 0.5, expected, rows.multiplicity
     )

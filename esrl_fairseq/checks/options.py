@@ -119,6 +119,11 @@ def check_ppo_options(cfg: Any) -> None:
         raise EsrlError(f"--ppo-passes is {cfg.ppo_passes}, but must be at least 1")
     if not 0 < cfg.ppo_clip < math.inf:
         raise EsrlError(f"--ppo-clip is {cfg.ppo_clip}, but must be a positive number")
+    if cfg.ppo_clip_high is not None and not cfg.ppo_clip <= cfg.ppo_clip_high < math.inf:
+        raise EsrlError(
+            f"--ppo-clip-high is {cfg.ppo_clip_high}, but must be a number from --ppo-clip "
+            f"({cfg.ppo_clip}) upwards"
+        )
     if cfg.objective != "ppo":
         return
     if cfg.sampling_mode != "two-stage":

@@ -180,7 +180,18 @@ class NoBaseline(Baseline):
         return 0.0
 
 
-KINDS = ("fifo", "ema", "window", "batch", "none")
+class GroupBaseline(NoBaseline):
+    """Mean of the rewards of the input's own draws (GRPO, Shao et al. 2024).
+
+    The criterion takes it from the rewards, so that what is left has mean 0. Each of n draws is a
+    part of its own baseline: the expected gradient is (n − 1)/n of that with a constant b, or with
+    the mean of the other draws.
+    """
+
+    kind = "group"
+
+
+KINDS = ("fifo", "ema", "window", "batch", "group", "none")
 
 
 def build_baseline(kind: str, queue_size: int, decay: float, window: int) -> Baseline:
@@ -191,7 +202,7 @@ def build_baseline(kind: str, queue_size: int, decay: float, window: int) -> Bas
         return EmaBaseline(decay)
     if kind == "window":
         return WindowBaseline(window)
-    return {"batch": BatchBaseline, "none": NoBaseline}[kind]()
+    return {"batch": BatchBaseline, "group": GroupBaseline, "none": NoBaseline}[kind]()
 
 
 def _mean(rewards: ArrayLike) -> float:

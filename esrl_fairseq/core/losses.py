@@ -13,6 +13,8 @@ from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
 """Largest difference of log-probabilities that PPO tells apart."""
+SMALLEST_SPREAD = 1e-4
+"""Added to standard deviations that rewards are divided by, as common implementations do."""
 
 
 def segment_sum(values: Tensor, index: Tensor, segments: int) -> Tensor:
@@ -123,56 +125,52 @@ def fused_loss(
 def ppo_loss(
     log_probs: Tensor,
     old_log_probs: Tensor | None,
-    rewards: Tensor,
+    coefficients: Tensor,
     input_index: Tensor,
     inputs: int,
-    alpha: float,
-    baseline: float,
-    multiplicity: Tensor,
-    clip: float,
+    clip: tuple[float, float],
     counts: Tensor,
 ) -> Tensor:
     """Proximal policy optimization's clipped surrogate (Schulman et al. 2017, equation 7).
 
-        L_i = −α mean_j Σ_t c_jt min(ρ_jt A_j, clip(ρ_jt, 1 − ε, 1 + ε) A_j),
-        A_j = r_ij − b,   ρ_jt = p(action jt) / p_old(action jt),   the mean over draws
+        L_i = −Σ_j Σ_t n_jt min(ρ_jt c_j, clip(ρ_jt, 1 − ε, 1 + ε′) c_j)
 
-    An action is a whole sequence or one of its tokens. At ρ = 1 the gradient is that of
-    :func:`reinforce_loss`, whose scale it has.
+    ρ_jt = p(action jt) / p_old(action jt), an action being a whole sequence or one of its tokens,
+    and c_j the advantage of row j with all that it is multiplied by. At ρ = 1 the gradient is
+    −Σ_j c_j ∇log p_j.
 
     Args:
         log_probs: ``[rows, actions]`` with gradient.
         old_log_probs: ``[rows, actions]`` constants, of the policy that drew the rows; None if
             that is still the policy.
-        clip: ε, positive.
-        counts: ``[rows, actions]``, c_jt: how much an action counts; 0 where there is none.
+        coefficients: ``[rows]``, c_j.
+        clip: ε and ε′, positive; the paper has one number for both, DAPO (arXiv 2503.14476) a
+            larger ε′.
+        counts: ``[rows, actions]``, n_jt: how much an action counts; 0 where there is none.
     """
-    ratio = _ratio(log_probs, old_log_probs)
-    advantage = (rewards - baseline).unsqueeze(1)
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    row_terms = (counts * surrogate).sum(1)
-    return -alpha * segment_mean(row_terms, multiplicity, input_index, inputs)
+    ratio, slope = _ratio(log_probs, old_log_probs), coefficients.unsqueeze(1)
+    surrogate = torch.minimum(ratio * slope, ratio.clamp(1 - clip[0], 1 + clip[1]) * slope)
+    return -segment_sum((counts * surrogate).sum(1), input_index, inputs)
 
 
 def ppo_statistics(
     log_probs: Tensor,
     old_log_probs: Tensor | None,
-    rewards: Tensor,
-    baseline: float,
+    coefficients: Tensor,
     multiplicity: Tensor,
-    clip: float,
+    clip: tuple[float, float],
     counts: Tensor,
 ) -> dict[str, Tensor]:
-    """Sums over the actions of all draws, by name; the arguments are :func:`ppo_loss`'s.
+    """Sums over the actions of all draws of the rows, by name; the arguments are
+    :func:`ppo_loss`'s.
 
     ``actions``: their number. ``clipped``: those without a gradient because the clip is active.
     ``ratio``: ρ. ``kl``: ρ − 1 − log ρ, whose mean estimates KL(p_old‖p) from draws of p_old
     (Schulman 2020), without bias and never below 0.
     """
-    ratio = _ratio(log_probs, old_log_probs)
-    advantage = (rewards - baseline).unsqueeze(1)
-    raised = (advantage > 0) & (ratio > 1 + clip)
-    lowered = (advantage < 0) & (ratio < 1 - clip)
+    ratio, slope = _ratio(log_probs, old_log_probs), coefficients.unsqueeze(1)
+    raised = (slope > 0) & (ratio > 1 + clip[1])
+    lowered = (slope < 0) & (ratio < 1 - clip[0])
     draws = (counts > 0) * multiplicity.unsqueeze(1)
     values = {
         "actions": torch.ones_like(ratio),
@@ -181,6 +179,34 @@ def ppo_statistics(
         "kl": ratio - 1 - ratio.log(),
     }
     return {name: (draws * value).sum() for name, value in values.items()}
+
+
+def spread_scale(
+    rewards: Tensor, input_index: Tensor, inputs: int, multiplicity: Tensor, scaling: str
+) -> Tensor:
+    """What a loss is multiplied by so that its advantages are in standard deviations, [inputs].
+
+    1/(σ + 10⁻⁴), σ² being the variance (divisor n − 1) of the rewards of the input's draws
+    (``input``, as GRPO, Shao et al. 2024, arXiv 2402.03300) or of all draws (``batch``). An input
+    with one draw has no σ of its own and takes that of all.
+
+    Args:
+        scaling: ``none``, ``input`` or ``batch``.
+    """
+    if scaling == "none":
+        return rewards.new_ones(inputs)
+    every = _deviation(rewards, torch.zeros_like(input_index), 1, multiplicity)[0]
+    own = _deviation(rewards, input_index, inputs, multiplicity)
+    draws = segment_sum(multiplicity, input_index, inputs)
+    deviation = own if scaling == "input" else every.expand(inputs)
+    return 1 / (torch.where(draws > 1, deviation, every) + SMALLEST_SPREAD)
+
+
+def _deviation(rewards: Tensor, index: Tensor, segments: int, multiplicity: Tensor) -> Tensor:
+    draws = segment_sum(multiplicity.to(rewards.dtype), index, segments)
+    mean = segment_mean(rewards, multiplicity, index, segments)
+    squares = segment_sum((rewards - mean[index]) ** 2 * multiplicity, index, segments)
+    return (squares / (draws - 1).clamp(min=1)).sqrt()
 
 
 def importance_weights(log_probs: Tensor, tempered: Tensor, clip: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -93,12 +93,6 @@ def decoder_inputs(tokens: Tensor, lengths: Tensor, prefix: Prefix, pad: int) ->
     given = moved(prefix.tokens, torch.zeros_like(lengths), width, pad)
     inputs = torch.where(places < begin, given, moved(tokens, prefix.lengths, width, pad))
     return inputs.masked_fill(places >= begin + lengths.unsqueeze(1) - 1, pad)
-
-
-def collapse_duplicates(rows: Rows) -> Rows:
-    """Keep each distinct sequence of an input once; ``multiplicity`` says how often it came."""
-    keep, multiplicity = distinct_rows(rows)
-    return replace(rows[keep], multiplicity=multiplicity)
 
 
 def distinct_rows(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -65,8 +65,7 @@ def training_log(
         losses: ``[inputs]``.
         seconds: by stage.
     """
-    plan, rows, scored, scores = samples.plan, samples.rows, samples.scored, samples.scores
-    assert scores is not None
+    plan, rows, scored, drawn = samples.plan, samples.rows, samples.scored, samples.drawn
     inputs = samples.inputs
     draws = rows.multiplicity.cpu().numpy()
     known = ~np.isnan(plan.capability)
@@ -83,9 +82,10 @@ def training_log(
         "temperature": float(plan.temperature.sum()),
         "known": int(known.sum()),
         "capability": float(plan.capability[known].sum()),
-        "entropy": scores.entropy.sum(),
+        "entropy": drawn.entropy.sum(),
         "sampled_tokens": int(rows.lengths.sum()),
-        "scored_tokens": int(scores.lengths.sum()),
+        "scored_tokens": int(drawn.lengths.sum()),
+        **selection_log(samples),
         "empty": scored.empty,
         "truncated": int(rows.truncated.sum()),
         "words": scored.words,
@@ -100,6 +100,24 @@ def training_log(
     counts = np.bincount(quarter, minlength=HISTOGRAM_BINS + 1)
     log.update({f"quarter_{i}": int(count) for i, count in enumerate(counts)})
     return log
+
+
+def selection_log(samples: Samples) -> dict[str, Any]:
+    """What of the rows, their tokens and their squared coefficients the gradient was made of, and
+    how far the stages' log-probabilities of these rows are apart."""
+    assert samples.loss is not None and samples.scores is not None
+    rows, chosen = samples.rows, samples.loss.chosen
+    squares = samples.loss.coefficients.double() ** 2
+    apart = (samples.scores.log_probs.detach() - samples.drawn.log_probs[chosen]).abs()
+    return {
+        "all_tokens": int(rows.lengths.sum()),
+        "chosen_rows": len(chosen),
+        "chosen_tokens": int(rows.lengths[chosen].sum()),
+        "chosen_scored": int(samples.drawn.lengths[chosen].sum()),
+        # A share of one batch: losses of different batches can have different scales.
+        "kept_squares": float(squares[chosen].sum() / squares.sum().clamp(min=1e-300)),
+        "stages_apart": float(apart.sum()),
+    }
 
 
 def nll_references(samples: Samples) -> Any:
@@ -184,6 +202,11 @@ def _reduce_training(total: dict[str, float]) -> None:
     _mean(total, "truncated", "truncated", "rows")
     _mean(total, "length_ratio", "words", "reference_words")
     _mean(total, "sampled_tokens", "sampled_tokens", "batches", 0)
+    _mean(total, "chosen_rows", "chosen_rows", "rows")
+    _mean(total, "chosen_tokens", "chosen_tokens", "all_tokens")
+    _mean(total, "kept_squares", "kept_squares", "batches")
+    if "stages_apart" in total:
+        _mean(total, "stages_apart", "stages_apart", "chosen_scored", 7)
     for stage in ("stage_one", "reward", "stage_two"):
         _mean(total, f"seconds_{stage}", f"seconds_{stage}", "batches")
     _mean(total, "peak_gb", "peak_gb", "batches", 2)

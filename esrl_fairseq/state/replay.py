@@ -100,12 +100,14 @@ class Replay:
         kept = state["kept"]
         if self.passes == 1 or not kept:
             return
-        if state["kind"] != self.kind or len(kept) != number_of_ranks():
+        old = any("drawn" not in batch for own in kept for batch in own)
+        if old or state["kind"] != self.kind or len(kept) != number_of_ranks():
             logger.warning(
-                "the checkpoint's samples, of %d rank(s) with %s, are not used, because this run "
+                "the checkpoint's samples, of %d rank(s) with %s%s, are not used, because this run "
                 "has %d rank(s) with %s: it goes on with new ones",
                 len(kept),
                 state["kind"],
+                " by an earlier version" if old else "",
                 number_of_ranks(),
                 self.kind,
             )

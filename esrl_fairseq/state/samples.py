@@ -18,6 +18,23 @@ from esrl_fairseq.rewards.scorer import Scored
 
 
 @dataclass
+class LinearLoss:
+    """The loss at the policy that drew the rows, and how it falls with their log-probabilities.
+
+    Attributes:
+        losses: float32 ``[inputs]``, its value.
+        coefficients: float32 ``[rows]``, minus its slope on each row.
+        chosen: int64 ``[chosen]``, places of the rows that its gradient is made of.
+        weights: float32 ``[chosen]``, what their coefficients are multiplied by.
+    """
+
+    losses: Tensor
+    coefficients: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+
+@dataclass
 class Samples:
     """A batch of inputs with what was drawn for them and what that is worth.
 
@@ -27,6 +44,7 @@ class Samples:
         batch: fairseq's batch of the inputs.
         plan: how they were sampled.
         rows: what was drawn.
+        drawn: what drawing them told of the rows, without gradient.
         scored: the rows' true rewards.
         rewards: float32 ``[rows]``, those that the loss gets.
         dummy: whether fairseq made the batch up for a rank that has none left.
@@ -34,7 +52,8 @@ class Samples:
         kl: sum of the draws' log-ratios to the frozen model, 0 without one.
         old_log_probs: float32 ``[rows, actions]`` under the policy that drew them, without
             gradient; None in the update that draws them, whose own they are.
-        scores: what stage two knows of the rows; None before it.
+        loss: linearised; None before it is.
+        scores: what stage two knows of the chosen rows; None before it.
         references: log-probabilities ``[inputs]`` of the references, with gradient; None where
             the loss does not need them.
     """
@@ -42,12 +61,14 @@ class Samples:
     batch: dict[str, Any]
     plan: Plan
     rows: Rows
+    drawn: Scores
     scored: Scored
     rewards: NDArray[np.float32]
     dummy: bool
     baseline: float = 0.0
     kl: float = 0.0
     old_log_probs: Tensor | None = None
+    loss: LinearLoss | None = None
     scores: Scores | None = None
     references: Tensor | None = None
 
@@ -55,6 +76,12 @@ class Samples:
     def inputs(self) -> int:
         """How many inputs the batch has."""
         return len(self.batch["id"])
+
+    @property
+    def chosen(self) -> Rows:
+        """The rows that the gradient is made of."""
+        assert self.loss is not None
+        return self.rows[self.loss.chosen]
 
 
 def pack(value: Any) -> Any:
@@ -82,10 +109,12 @@ def unpack(packed: dict[str, Any], device: torch.device) -> Samples:
         batch=there["batch"],
         plan=Plan(**arrays(packed["plan"])),
         rows=Rows(**there["rows"]),
+        drawn=Scores(**there["drawn"]),
         scored=Scored(**arrays(packed["scored"])),
         rewards=packed["rewards"].numpy(),
         dummy=packed["dummy"],
         baseline=packed["baseline"],
         kl=packed["kl"],
         old_log_probs=there["old_log_probs"],
+        loss=LinearLoss(**there["loss"]),
     )

@@ -33,9 +33,8 @@ class Observer:
 
     def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
-        assert samples.scores is not None
         ids = samples.batch["id"].cpu().numpy()
-        records = input_records(samples.rows, samples.scored.rewards, samples.scores, len(ids))
+        records = input_records(samples.rows, samples.scored.rewards, samples.drawn, len(ids))
         records["capability"] = self.capability(samples, records)
         seen = records["samples"] > 0
         ids, records = ids[seen], records[seen]
@@ -81,7 +80,7 @@ def build_observer(cfg: Any, task: Any, reward: Reward, deciding: str) -> Observ
     return Observer(len(task.target_dictionary), measure, cfg.capability_noise)
 
 
-def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) -> Records:
+def input_records(rows: Rows, rewards: np.ndarray, drawn: Scores, inputs: int) -> Records:
     """The store's records [inputs], but capability and epoch, from the inputs' draws.
 
     Args:
@@ -92,12 +91,12 @@ def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) 
     mean = mean_of_draws(rewards, rows, inputs)
     spread = mean_of_draws(rewards**2, rows, inputs) - mean**2
     # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
-    tokens = np.maximum(mean_of_draws(scores.lengths, rows, inputs), 1e-9)
+    tokens = np.maximum(mean_of_draws(drawn.lengths, rows, inputs), 1e-9)
     records = np.zeros(inputs, dtype=RECORD)
     records["samples"] = segment_sum(weights.double(), index, inputs).numpy()
     records["reward_mean"] = mean
     records["reward_std"] = np.sqrt(np.maximum(spread, 0))
-    records["entropy"] = mean_of_draws(scores.entropy, rows, inputs) / tokens
+    records["entropy"] = mean_of_draws(drawn.entropy, rows, inputs) / tokens
     return records
 
 

@@ -16,10 +16,10 @@ from helpers import (
     make_batch,
     make_model,
     plain_scores,
+    without_duplicates,
 )
 
 from esrl_fairseq.core import losses
-from esrl_fairseq.core.sequences import collapse_duplicates
 from esrl_fairseq.core.token_scores import token_scores
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.sampling.generation import RowSampler
@@ -175,7 +175,7 @@ def test_reinforce_tends_to_the_exact_policy_gradient(baseline):
     exact = gradients(model, -(p * rewards).sum())
 
     sampler = RowSampler([model], TARGET, max_len_a=0, max_len_b=limit, min_len=min_len)
-    rows = collapse_duplicates(sampler.sample_rows(batch, [draws], [1.0], seed=4))
+    rows = without_duplicates(sampler.sample_rows(batch, [draws], [1.0], seed=4))
     assert int(rows.multiplicity.sum()) == draws
     places = {tuple(tokens): r for r, tokens in enumerate(space.tokens.tolist())}
     drawn = rewards[[places[tuple(tokens)] for tokens in rows.tokens.tolist()]]

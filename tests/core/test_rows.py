@@ -1,12 +1,11 @@
 """Ragged rows: teacher-forcing inputs, duplicates, references behind samples."""
 
 import torch
-from helpers import EOS, PAD, A, B, make_rows
+from helpers import EOS, PAD, A, B, make_rows, without_duplicates
 
 from esrl_fairseq.core.sequences import (
     Prefix,
     append_rows,
-    collapse_duplicates,
     decoder_inputs,
     moved,
 )
@@ -49,7 +48,7 @@ def test_duplicates_collapse_within_an_input():
         truncated=[False, True, False, False, False, False, False, False],
         multiplicity=[1, 1, 1, 2, 1, 1, 1, 4],
     )
-    distinct = collapse_duplicates(rows)
+    distinct = without_duplicates(rows)
     assert distinct.tokens.tolist() == [
         [B, EOS, PAD], [A, B, EOS], [A, EOS, PAD], [B, EOS, PAD], [A, EOS, PAD],
     ]  # fmt: skip
@@ -67,7 +66,7 @@ def test_collapse_keeps_the_order_of_samples():
     expected = {}
     for i, body in zip(rows.input_index.tolist(), rows.tokens.tolist()):
         expected[i, tuple(body)] = expected.get((i, tuple(body)), 0) + 1
-    distinct = collapse_duplicates(rows)
+    distinct = without_duplicates(rows)
     found = zip(distinct.input_index.tolist(), map(tuple, distinct.tokens.tolist()))
     assert list(found) == list(expected)
     assert distinct.multiplicity.tolist() == list(expected.values())
@@ -78,7 +77,7 @@ def test_no_rows_collapse_to_none():
     none = torch.zeros(0, dtype=torch.long)
     rows = make_rows([[A, EOS]], [0])
     rows = type(rows)(rows.tokens[:0], none, none, none.bool(), none)
-    assert len(collapse_duplicates(rows)) == 0
+    assert len(without_duplicates(rows)) == 0
 
 
 def test_references_are_appended():

@@ -442,17 +442,17 @@ class TestCriterion:
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(3)
         loss, _, log = criterion(model.train(), batch)
-        assert log["kl"] == 0
+        assert abs(log["kl"]) < 1e-4
         *_, plain = self.run(folders["ends"], objective=objective)
         torch.manual_seed(3)
-        assert torch.equal(loss, plain(model, batch)[0])
+        assert torch.allclose(loss, plain(model, batch)[0], atol=1e-4)
 
         task, model, criterion = self.run(folders["ends"], kl_weight=0.3)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.2)
         torch.manual_seed(3)
-        rows = criterion.sample_rows(model, batch, task.plan(batch))
+        rows, _ = criterion.sample_rows(model, batch, task.plan(batch))
         torch.manual_seed(3)
         _, _, log = criterion(model.train(), batch)
         own = load(folders["ends"])

@@ -1,0 +1,251 @@
+"""--rescored-share and --selection: the gradient of a part of the rows, and what stays of all."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from fairseq.logging import metrics
+from helpers import make_batch, make_model, plain_scores, take
+from test_criterion import OBJECTIVES, Run
+
+from esrl_fairseq.core.losses import mrt_loss, spread_scale
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rescoring import frozen
+
+
+def watched(**options):
+    """A run that shows its samples."""
+    run = Run(**{"ppo_level": "sequence", **options})
+    linearise = run.criterion.objective.linearise
+
+    def linearised(samples, seed):
+        run.samples = samples
+        return linearise(samples, seed)
+
+    run.criterion.objective.linearise = linearised
+    return run
+
+
+def slopes(run, batch):
+    """∇log p of each row, [rows, parameters], from plain log-probabilities."""
+    log_probs, _ = plain_scores(run.model.eval(), batch, run.samples.rows, min_len=1)
+    run.model.train()
+    rows = []
+    for log_p in log_probs:
+        found = torch.autograd.grad(
+            log_p, list(run.model.parameters()), retain_graph=True, allow_unused=True
+        )
+        rows.append(
+            torch.cat(
+                [
+                    torch.zeros_like(p).flatten() if g is None else g.flatten()
+                    for p, g in zip(run.model.parameters(), found)
+                ]
+            )
+        )
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("selection", ["top", "unbiased", "mixed"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_is_that_of_the_chosen_rows(objective, selection):
+    """−Σ w c ∇log p over them, c being minus the slope of the loss of all rows; the loss's value,
+    the rewards that are pushed and what the store learns are those of all rows."""
+    batch, options = make_batch(), {"objective": objective}
+    run, all_of_them = (
+        watched(rescored_share=0.4, selection=selection, **options),
+        watched(**options),
+    )
+    loss, gradient, inputs = run.gradient(batch)
+    full, full_gradient, _ = all_of_them.gradient(batch)
+    found, whole = run.samples.loss, all_of_them.samples.loss
+    assert torch.equal(found.coefficients, whole.coefficients)
+    assert 0 < len(found.chosen) < len(whole.chosen) <= len(run.samples.rows)
+    each = slopes(run, batch)
+    weights = torch.zeros(len(each)).index_put((found.chosen,), found.weights)
+    written = -((weights * found.coefficients).unsqueeze(1) * each).sum(0)
+    assert torch.allclose(gradient, written, rtol=1e-3, atol=1e-5) and written.norm() > 1e-3
+    written = -(whole.coefficients.unsqueeze(1) * each).sum(0)
+    assert torch.allclose(full_gradient, written, rtol=1e-3, atol=1e-5)
+    if objective != "ppo":  # whose loss is a sum over the chosen rows
+        assert loss == full
+    (visit,), (expected,) = run.task.rl._pending, all_of_them.task.rl._pending
+    assert visit.records.tobytes() == expected.records.tobytes()
+    assert np.array_equal(visit.rewards, expected.rewards)
+
+
+def test_bias_by_enumeration():
+    """Over all that chance may choose, `unbiased` and `mixed` give the gradient of all rows, and
+    `top` the one of the loss whose small coefficients are 0."""
+    batch, run = make_batch(), watched(objective="rloo")
+    run.loss(batch)
+    samples, each = run.samples, slopes(run, batch)
+    c = samples.loss.coefficients
+    exact = -(c.unsqueeze(1) * each).sum(0)
+    bias = {}
+    for selection in ("top", "unbiased", "mixed"):
+        cfg = run.criterion.cfg
+        cfg.rescored_share, cfg.selection = 0.4, selection
+        mean = torch.zeros(len(c))
+        rounds = 3000
+        for seed in range(rounds):
+            places, weights = run.criterion.objective.choose(samples, c.abs(), seed)
+            mean[places] += weights / rounds
+        expected = -((mean * c).unsqueeze(1) * each).sum(0)
+        bias[selection] = float((expected - exact).norm() / exact.norm())
+    assert bias["unbiased"] < 0.03 and bias["mixed"] < 0.03 < 0.1 < bias["top"] < 0.9
+
+
+@pytest.mark.parametrize("objective", ["fused", "mrt"])
+def test_risk_is_over_all_candidates(objective):
+    """MRT's Q is normalised over the rows that are left out, too: by what drawing them told."""
+    batch, run = make_batch(), watched(objective=objective, rescored_share=0.3)
+    run.loss(batch)
+    samples = run.samples
+    log_p, _ = plain_scores(run.model.eval(), batch, samples.rows, min_len=1)
+    log_p = log_p.detach().requires_grad_()
+    rewards = torch.tensor(samples.rewards)
+    index = samples.rows.input_index
+    risk = mrt_loss(log_p, rewards, index, 6, 0.5)
+    (expected,) = torch.autograd.grad(risk.sum(), log_p)
+    several = torch.bincount(index, minlength=6)[index] >= 2
+    assert torch.allclose(-expected[several], samples.loss.coefficients[several], atol=1e-6)
+    assert len(samples.chosen) < int(several.sum())
+
+
+def test_budget_is_the_batch_s():
+    """The tokens of the chosen rows, not those of each input; some inputs may have none."""
+    run = watched(objective="rloo", rescored_share=0.3, task_options={"elimination_ratio": 0})
+    _, _, log = run.loss(make_batch())
+    tokens = run.samples.rows.lengths
+    assert log["all_tokens"] == tokens.sum()
+    assert log["chosen_tokens"] == tokens[run.samples.loss.chosen].sum() <= 0.3 * tokens.sum()
+    assert log["chosen_rows"] == len(run.samples.chosen)
+    squares = run.samples.loss.coefficients**2
+    kept = float(squares[run.samples.loss.chosen].sum() / squares.sum())
+    assert log["kept_squares"] == pytest.approx(kept) and 0.3 < kept < 1
+    with metrics.aggregate(new_root=True) as values:
+        run.criterion.reduce_metrics([log, log])
+    found = values.get_smoothed_values()
+    assert found["chosen_tokens"] == pytest.approx(
+        log["chosen_tokens"] / log["all_tokens"], abs=1e-3
+    )
+    assert found["kept_squares"] == pytest.approx(kept, abs=1e-3)
+    assert found["stages_apart"] < 1e-5
+
+
+@pytest.mark.parametrize("selection", ["top", "unbiased"])
+def test_split_of_the_same_update(selection):
+    """Each batch has its own budget and its own chance; the same batch chooses the same rows."""
+    batch = make_batch()
+    options = dict(objective="rloo", rescored_share=0.5, selection=selection)
+    (_, one, _), (_, again, _) = (watched(**options).gradient(batch) for _ in range(2))
+    assert torch.equal(one, again)
+    halves = [take(batch, [0, 1, 2]), take(batch, [3, 4, 5])]
+    _, both, _ = watched(**options).gradient(*halves)
+    _, first, _ = watched(**options).gradient(halves[0])
+    _, second, _ = watched(**options).gradient(halves[1])
+    assert torch.allclose(both, first + second, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["fused", "rloo"])
+def test_standard_sampling_chooses_the_same(objective):
+    batch = make_batch()
+    options = dict(objective=objective, rescored_share=0.4)
+    _, two_stage, _ = watched(**options).gradient(batch)
+    _, standard, _ = watched(sampling_mode="standard", **options).gradient(batch)
+    assert torch.allclose(two_stage, standard, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_kl_is_of_all_rows(dropout, monkeypatch):
+    """Those that are not rescored, too: log p is stage one's, log p_ref of a pass without graph."""
+    monkeypatch.setattr(frozen, "load_model", lambda *_: make_model(seed=5))
+    kl = dict(kl_weight=0.3, kl_reference="other.pt", rescoring_dropout=dropout)
+    run, all_of_them = watched(rescored_share=0.3, **kl), watched(**kl)
+    batch = make_batch()
+    _, _, log = run.loss(batch)
+    _, _, expected = all_of_them.loss(batch)
+    assert log["kl"] == expected["kl"] != 0
+    assert np.array_equal(run.samples.rewards, all_of_them.samples.rewards)
+
+
+def test_with_references():
+    """They are scored whatever is chosen."""
+    batch = make_batch()
+    run, plain = (watched(rescored_share=0.3, mle_weight=w) for w in (0.3, 0.0))
+    (_, _, log), (_, _, expected) = run.loss(batch), plain.loss(batch)
+    assert log["nll_references"] > 0 and log["chosen_rows"] == expected["chosen_rows"]
+
+
+def test_stages_that_differ_are_seen():
+    """A decoder that does another thing in whole rows than step by step."""
+    run, batch = watched(), make_batch()
+    _, _, log = run.loss(batch)
+    assert float(log["stages_apart"]) / log["chosen_scored"] < 1e-5
+    forward = run.model.decoder.forward
+
+    def shifted(*args, incremental_state=None, **keywords):
+        output = forward(*args, incremental_state=incremental_state, **keywords)
+        return (output[0] * 1.1, *output[1:]) if incremental_state is None else output
+
+    run.model.decoder.forward = shifted
+    _, _, log = run.loss(batch)
+    assert float(log["stages_apart"]) / log["chosen_scored"] > 1e-3
+    for quiet in ({"rescoring_dropout": True}, {"sampling_mode": "standard"}):
+        assert "stages_apart" not in watched(**quiet).loss(batch)[2]
+
+
+def test_reward_scaling_by_hand():
+    """Standard deviations with divisor n − 1; an input with one draw takes that of all."""
+    rewards = torch.tensor([0.1, 0.5, 0.9, 0.3])
+    index, drawn = torch.tensor([0, 0, 1, 2]), torch.tensor([2, 1, 1, 3])
+    own, every = (
+        np.std([0.1, 0.1, 0.5], ddof=1),
+        np.std([0.1, 0.1, 0.5, 0.9, 0.3, 0.3, 0.3], ddof=1),
+    )
+    scale = spread_scale(rewards, index, 4, drawn, "input")
+    expected = [1 / (own + 1e-4), 1 / (every + 1e-4), 1e4, 1 / (every + 1e-4)]
+    assert scale.tolist() == pytest.approx(expected, rel=1e-4)
+    scale = spread_scale(rewards, index, 4, drawn, "batch")
+    assert scale.tolist() == pytest.approx([1 / (every + 1e-4)] * 4, rel=1e-4)
+    assert spread_scale(rewards, index, 4, drawn, "none").tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_reward_scaling_scales_each_input(objective):
+    batch = make_batch()
+    plain, scaled = (
+        watched(objective=objective),
+        watched(objective=objective, reward_scaling="input"),
+    )
+    plain.loss(batch), scaled.loss(batch)
+    rows = plain.samples.rows
+    scale = spread_scale(
+        torch.tensor(plain.samples.rewards), rows.input_index, 6, rows.multiplicity, "input"
+    )
+    expected = plain.samples.loss.coefficients * scale[rows.input_index]
+    assert torch.allclose(scaled.samples.loss.coefficients, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rescored_share": 0.0}, "--rescored-share is 0.0, but must be above 0 and at most 1"),
+        ({"rescored_share": 1.5}, "--rescored-share is 1.5"),
+        ({"rescored_share": math.nan}, "--rescored-share is nan"),
+        ({"ppo_clip_high": 0.1}, "--ppo-clip-high is 0.1, but must be a number from --ppo-clip"),
+        ({"ppo_clip_high": math.inf}, "--ppo-clip-high is inf"),
+    ],
+)
+def test_impossible_values_are_refused(options, message):
+    with pytest.raises(EsrlError, match=message):
+        Run(**options)
+
+
+def test_idle_options_are_named(caplog):
+    run = Run(selection="unbiased", ppo_clip_high=0.3)
+    assert "--selection unbiased (for a --rescored-share below 1)" in caplog.text
+    assert "--ppo-clip-high 0.3 (for --objective ppo)" in caplog.text
+    assert run.criterion.cfg.rescored_share == 1
