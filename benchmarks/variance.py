@@ -35,6 +35,7 @@ class Case:
     Attributes:
         k: samples an input, times the benchmark's K.
         queue: whether REINFORCE has its baseline.
+        share, selection: of ``--rescored-share`` and ``--selection``.
         capability: ``known``: as the first visit left it; ``entropy``; or an error of it, as
             ``--capability-noise`` takes it.
     """
@@ -47,6 +48,8 @@ class Case:
     input_baseline: bool = False
     queue: bool = True
     capability: str = "known"
+    share: float = 1.0
+    selection: str = "top"
 
 
 REFERENCE = Case("reference", "rloo", k=4)
@@ -70,6 +73,17 @@ CASES = (
     Case("beta 0.5", beta="0.5"),
     Case("beta 0.5, at least K / 2", beta="0.5", least=1 / 2),
     Case("beta auto", beta="auto"),
+    Case("top 0.5", share=0.5),
+    Case("top 0.3", share=0.3),
+    Case("2 K, top 0.3", k=2, share=0.3),
+    Case("2 K, top 0.2", k=2, share=0.2),
+    Case("2 K, top 0.15", k=2, share=0.15),
+    Case("2 K, unbiased 0.2", k=2, share=0.2, selection="unbiased"),
+    Case("2 K, mixed 0.2", k=2, share=0.2, selection="mixed"),
+    Case("2 K, top 0.2, rloo", "rloo", k=2, share=0.2),
+    Case("2 K, top 0.2, beta auto", k=2, share=0.2, beta="auto"),
+    Case("4 K, top 0.15", k=4, share=0.15),
+    Case("4 K, top 0.1", k=4, share=0.1),
 )
 
 
@@ -146,6 +160,7 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     task.options.num_samples = max(round(bench.k * case.k), 1)
     task.options.min_samples = max(round(bench.k * case.least), 1)
     criterion.cfg.objective, criterion.cfg.input_baseline = case.objective, case.input_baseline
+    criterion.cfg.rescored_share, criterion.cfg.selection = case.share, case.selection
     work.model.train(), criterion.train()
     torch.manual_seed(seed)
     begin, draws = common.seconds_now(work.device), 0
