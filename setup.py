@@ -52,8 +52,8 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
-    # What benchmarks/peers.py compares one update with; its trainers' inner methods are timed, which
-    # differ between releases. It brings transformers and datasets.
+    # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
+    # which differ between releases.
     "peers": ["trl==1.16.*"],
     # Ships the verse-aligned German and English text of recipes/demo. Pinned, because the
     # recipe checks the text's checksum.

@@ -6,6 +6,7 @@ from typing import Any
 
 import common
 import torch
+from fairseq import utils
 from peer_setting import Setting
 from peer_trainers import esrl_trainer, trl_trainer
 from torch import Tensor
@@ -26,46 +27,40 @@ def check(setting: Setting, peer: str, kind: str, device: str, seed: int) -> com
             is the trainer's default.
 
     Returns:
-        Largest differences: of ``log_probs`` a token, ``rewards``, ``advantages`` and ``loss``
-        (−mean A log p, from the trainer's A and log p, against this package's value), and of the
-        ``gradient``, over its largest entry, after a division by ``scale``. ``scale`` is TRL's
-        gradient over ours, as its formula says; where there is no such factor, the length of the
-        projection, and no difference of gradients.
+        Largest differences, see benchmarks/README.md. Where TRL's gradient is not ours times a
+        known ``scale``, those of log-probabilities and rewards alone.
     """
-    more = {"loss_type": kind, "scale_rewards": "none"} if kind else {}
     ours = our_side(setting, device, seed)
-    theirs = their_side(setting, peer, device, seed, ours, more)
-    n, rows = setting.k, setting.k * setting.prompts
-    # TRL's GRPO subtracts the mean of all n rewards, which is (n − 1)/n of leave-one-out's A.
-    share = (n - 1) / n if peer == "trl_grpo" else 1.0
-    scale = {("trl_rloo", ""): 1.0, ("trl_grpo", "dr_grpo"): share / setting.length}.get(
-        (peer, kind)
-    )
+    more = {"loss_type": kind, "scale_rewards": "none"} if kind else {}
+    theirs = their_side(setting, peer, ours, device, seed, more)
     one, other = ours["gradient"], theirs["gradient"]
-    known = scale is not None
-    if scale is None:
-        scale = float(one @ other / (one @ one))
-    comparable = known or kind
-    advantages = theirs["advantages"] / share
-    loss = -(advantages * theirs["log_probs"].sum(1)).sum() / rows
-    return {
+    row = {
         "log_probs": _distance(ours["log_probs"], theirs["log_probs"]),
         "rewards": _distance(ours["rewards"], theirs["rewards"]),
-        "advantages": _distance(ours["advantages"], advantages) if comparable else None,
-        "loss": _distance(ours["loss"], loss) if comparable else None,
-        "gradient": _distance(one, other / scale) / float(one.abs().max()) if known else None,
-        "scale": scale,
         "cosine": float(one @ other / (one.norm() * other.norm())),
         "tokens": int(ours["mask"].sum()),
+    }
+    if peer == "trl_grpo" and not kind:
+        return row
+    # TRL's GRPO subtracts the mean of all K rewards, which leaves (K − 1)/K of leave-one-out's A.
+    share = (setting.k - 1) / setting.k if kind else 1.0
+    scale = share / setting.length if kind else 1.0
+    advantages = theirs["advantages"] / share
+    loss = -(advantages * theirs["log_probs"].sum(1)).mean()
+    return {
+        **row,
+        "advantages": _distance(ours["advantages"], advantages),
+        "loss": _distance(ours["loss"], loss),
+        "gradient": _distance(one, other / scale) / float(one.abs().max()),
+        "scale": scale,
     }
 
 
 def our_side(setting: Setting, device: str, seed: int) -> dict[str, Any]:
     """Draw, and go through the criterion with α = 1."""
-    trainer, batches = esrl_trainer(setting, device, seed, "--risk-alpha 1", fixed=False)
-    criterion, model, task = trainer.criterion.train(), trainer.model, trainer.task
-    (batch,) = batches
-    model.train()
+    trainer, (batch,) = esrl_trainer(setting, "--risk-alpha 1", device, seed, fixed=False)
+    criterion, model, k = trainer.criterion.train(), trainer.model.train(), setting.k
+    batch = utils.move_to_cuda(batch) if device == "cuda" else batch
     torch.manual_seed(seed)
     samples = criterion.draw(model, batch, Clock())
     criterion.rescore(model, samples)
@@ -74,25 +69,19 @@ def our_side(setting: Setting, device: str, seed: int) -> dict[str, Any]:
     loss.backward()
     rows = samples.rows
     with torch.no_grad():
-        table = rescore(
-            model, batch["net_input"], rows, criterion.pad, criterion.eos, tokens=True
-        ).token_log_probs
-    assert table is not None
+        scores = rescore(model, batch["net_input"], rows, criterion.pad, criterion.eos, tokens=True)
     # TRL has a row for each draw.
-    draws = torch.arange(len(rows)).repeat_interleave(rows.multiplicity)
-    mask = rows.scored()[draws]
+    draws = torch.arange(len(rows)).repeat_interleave(rows.multiplicity.cpu())
     rewards = torch.as_tensor(samples.rewards)[draws]
-    by_input = rewards.view(-1, setting.k)
-    n = setting.k
-    others = (by_input.sum(1, keepdim=True) - by_input) / (n - 1)
-    texts = [setting.texts[i] for i in batch["id"].tolist()]
+    of_input = rewards.view(-1, k)
+    inputs = batch["id"][rows.input_index].tolist()
     return {
-        "ids": [_ids(rows, int(row), task.dictionary, model) for row in draws],
-        "prompts": [texts[i] for i in rows.input_index[draws].tolist()],
-        "mask": mask,
-        "log_probs": table[draws],
+        "ids": [_ids(rows, row, trainer.task.dictionary, model) for row in draws.tolist()],
+        "prompts": [setting.texts[inputs[row]] for row in draws.tolist()],
+        "mask": rows.scored()[draws],
+        "log_probs": scores.token_log_probs[draws],
         "rewards": rewards,
-        "advantages": (by_input - others).flatten(),
+        "advantages": (of_input - (of_input.sum(1, keepdim=True) - of_input) / (k - 1)).flatten(),
         "loss": loss.detach(),
         "gradient": _gradient(model, WEIGHTS),
     }
@@ -109,14 +98,14 @@ def _ids(rows: Any, row: int, dictionary: Any, model: Any) -> list[int]:
 def their_side(
     setting: Setting,
     peer: str,
+    ours: dict[str, Any],
     device: str,
     seed: int,
-    ours: dict[str, Any],
     more: dict[str, Any],
 ) -> dict[str, Any]:
     """The trainer's own rewards, advantages, log-probabilities and loss, of our samples."""
     rows = len(ours["ids"])
-    trainer = trl_trainer(peer, setting, device, seed, rows, fixed=False, **more)
+    trainer = trl_trainer(peer, setting, rows, device, seed, fixed=False, **more)
     trainer.current_gradient_accumulation_steps = 1
     seen: dict[str, Tensor] = {}
 

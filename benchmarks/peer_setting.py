@@ -73,6 +73,7 @@ def prepare(params: str, folder: Path, options: argparse.Namespace) -> None:
     """
     folder.mkdir(parents=True)
     try:
+        library.transformers().utils.logging.disable_progress_bar()
         if params == "smollm2":
             export_smollm(folder / "model")
         elif params in SHAPES:
@@ -201,4 +202,5 @@ class Stages:
     def take(self, total: float) -> dict[str, float]:
         """Those since the last call; ``other`` is what is left of the total."""
         found, self.seconds = self.seconds, {}
-        return {**found, "other": total - sum(found.values())}
+        found["other"] = total - sum(found.values())
+        return {f"seconds_{stage}": value for stage, value in found.items()}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import shlex
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import common
@@ -29,7 +31,7 @@ CLIP_NORM = 1.0
 
 
 def esrl_trainer(
-    setting: Setting, device: str, seed: int, flags: str = "", fixed: bool = True
+    setting: Setting, flags: str, device: str, seed: int, fixed: bool = True
 ) -> tuple[Trainer, list[Any]]:
     """The trainer of ``fairseq-train`` with these flags, and one update's batches of prompts.
 
@@ -64,9 +66,11 @@ def esrl_trainer(
     return trainer, [next(epoch) for _ in range(parsed.update_freq[0])]
 
 
-def esrl_update(setting: Setting, device: str, seed: int, flags: str) -> Any:
-    """Returns what makes one update and tells its numbers."""
-    trainer, batches = esrl_trainer(setting, device, seed, flags)
+def esrl_updates(
+    setting: Setting, flags: str, device: str, seed: int, updates: int
+) -> Callable[[], list[common.Row]]:
+    """Returns what makes so many updates and tells the numbers of each."""
+    trainer, batches = esrl_trainer(setting, flags, device, seed)
     stages, logs = Stages(device), []
     criterion, forward = trainer.criterion, trainer.criterion.forward
 
@@ -75,7 +79,7 @@ def esrl_update(setting: Setting, device: str, seed: int, flags: str) -> Any:
         logs.append(found[2])
         return found
 
-    criterion.forward = logged  # type: ignore[method-assign]
+    criterion.forward = logged
     stages.time(trainer.optimizer, "backward", "backward")
     stages.time(trainer.task, "optimizer_step", "step")
 
@@ -84,21 +88,20 @@ def esrl_update(setting: Setting, device: str, seed: int, flags: str) -> Any:
         start = common.seconds_now(device)
         trainer.train_step(batches)
         seconds = common.seconds_now(device) - start
-        for log in logs:
-            for stage in ("stage_one", "reward", "stage_two"):
-                stages.add(stage, log[f"seconds_{stage}"])
+        for log, stage in itertools.product(logs, ("stage_one", "reward", "stage_two")):
+            stages.add(stage, log[f"seconds_{stage}"])
         # Every sample reaches the limit, and then has an EOS that nobody chose.
         tokens = sum(log["sampled_tokens"] - log["draws"] for log in logs)
-        return {"seconds": seconds, "tokens": int(tokens), **_named(stages.take(seconds))}
+        return {"seconds": seconds, "tokens": int(tokens), **stages.take(seconds)}
 
-    return update
+    return lambda: [update() for _ in range(updates)]
 
 
 # TRL
 
 
 def trl_trainer(
-    peer: str, setting: Setting, device: str, seed: int, rows: int, fixed: bool = True, **more: Any
+    peer: str, setting: Setting, rows: int, device: str, seed: int, fixed: bool = True, **more: Any
 ) -> Any:
     """TRL's trainer for all prompts in one update.
 
@@ -155,10 +158,10 @@ def trl_trainer(
 
 
 def trl_updates(
-    peer: str, setting: Setting, device: str, seed: int, rows: int, updates: int
-) -> Any:
+    peer: str, setting: Setting, rows: int, device: str, seed: int, updates: int
+) -> Callable[[], list[common.Row]]:
     """Returns what makes so many updates by ``train()`` and tells the numbers of each."""
-    trainer = trl_trainer(peer, setting, device, seed, rows, max_steps=updates)
+    trainer = trl_trainer(peer, setting, rows, device, seed, max_steps=updates)
     stages, found = Stages(device), []
     stages.time(trainer, "_generate", "stage_one")
     stages.time(trainer, "_calculate_rewards", "reward")
@@ -182,7 +185,7 @@ def trl_updates(
             seconds = common.seconds_now(device) - state["start"]
             mean = trainer._metrics["train"]["completions/mean_length"][-1]
             tokens = round(mean * setting.prompts * setting.k)
-            found.append({"seconds": seconds, "tokens": tokens, **_named(stages.take(seconds))})
+            found.append({"seconds": seconds, "tokens": tokens, **stages.take(seconds)})
 
     trainer.add_callback(Clock())
 
@@ -204,7 +207,3 @@ def need(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise Skip(f"not available ({error}): pip install -e '.[hf,peers]'") from None
-
-
-def _named(seconds: dict[str, float]) -> common.Row:
-    return {f"seconds_{stage}": value for stage, value in seconds.items()}

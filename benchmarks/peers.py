@@ -6,6 +6,8 @@ One row a size, K and trainer with its batch size or flags. See benchmarks/READM
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from typing import Any
 import common
 from peer_check import check
 from peer_setting import Setting, prepare
-from peer_trainers import TRAINERS, esrl_update, trl_updates
+from peer_trainers import TRAINERS, esrl_updates, trl_updates
 
 STAGES = ("stage_one", "old", "reward", "stage_two", "backward", "step", "other")
 COLUMNS = (
@@ -37,16 +39,20 @@ def main() -> None:
     head = common.header(options)
     common.print_header(head)
     with tempfile.TemporaryDirectory() as scratch:
-        cases, reasons = make_cases(options, Path(scratch))
+        reasons = prepare_all(options, Path(scratch))
+
+        def runs(cases: list[Case]) -> dict[Case, Callable[[], common.Row]]:
+            return {case: functools.partial(run, case, scratch, options, reasons) for case in cases}
+
         results = common.interleave(
-            {case: lambda case=case: run(case, scratch, options, reasons) for case in cases},
+            runs(timed_cases(options)),
             options.rounds,
             warmups=0,
             after_round=lambda results: common.save(table(results), head, options.json),
         )
         checks = [
-            {**_about(case), **common.attempt(lambda: run(case, scratch, options, reasons))}
-            for case in check_cases(options)
+            {**_about(case), **common.attempt(one)}
+            for case, one in runs(check_cases(options)).items()
         ]
     rows = table(results)
     common.print_table(rows, COLUMNS)
@@ -77,6 +83,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.checkpoint or options.dtype != "fp32":
         parser.error("the models are those of --params, in fp32")
+    if min(options.k) < 2:
+        parser.error("--k must be at least 2: all trainers compare a prompt's samples")
     if min(options.rows) < 1 or options.updates < 1:
         parser.error("--rows and --updates must be at least 1")
     options.ours = list(dict.fromkeys(["", *(options.ours or [])]))
@@ -86,37 +94,40 @@ def parse() -> argparse.Namespace:
 
 Case = tuple[str, int, str, Any]
 """Size, K, who makes the update, and its flags or rows at once."""
+KINDS = {"trl_rloo": [""], "trl_grpo": ["dr_grpo", ""]}
+"""Losses of TRL's trainers to compare with; "" is the default."""
+CHECK = "check "
 
 
-def make_cases(options: argparse.Namespace, scratch: Path) -> tuple[list[Case], dict[str, str]]:
-    """All cases, their models and prompts made; and why sizes cannot be had."""
+def prepare_all(options: argparse.Namespace, scratch: Path) -> dict[str, str]:
+    """Make the models and prompts; returns why sizes cannot be had."""
     reasons = {}
     for params in options.params:
-        made = common.attempt(lambda: prepare(params, scratch / params, options) or {})
-        reasons.update({params: made["reason"]} if made else {})
+        try:
+            prepare(params, scratch / params, options)
+        except common.Skip as reason:
+            reasons[params] = str(reason)
+    return reasons
+
+
+def timed_cases(options: argparse.Namespace) -> list[Case]:
+    """Ours with each of the flags, then each of TRL's trainers with each number of rows."""
     cases: list[Case] = []
-    for params in options.params:
-        for k in options.k:
-            cases += [(params, k, "esrl", flags) for flags in options.ours]
-            cases += [(params, k, peer, rows) for peer in options.peers for rows in options.rows]
-    return cases, reasons
+    for params, k in itertools.product(options.params, options.k):
+        cases += [(params, k, "esrl", flags) for flags in options.ours]
+        cases += [(params, k, *peer) for peer in itertools.product(options.peers, options.rows)]
+    return cases
 
 
 def check_cases(options: argparse.Namespace) -> list[Case]:
     """What is compared on the same samples."""
     if options.no_check:
         return []
-    kinds = [(peer, kind) for peer in options.peers for kind in KINDS[peer]]
     return [
-        (params, k, f"check {peer}", kind)
-        for params in options.params
-        for k in options.k
-        for peer, kind in kinds
+        (params, k, CHECK + peer, kind)
+        for params, k, peer in itertools.product(options.params, options.k, options.peers)
+        for kind in KINDS[peer]
     ]
-
-
-KINDS = {"trl_rloo": [""], "trl_grpo": ["dr_grpo", ""]}
-"""Losses of TRL's trainers to compare with; "" is the default."""
 
 
 def run(case: Case, scratch: str, options: argparse.Namespace, reasons: dict[str, str]) -> Any:
@@ -127,7 +138,7 @@ def run(case: Case, scratch: str, options: argparse.Namespace, reasons: dict[str
 
 
 def table(results: dict[Any, list[common.Row]]) -> list[common.Row]:
-    """Medians, and ratios to TRL's fastest: its time, and the memory it takes for that."""
+    """Medians, and ratios to TRL's fastest: its time, and the memory that one takes."""
     rows = []
     for case, found in results.items():
         row = {**_about(case), "seconds": None, "peak_bytes": None, **common.medians(found)}
@@ -136,18 +147,10 @@ def table(results: dict[Any, list[common.Row]]) -> list[common.Row]:
             row[f"{name}_mb"] = row.get(f"{name}_bytes") and row[f"{name}_bytes"] / 1e6
         row["tokens_per_s"] = common.ratio(row.get("tokens"), row["seconds"])
         rows.append(row)
+    peers = [row for row in rows if row["peer"] in TRAINERS and row["seconds"]]
     for row in rows:
-        best = min(
-            (
-                other
-                for other in rows
-                if other["peer"] in TRAINERS
-                and other["seconds"]
-                and (other["params"], other["k"]) == (row["params"], row["k"])
-            ),
-            key=lambda other: other["seconds"],
-            default=None,
-        )
+        same = [peer for peer in peers if (peer["params"], peer["k"]) == (row["params"], row["k"])]
+        best = min(same, key=lambda peer: peer["seconds"], default=None)
         row["to_trl_time"] = common.ratio(row["seconds"], best and best["seconds"])
         row["to_trl_peak"] = common.ratio(row["peak_bytes"], best and best["peak_bytes"])
     return rows
@@ -155,11 +158,10 @@ def table(results: dict[Any, list[common.Row]]) -> list[common.Row]:
 
 def _about(case: Case) -> common.Row:
     params, k, who, what = case
-    if who.startswith("check "):
-        return {"params": params, "k": k, "check": f"{who[len('check ') :]} {what}".strip()}
+    if who.startswith(CHECK):
+        return {"params": params, "k": k, "check": f"{who[len(CHECK) :]} {what}".strip()}
     setting = what if isinstance(what, str) else f"{what} rows at once"
     return {"params": params, "k": k, "peer": who, "setting": setting}
-
 
 
 # The process of one case
@@ -170,42 +172,26 @@ def run_case(
 ) -> common.Row:
     """One update to warm up, then the timed ones; the peak is over all of them."""
     setting = Setting(params, Path(scratch) / params, k, options.length, options.inputs)
-    if who.startswith("check "):
-        return check(setting, who[len("check ") :], what, options.device, options.seed)
+    if who.startswith(CHECK):
+        return check(setting, who[len(CHECK) :], what, options.device, options.seed)
     return measure(setting, who, what, options)
 
 
 def measure(setting: Setting, who: str, what: Any, options: argparse.Namespace) -> common.Row:
     """Medians over the updates of this process, and its peak."""
-    make = updates_of(who, what, options)
-    train = make(setting)
+    make = esrl_updates if who == "esrl" else functools.partial(trl_updates, who)
+    train = make(setting, what, options.device, options.seed, options.updates + 1)
     memory = common.PeakMemory(options.device)
     found = train()[1:]
-    process = 0 if options.device == "cuda" else common.memory_now("VmHWM")
+    cuda = options.device == "cuda"
     return {
         **common.medians(found),
         "peak_bytes": memory.bytes(),
         "peak_exact": memory.exact,
-        "process_bytes": process or None,
+        "process_bytes": None if cuda else common.memory_now("VmHWM"),
         "inputs": setting.prompts,
         "length": setting.length,
     }
-
-
-def updates_of(
-    who: str, what: Any, options: argparse.Namespace
-) -> Callable[[Setting], Callable[[], list[common.Row]]]:
-    """(setting) → what makes ``--updates`` updates and one before."""
-    device, seed, updates = options.device, options.seed, options.updates + 1
-
-    def esrl(setting: Setting) -> Callable[[], list[common.Row]]:
-        update = esrl_update(setting, device, seed, what)
-        return lambda: [update() for _ in range(updates)]
-
-    def trl(setting: Setting) -> Callable[[], list[common.Row]]:
-        return trl_updates(who, setting, device, seed, what, updates)
-
-    return esrl if who == "esrl" else trl
 
 
 if __name__ == "__main__":
