@@ -36,7 +36,7 @@ from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
-from esrl_fairseq.state.visits import build_observer, mean_of_draws, of_draws
+from esrl_fairseq.state.visits import build_observer, of_draws
 from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
@@ -174,9 +174,6 @@ class EsrlCriterion(FairseqCriterion):
         if self.cfg.input_baseline and not samples.dummy:
             expected = self.task.rl.offsets(samples.batch["id"])
             samples.rewards = samples.rewards - expected[samples.rows.input_index.cpu().numpy()]
-        if self.cfg.reward_baseline == "group":
-            mean = mean_of_draws(samples.rewards, samples.rows, samples.inputs).astype(np.float32)
-            samples.rewards = samples.rewards - mean[samples.rows.input_index.cpu().numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
     def remember(self, samples: Samples) -> None:

@@ -19,6 +19,7 @@ from esrl_fairseq.core.losses import (
     mrt_loss,
     reinforce_loss,
     rloo_loss,
+    segment_mean,
     segment_sum,
     spread_scale,
 )
@@ -61,6 +62,11 @@ class Objective:
         """The loss of each input, [inputs], from all of its rows; PPO's begins as REINFORCE."""
         cfg, rows, drawn = self.cfg, samples.rows, samples.drawn
         rewards = torch.as_tensor(samples.rewards, device=actions.device)
+        group = rows.input_index, samples.inputs, rows.multiplicity
+        scale = spread_scale(rewards, *group, cfg.reward_scaling)
+        if cfg.reward_baseline == "group":
+            mean = segment_mean(rewards, rows.multiplicity, rows.input_index, samples.inputs)
+            rewards = rewards - mean[rows.input_index]
         weights = None
         if cfg.temperature_correction == "importance":
             assert drawn.tempered is not None
@@ -73,8 +79,7 @@ class Objective:
         else:
             loss = fused_loss if cfg.objective == "fused" else reinforce_loss
             losses = loss(*common, samples.baseline, rows.multiplicity, weights)
-        spread = (rewards, rows.input_index, samples.inputs, rows.multiplicity)
-        return losses * spread_scale(*spread, cfg.reward_scaling)
+        return losses * scale
 
     def choose(self, samples: Samples, sizes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Places of the rows that stage two takes, and the weight of each.

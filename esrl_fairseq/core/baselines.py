@@ -183,7 +183,7 @@ class NoBaseline(Baseline):
 class GroupBaseline(NoBaseline):
     """Mean of the rewards of the input's own draws (GRPO, Shao et al. 2024).
 
-    The criterion takes it from the rewards, so that what is left has mean 0. Each of n draws is a
+    The objective takes it from the rewards, so that what is left has mean 0. Each of n draws is a
     part of its own baseline: the expected gradient is (n − 1)/n of that with a constant b, or with
     the mean of the other draws.
     """
@@ -202,7 +202,12 @@ def build_baseline(kind: str, queue_size: int, decay: float, window: int) -> Bas
         return EmaBaseline(decay)
     if kind == "window":
         return WindowBaseline(window)
-    return {"batch": BatchBaseline, "group": GroupBaseline, "none": NoBaseline}[kind]()
+    simple: dict[str, type[BatchBaseline] | type[NoBaseline]] = {
+        "batch": BatchBaseline,
+        "group": GroupBaseline,
+        "none": NoBaseline,
+    }
+    return simple[kind]()
 
 
 def _mean(rewards: ArrayLike) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.objective import Objective
 from esrl_fairseq.options import EsrlCriterionConfig
-from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.state.samples import Samples
 
 N = 4  # samples an input
@@ -40,9 +40,13 @@ def centred(rewards):
 
 
 def standardised(rewards):
-    """GRPO's: also over their standard deviation."""
-    spread = rewards.reshape(-1, N).std(1, ddof=1, keepdims=True)
-    return (centred(rewards).reshape(-1, N) / spread).ravel()
+    """GRPO's: also over their standard deviation; implementations add a little to it."""
+    return centred(rewards) / spread(rewards.reshape(-1, N))
+
+
+def spread(rewards):
+    """Of each input's samples, or of all, for each of them."""
+    return (rewards.std(-1, ddof=1, keepdims=True) + 1e-4 + 0 * rewards).ravel()
 
 
 def clipped(ratio, advantage, low, high):
@@ -129,7 +133,10 @@ def max_variance(rewards, most):
 
 
 def ours(log_p, rewards, old=None, baseline=0.0, **options):
-    """The criterion's loss with these options, as fairseq's mean over inputs."""
+    """The criterion's loss with these options, as fairseq's mean over inputs.
+
+    old: of the policy that drew the rows; by default the one that is trained.
+    """
     lengths = torch.tensor(LENGTHS)
     own = torch.arange(max(LENGTHS)) < lengths.unsqueeze(1)
     rows = Rows(
@@ -151,13 +158,18 @@ def ours(log_p, rewards, old=None, baseline=0.0, **options):
         {"id": torch.arange(2)},
         plan=None,
         rows=rows,
+        drawn=scores(log_p if old is None else old).detach(),
         scored=None,
         rewards=rewards,
         dummy=False,
         baseline=baseline,
-        scores=scores(log_p),
-        old_log_probs=None if old is None else objective.ppo.log_probs(scores(old), rows).detach(),
     )
+    samples.loss = objective.linearise(samples, 1)
+    chosen = samples.loss.chosen
+    samples.scores = scores(log_p)[chosen]
+    if old is not None:
+        old_log_probs = objective.ppo.log_probs(scores(old), rows).detach()
+        samples.old_log_probs = old_log_probs[chosen]
     return objective.losses(samples).sum() / samples.inputs
 
 
@@ -184,13 +196,13 @@ def test_one_update_a_batch_is_leave_one_out():
     length."""
     log_p = policy()
     old, factor = log_p.detach(), N / (N - 1)
-    spread = REWARDS.reshape(-1, N).std(1, ddof=1).repeat(N)
     plain = ours(log_p, REWARDS, objective="rloo")
     assert same(plain, dr_grpo(log_p, old, REWARDS), log_p, factor, value=False)
-    by_length = ours(log_p, REWARDS / spread, objective="rloo", length_normalization=True)
+    scaled = {"objective": "rloo", "reward_scaling": "input"}
+    by_length = ours(log_p, REWARDS, length_normalization=True, **scaled)
     assert same(by_length, grpo(log_p, old, REWARDS), log_p, factor, value=False)
     assert same(by_length, gspo(log_p, old, REWARDS), log_p, factor, value=False)
-    found = gradient(ours(log_p, REWARDS / spread, objective="rloo"), log_p)
+    found = gradient(ours(log_p, REWARDS, **scaled), log_p)
     published = gradient(dapo(log_p, old, REWARDS), log_p)
     mean_length = torch.tensor(LENGTHS, dtype=torch.float64).view(-1, N).mean(1)
     per_row = mean_length.repeat_interleave(N).unsqueeze(1)
@@ -198,39 +210,45 @@ def test_one_update_a_batch_is_leave_one_out():
 
 
 @pytest.mark.parametrize(
-    "published, rewards, options",
+    "published, options",
     [
-        (grpo, standardised(REWARDS), {"ppo_level": "token", "length_normalization": True}),
-        (dr_grpo, centred(REWARDS), {"ppo_level": "token"}),
-        (gspo, standardised(REWARDS), {"ppo_level": "sequence", "length_normalization": True}),
+        (grpo, {"reward_scaling": "input", "length_normalization": True}),
+        (dr_grpo, {}),
+        (gspo, {"ppo_level": "sequence", "reward_scaling": "input", "length_normalization": True}),
     ],
 )
-def test_several_updates_a_batch(published, rewards, options):
-    """Of rewards that are centred within their input, ppo is the published loss, where the clip is
-    active, too."""
+@pytest.mark.parametrize("high", [LOW, HIGH])
+def test_several_updates_a_batch(published, options, high):
+    """ppo against the group's mean is the published loss, where the clip is active, too."""
     log_p, old = policy(scale=0.8), policy().detach()
-    found = ours(log_p, rewards, old, objective="ppo", ppo_clip=LOW, **options)
-    assert same(found, published(log_p, old, REWARDS), log_p)
+    common = dict(objective="ppo", reward_baseline="group", ppo_clip=LOW, ppo_clip_high=high)
+    found = ours(log_p, REWARDS, old, **common, **options)
+    assert same(found, published(log_p, old, REWARDS, high=high), log_p)
+    if published is not gspo:  # whose ratios do not go so far
+        assert not same(found, published(log_p, old, REWARDS, high=3 * high), log_p)
     own = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(1)
     assert (gradient(found, log_p)[own] == 0).any()  # clipped
 
 
 def test_dapo_has_a_factor_an_input():
-    """With equal clips, DAPO's loss is ours over the mean length of the input's samples."""
+    """DAPO's loss is ours over the mean length of the input's samples."""
     log_p, old = policy(scale=0.8), policy().detach()
     lengths = torch.tensor(LENGTHS, dtype=torch.float64).view(-1, N).mean(1)
-    rewards = standardised(REWARDS) / lengths.repeat_interleave(N).numpy()
-    found = ours(log_p, rewards, old, objective="ppo", ppo_clip=LOW)
-    assert same(found, dapo(log_p, old, REWARDS, high=LOW), log_p)
-    assert not same(found, dapo(log_p, old, REWARDS), log_p)
+    rewards = REWARDS / lengths.repeat_interleave(N).numpy()
+    rewards = rewards / spread(REWARDS.reshape(-1, N))
+    common = dict(objective="ppo", reward_baseline="group", ppo_clip=LOW)
+    found = ours(log_p, rewards, old, ppo_clip_high=HIGH, **common)
+    assert same(found, dapo(log_p, old, REWARDS), log_p)
+    assert not same(ours(log_p, rewards, old, **common), dapo(log_p, old, REWARDS), log_p)
 
 
 def test_reinforce_plus_plus():
     """Its advantages are standardised over the batch."""
     log_p, old = policy(scale=0.8), policy().detach()
-    mean, spread = REWARDS.mean(), REWARDS.std(ddof=1)
-    advantages = (REWARDS - mean) / spread
-    found = ours(log_p, REWARDS / spread, old, baseline=mean / spread, objective="ppo")
+    mean = REWARDS.mean()
+    advantages = (REWARDS - mean) / spread(REWARDS)
+    common = dict(objective="ppo", reward_scaling="batch")
+    found = ours(log_p, REWARDS, old, baseline=mean, **common)
     assert same(found, by_tokens(log_p, old, advantages, lambda *_: 1), log_p)
 
 
