@@ -31,6 +31,7 @@ def test_validation_logs_the_corpus_score(commands, corpus, mle, tmp_path):
     """
     result = commands.succeed(
         *options(corpus, mle, tmp_path, "--max-update 3 --validate-interval-updates 3"),
+        "--batch-size-valid 6",
         *["--reward corpus-bleu:0.5+length:0.5 --reward-tokenize intl --lr 1e-3"],
         *["--reward-options corpus-bleu.statistics=validation,corpus-bleu.lowercase=true"],
     )
@@ -59,6 +60,8 @@ def test_validation_logs_the_corpus_score(commands, corpus, mle, tmp_path):
     assert load(tmp_path / "checkpoint_last.pt")["extra_state"]["best"] == max(
         line["reward"] for line in logged
     )
+    monitor = load(tmp_path / "checkpoint_last.pt")["extra_state"]["EsrlTranslationTask"]["monitor"]
+    assert (monitor["valid_sum"], monitor["valid_rows"]) == (logged[-1]["reward"], 1)
     expected = [bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals]
     assert (counts(tmp_path) * len(sizes)).tolist() == pytest.approx(expected, abs=1e-9)
 
