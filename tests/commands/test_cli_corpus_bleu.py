@@ -37,17 +37,10 @@ def test_validation_logs_the_corpus_score(commands, corpus, mle, tmp_path):
     )
     assert "without effect" not in result.stdout + result.stderr
     out = commands.succeed(
-        *[
-            "fairseq-generate",
-            corpus.data,
-            "--user-dir",
-            USER_DIR,
-        ],
-        *["--task esrl_translation --beam 1 --gen-subset valid --post-process subword_nmt"],
-        *[
-            "--max-len-a 1.2 --max-len-b 10 --required-batch-size-multiple 1 --path",
-            tmp_path / "checkpoint_last.pt",
-        ],
+        *["fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--task esrl_translation"],
+        "--beam 1 --gen-subset valid --post-process subword_nmt --max-len-a 1.2 --max-len-b 10",
+        "--batch-size 6 --required-batch-size-multiple 1",  # a search's limit is its batch's
+        *["--path", tmp_path / "checkpoint_last.pt"],
     )
     found, targets = out.lines("H-"), out.lines("T-")
     texts = [[lines[i] for i in sorted(lines)] for lines in (found, targets)]

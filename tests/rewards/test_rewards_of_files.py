@@ -52,7 +52,7 @@ def test_means_and_differences(ask):
 LONG = {
     "one": ["a dog runs to a house", "two cats sleep in it", "one house stands there"],
     "more": ["a dog is running to a house", "", "there stands a red house"],
-    "first": ["a dog runs to the house", "cats sleep in it", "house"],
+    "first": ["a dog runs in the house", "cats sleep on it", "house"],  # no 4-gram is right
     "other": ["a dog is running to the house", "two cats sleep", "one house stands there now"],
 }
 
@@ -72,7 +72,7 @@ def test_the_score_of_a_corpus(ask, tmp_path):
         mean = length([""] * 3, LONG[name], lists).astype(float).mean()
         values.append(2 * bleu + mean)
         scores.append(reward([""] * 3, LONG[name], lists))
-        assert bleu > 0.2
+        assert bleu > 0.1
     assert " ".join(title) == f"{reward.signature()}, 3 lines"
     assert first == ["first", f"{values[0]:.4f}"]
     half = 1.96 * np.std(scores[1].astype(float) - scores[0], ddof=1) / np.sqrt(3)
