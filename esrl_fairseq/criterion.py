@@ -33,6 +33,7 @@ from esrl_fairseq.rewards.scorer import Scored, build_scorer
 from esrl_fairseq.sampling.conditioning import reference_tokens
 from esrl_fairseq.sampling.options import deciding_capability, fewest_samples, often_one_sample
 from esrl_fairseq.sampling_task import SamplingTask
+from esrl_fairseq.state.corpus import CorpusCounts
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
@@ -73,6 +74,7 @@ class EsrlCriterion(FairseqCriterion):
         self.observer = build_observer(cfg, task, self.scorer.reward, capability)
         warn_of_idle_options(cfg, options, capability, self.scorer.reward)
         task.trained_by_reward, task.scorer = True, self.scorer
+        task.rl.corpus = CorpusCounts(self.scorer.reward)
         task.references_for = self._references_for(capability)
         task.references_optional = self.scorer.reward.references_optional
 

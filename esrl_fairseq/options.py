@@ -43,8 +43,8 @@ class EsrlCriterionConfig(FairseqDataclass):
     reward: str = field(
         default="bleu",
         metadata={
-            "help": "bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, length, "
-            "repetition, model, bertscore, comet, sentence-embedding, hf-reward, "
+            "help": "bleu, corpus-bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, "
+            "length, repetition, model, bertscore, comet, sentence-embedding, hf-reward, "
             "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5; "
             "see docs/rewards.md"
         },
@@ -68,12 +68,12 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": "further options of rewards as REWARD.OPTION=VALUE, separated by commas, such "
-            "as bertscore.num_layers=9,chrf.word_order=2; see docs/rewards.md"
+            "as chrf.word_order=2,corpus-bleu.statistics=validation; see docs/rewards.md"
         },
     )
     reward_tokenize: str = field(
         default="13a",
-        metadata={"help": "tokenizer of the reward bleu: 13a, none, intl, char or zh"},
+        metadata={"help": "tokenizer of bleu and corpus-bleu: 13a, none, intl, char or zh"},
     )
     reward_smoothing: str = field(
         default="exp", metadata={"help": "smoothing of the reward bleu: exp, floor, add-k or none"}

@@ -9,6 +9,7 @@ from typing import Any
 from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import at_end_of_training
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitoring.corpus import mean_counts
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
@@ -16,7 +17,7 @@ from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
 from esrl_fairseq.sampling.conditioning import is_decoder_only
-from esrl_fairseq.start.first_validation import OFF, judge_start, validate_now
+from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
 from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
 from esrl_fairseq.state.ranks import own_rank
@@ -76,15 +77,18 @@ class Run:
             at_end_of_training(self.end)
         severity = self.criterion.cfg.check_start
         if self.cfg.dataset.disable_validation:
+            check_counts(self.task.rl.corpus.missing)
             return
         if self.task.outcome.due:  # the last one failed, and ended the run
             found = validate_now(self.trainer, epoch_itr)
             self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
-        if self.start.kind == RESUMED or severity == OFF:
+        unjudged = self.start.kind == RESUMED or severity == OFF
+        if not unjudged or self.task.rl.corpus.missing:
+            validate_now(self.trainer, epoch_itr)
+        if unjudged:
             return
-        validate_now(self.trainer, epoch_itr)
         reward = self.criterion.scorer.reward
-        low, high = reward.range
+        low, high = reward.validation_range
         judge_start(
             self.start,
             self.stats,
@@ -115,13 +119,16 @@ class Run:
         """The subsets of a validation follow."""
         self.subset_open = True
 
-    def validated(self, stats: Mapping[str, Any]) -> None:
-        """A subset was validated."""
+    def validated(self, stats: Mapping[str, Any], meters: Any) -> None:
+        """A subset was validated; ``meters`` are of all ranks."""
         first, self.subset_open = self.subset_open, False
         if not first:
             return
         check_logged(self.cfg.checkpoint.best_checkpoint_metric, sorted(stats))
         self.stats = stats
+        for part, _ in self.criterion.scorer.reward.counted:
+            part.moving.validated(mean_counts(meters, part))
+            self.task.monitor.set_validation(float(stats["reward"]))
         if "reward" in stats:
             self.task.outcome.add(float(stats["reward"]), self.trainer.get_num_updates())
 

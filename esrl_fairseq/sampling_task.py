@@ -13,6 +13,7 @@ from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.monitoring import corpus
 from esrl_fairseq.monitoring.outcome import Outcome
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.rescoring.frozen import FrozenModel
@@ -206,11 +207,13 @@ class SamplingTask(DataTask):
     def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
         """fairseq gives what it logs of each validated subset."""
         if self.run is not None:
-            self.run.validated(stats)
+            self.run.validated(stats, agg)
 
     def reduce_metrics(self, logging_outputs: Any, criterion: Any) -> None:
         """fairseq gives what the batches of an update logged, of all ranks."""
         super().reduce_metrics(logging_outputs, criterion)
+        if self.trained_by_reward:
+            corpus.reduce(logging_outputs, self.scorer.reward)
         if self.run is not None and logging_outputs and "draws" in logging_outputs[0]:
             self.run.updated(logging_outputs)
 

@@ -43,6 +43,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     room = (options.min_samples < options.num_samples, "--num-samples above --min-samples")
     names = [part.name for part, _ in reward.parts] or [reward.name]
     bleu = ("bleu" in [*names, capability], "the reward bleu")
+    words = (bleu[0] or "corpus-bleu" in names, "the rewards bleu and corpus-bleu")
     ppo = (cfg.objective == "ppo", "--objective ppo")
     tempered = cfg.temperature_correction == "importance"
     temperatures = ("sample_temperature", "min_sample_temperature", "max_sample_temperature")
@@ -54,7 +55,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         return used, f"--reward-baseline {kind}" if based else objectives
 
     return {
-        "reward_tokenize": bleu,
+        "reward_tokenize": words,
         "reward_smoothing": bleu,
         "text_language": (cfg.reward_detokenizer is not None, "--reward-detokenizer"),
         "reward_baseline": (based, objectives),

@@ -141,7 +141,7 @@ def reduce(logging_outputs: list[dict[str, Any]]) -> None:
     if not logging_outputs:
         return
     total = {key: _sum(logging_outputs, key) for key in logging_outputs[0]}
-    if "valid_reward" in total:
+    if "valid_words" in total:
         _reduce_validation(total)
     elif "draws" in total:
         _reduce_training(total)
@@ -163,7 +163,8 @@ def _reduce_validation(total: dict[str, float]) -> None:
         metrics.log_derived("ppl", lambda meters: round(2 ** meters["loss"].avg, 2))
     else:  # fairseq would log -1 in its place, and keep the first checkpoint as the best
         _mean(total, "loss", "loss", "nsentences", 4)
-    _mean(total, "reward", "valid_reward", "nsentences", 4)
+    if "valid_reward" in total:  # otherwise see monitoring/corpus.py
+        _mean(total, "reward", "valid_reward", "nsentences", 4)
     _mean(total, "length_ratio", "valid_words", "valid_reference_words")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from esrl_fairseq.core.sequences import given_rows
+from esrl_fairseq.monitoring.corpus import reward_log
 from esrl_fairseq.rescoring.rescoring import rescore, unwrap
 from esrl_fairseq.rewards.scorer import Scorer
 from esrl_fairseq.sampling.conditioning import is_decoder_only, reference_tokens
@@ -32,11 +33,12 @@ def validate(
     best = hypotheses(model, sample, task, beam)
     scored = scorer.score(sample, best, range(len(best)))
     reward = float(scored.rewards.sum())
-    task.monitor.add_validation(reward, len(best))
+    if not scorer.reward.counted:  # the score of a corpus is known at the end
+        task.monitor.add_validation(reward, len(best))
     log = {
         "nsentences": len(best),
         "ntokens": sample["ntokens"],
-        "valid_reward": reward,
+        **reward_log(scored),
         "valid_words": scored.words,
         "valid_reference_words": scored.reference_words,
     }

@@ -50,6 +50,10 @@ class Monitor:
         self.valid_sum += reward_sum
         self.valid_rows += rows
 
+    def set_validation(self, reward: float) -> None:
+        """The validation's reward, of all ranks, where that is no mean over batches."""
+        self.valid_sum, self.valid_rows = reward, 1.0
+
     def end_update(self, learning_rate: float) -> None:
         """Warn of what can be seen after an update."""
         if learning_rate > SAFE_LEARNING_RATE:

@@ -16,6 +16,7 @@ from esrl_fairseq.rewards.bleu import BleuReward
 from esrl_fairseq.rewards.build import build_reward
 from esrl_fairseq.rewards.chrf import ChrfReward
 from esrl_fairseq.rewards.comet import CometReward
+from esrl_fairseq.rewards.corpus_bleu import CorpusBleuReward
 from esrl_fairseq.rewards.hf_reward import HfReward
 from esrl_fairseq.rewards.length import LengthReward
 from esrl_fairseq.rewards.model import ModelReward
@@ -37,6 +38,7 @@ __all__ = [
     "BleuReward",
     "ChrfReward",
     "CometReward",
+    "CorpusBleuReward",
     "HfReward",
     "LengthReward",
     "ModelReward",

@@ -18,8 +18,8 @@ from esrl_fairseq.checks.options import check_post_process
 from esrl_fairseq.data.subwords import OPTION, check_joining, markings
 from esrl_fairseq.data.text import PRINTED_UNK, UNK_IN_HYPOTHESIS, UNK_IN_REFERENCE
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards import Reward, build_reward, command_line_options, score_rows
-from esrl_fairseq.rewards.base import Scores
+from esrl_fairseq.rewards import Reward, build_reward, command_line_options
+from esrl_fairseq.rewards.asking import Answer, Scores, ask_rows
 
 QUANTILE = 1.96  # of the normal distribution, for 95% intervals
 
@@ -39,9 +39,10 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         "python -m esrl_fairseq.rewards",
-        description="The mean reward of each file of hypotheses, a text a line, and how far it is "
-        "from the first file's (95% interval, from the lines' differences). Texts are taken as "
-        "they are: tokenised as in training. Only unknown words, <unk>, match no other.",
+        description="The mean reward (of corpus-bleu: BLEU) of each file of hypotheses, a text a "
+        "line, and how far it is from the first file's (95% interval, from the lines' "
+        "differences). Texts are taken as they are: tokenised as in training. Only unknown words, "
+        "<unk>, match no other.",
         usage="%(prog)s [-h] --reward REWARD [options] HYPOTHESES [HYPOTHESES ...]\n"
         "       %(prog)s --reward REWARD [options] --references FILE [FILE ...] -- HYPOTHESES ...",
     )
@@ -68,6 +69,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="for rewards that need them; further files have further references, or empty lines. "
         "All files up to the next option are references: put -- before the hypotheses, or put "
         "these before --references",
+    )
+    add(
+        "--by-line",
+        action="store_true",
+        help="then also the number of each line and its reward in each file, separated by tabs",
     )
     add("hypotheses", type=Path, nargs="+", metavar="HYPOTHESES", help="files, a text a line")
     return parser
@@ -145,18 +151,34 @@ def check_references(
         )
 
 
-def difference(scores: Scores, first: Scores) -> tuple[float, float]:
-    """Mean of [lines] scores − first, and half of its 95% interval (needs two lines)."""
+def half_interval(scores: Scores, first: Scores) -> float:
+    """Half of the 95% interval of the mean of [lines] scores − first (needs two lines).
+
+    Also of the difference between scores of corpora, whose lines have their derivatives.
+    """
     values = np.asarray(scores, np.float64) - first
-    return float(values.mean()), QUANTILE * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return QUANTILE * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
-def write_table(files: Sequence[Path], found: Sequence[Scores]) -> None:
+def whole(reward: Reward, answer: Answer) -> float:
+    """What the reward says of a file: a mean of its lines, or its own score if it has one."""
+    if not reward.counted:
+        return float(np.mean(answer.rewards, dtype=np.float64))
+    scores = (
+        weight * part.corpus_score(answer.counts[part.name].sum(axis=0))
+        for part, weight in reward.counted
+    )
+    return float(np.mean(answer.rest, dtype=np.float64)) + sum(scores)
+
+
+def write_table(files: Sequence[Path], reward: Reward, found: Sequence[Answer]) -> None:
     width = max(len(str(file)) for file in files)
-    for file, scores in zip(files, found):
-        line = f"{file!s:{width}}  {np.mean(scores, dtype=np.float64):.4f}"
-        if scores is not found[0] and len(scores) > 1:
-            line += "  {:+.4f} ± {:.4f}".format(*difference(scores, found[0]))
+    values = [whole(reward, answer) for answer in found]
+    for file, value, answer in zip(files, values, found):
+        line = f"{file!s:{width}}  {value:.4f}"
+        if answer is not found[0] and len(answer.rewards) > 1:
+            half = half_interval(answer.rewards, found[0].rewards)
+            line += f"  {value - values[0]:+.4f} ± {half:.4f}"
         print(line)
 
 
@@ -190,7 +212,7 @@ def main() -> None:
     if reward.needs_sources and not given.sources:
         raise EsrlError(f"the reward {given.reward!r} needs the sources: give --sources FILE")
     found = [
-        score_rows(
+        ask_rows(
             reward,
             sources,
             hypotheses,
@@ -201,7 +223,10 @@ def main() -> None:
         for file, hypotheses in zip(files, texts)
     ]
     print(f"{reward.signature()}, {lines} lines")
-    write_table(files, found)
+    write_table(files, reward, found)
+    if given.by_line:
+        for number, values in enumerate(zip(*(answer.rewards for answer in found)), 1):
+            print(number, *(f"{value:.4f}" for value in values), sep="\t")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scores = NDArray[np.float32]
+Counts = NDArray[np.float64]
 
 _ROUNDING = 1e-6  # how far outside its range rounding may carry a reward (relative, at least this)
 _SHOWN_CHARACTERS = 200  # of each text in an error message
+
+
+@dataclass
+class Answer:
+    """What a reward says of rows.
+
+    Attributes:
+        rewards: float32 ``[rows]``.
+        rest: float32 ``[rows]``, the rewards without those that follow the counts of a corpus.
+        counts: ``[rows, counts]`` of each that does, by its name.
+    """
+
+    rewards: Scores
+    rest: Scores
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+
+    def __getitem__(self, rows: Any) -> Answer:
+        counts = {name: values[rows] for name, values in self.counts.items()}
+        return Answer(self.rewards[rows], self.rest[rows], counts)
 
 
 def score_rows(
@@ -52,15 +73,28 @@ def score_rows(
             input and, where one row is to blame, its texts.
         ValueError: the lengths of the arguments do not fit together.
     """
+    return ask_rows(reward, sources, hypotheses, references, row_input, sample_ids).rewards
+
+
+def ask_rows(
+    reward: Reward,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str] | None] | None,
+    row_input: Sequence[int],
+    sample_ids: Sequence[Any],
+) -> Answer:
+    """As `score_rows`, with what the rewards of a whole corpus count."""
     rows = [int(i) for i in row_input]
     _check_lengths(sources, hypotheses, references, rows, sample_ids)
     batch_references = _checked_references(reward, references, sample_ids)
     if not rows:
-        return np.zeros(0, dtype=np.float32)
+        nothing = np.zeros(0, dtype=np.float32)
+        return Answer(nothing, nothing)
     index: dict[tuple[int, str], int] = {}
     inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
     batch = _Batch(reward, sources, batch_references, list(index), sample_ids)
-    return batch.scores()[inverse]
+    return batch.answer()[inverse]
 
 
 class _Batch:
@@ -80,32 +114,41 @@ class _Batch:
         self.pairs = pairs
         self.sample_ids = sample_ids
 
-    def scores(self) -> Scores:
-        """float32 [pairs]: scored, checked, clipped to the range."""
-        scores = self._sum() if self.reward.parts else self._asked()
+    def answer(self) -> Answer:
+        """[pairs]: scored, checked, clipped to the range."""
+        answer = self._sum() if self.reward.parts else self._asked()
         low, high = self.reward.range
-        self._check(scores, low, high)
-        return np.clip(scores, np.float32(low), np.float32(high))
+        self._check(answer.rewards, low, high)
+        rewards = np.clip(answer.rewards, np.float32(low), np.float32(high))
+        return Answer(rewards, answer.rest if answer.counts else rewards, answer.counts)
 
-    def _sum(self) -> Scores:
+    def _sum(self) -> Answer:
         """The weighted sum of the parts, each checked under its own name."""
-        total = np.zeros(len(self.pairs))
+        total, rest = np.zeros((2, len(self.pairs)))
+        counts: dict[str, Counts] = {}
         for part, weight in self.reward.parts:
             batch = _Batch(part, self.sources, self.references, self.pairs, self.sample_ids)
-            total += weight * batch.scores().astype(np.float64)
-        return _as_scores(total)
+            answer = batch.answer()
+            total += weight * answer.rewards.astype(np.float64)
+            rest += weight * answer.rest.astype(np.float64)
+            counts.update(answer.counts)
+        return Answer(_as_scores(total), _as_scores(rest), counts)
 
-    def _asked(self) -> Scores:
+    def _asked(self) -> Answer:
         """What the reward itself answers, or an error that names the sample that it fails on."""
         try:
             return self._score(self.pairs)
         except Exception as error:
             raise self._raised(error) from error
 
-    def _score(self, pairs: Sequence[tuple[int, str]]) -> Scores:
-        """float32 [whatever the reward returned], unchecked."""
+    def _score(self, pairs: Sequence[tuple[int, str]]) -> Answer:
+        """[whatever the reward returned], unchecked."""
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
-        return _as_scores(self.reward.score(self.sources, self.references, hypotheses, inputs))
+        given, counts = self.reward.answer(self.sources, self.references, hypotheses, inputs)
+        scores = _as_scores(given)
+        if counts is None:
+            return Answer(scores, scores)
+        return Answer(scores, np.zeros_like(scores), {self.reward.name: counts})
 
     def _check(self, scores: Scores, low: float, high: float) -> None:
         expected = (len(self.pairs),)

@@ -9,10 +9,17 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from typing import Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.asking import Scores, as_tuple, score_rows
+
+if TYPE_CHECKING:
+    from esrl_fairseq.rewards.counted import CountedReward
+
 
 _REWARDS: dict[str, type[Reward]] = {}
 
@@ -48,6 +55,16 @@ class Reward(abc.ABC):
         low, high = self.range
         return 0 <= low <= high <= 1
 
+    @property
+    def validation_range(self) -> tuple[float, float]:
+        """Smallest and largest value of what validation logs."""
+        return self.range
+
+    @property
+    def counted(self) -> Sequence[tuple[CountedReward, float]]:
+        """It, or its parts, with their weights, that follow the counts of a whole corpus."""
+        return ()
+
     def signature(self) -> str:
         """Name, options and versions: all that is needed to reproduce the values."""
         return self.name
@@ -71,6 +88,16 @@ class Reward(abc.ABC):
         Returns:
             [rows] numbers within `range`, as anything that ``numpy.asarray`` takes.
         """
+
+    def answer(
+        self,
+        sources: Sequence[str],
+        references: Sequence[Sequence[str]],
+        hypotheses: Sequence[str],
+        row_input: Sequence[int],
+    ) -> tuple[Any, NDArray[np.float64] | None]:
+        """What `score` says, and the counts [rows, counts] that it is a function of, or None."""
+        return self.score(sources, references, hypotheses, row_input), None
 
     def __call__(
         self,

@@ -1,9 +1,8 @@
 """Sentence-level BLEU: the value of sacrebleu, several times as fast for a batch of samples.
 
-sacrebleu counts the n-grams of the references again for every hypothesis. Here they are counted
-once per input, and all rows are matched against them by sorted integer keys. Tokenisation is
-sacrebleu's own; the formula is that of ``sacrebleu.BLEU.compute_bleu`` (Papineni et al., 2002;
-smoothing methods of Chen and Cherry, 2014), in numpy, and tests hold the two equal.
+The counts are those of :mod:`esrl_fairseq.rewards.bleu_counts`; the formula is that of
+``sacrebleu.BLEU.compute_bleu`` (Papineni et al., 2002; smoothing methods of Chen and Cherry, 2014),
+in numpy, and tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -13,19 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 import sacrebleu
 
-from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, register_reward
-from esrl_fairseq.rewards.ngrams import Floats, Ints, NgramCounts, ngram_totals
-from esrl_fairseq.rewards.words import WordCache
+from esrl_fairseq.rewards.bleu_counts import TOKENIZERS, BleuTexts, check_choice
+from esrl_fairseq.rewards.ngrams import Floats, Ints, ngram_totals
 
-MAX_ORDER = 4
-TOKENIZERS = ("13a", "none", "intl", "char", "zh")  # those that need no download
+__all__ = ["SMOOTH_METHODS", "TOKENIZERS", "BleuReward", "bleu_from_counts"]
+
 SMOOTH_METHODS = ("exp", "floor", "add-k", "none")
 
 
 @register_reward("bleu")
-class BleuReward(Reward):
+class BleuReward(BleuTexts, Reward):
     """Sentence BLEU / 100, in [0, 1]: ``sacrebleu.BLEU(effective_order=True, …)`` to 1e-6.
 
     An empty hypothesis, and one that shares no word with a reference, scores 0. A truncated
@@ -51,42 +49,17 @@ class BleuReward(Reward):
         tokenize: str = "13a",
         lowercase: bool = False,
     ) -> None:
-        _check_choice("smooth_method", smooth_method, SMOOTH_METHODS)
-        _check_choice("tokenize", tokenize, TOKENIZERS)
+        check_choice(self.name, "smooth_method", smooth_method, SMOOTH_METHODS)
         _check_smooth_value(smooth_value)
-        self.smooth_method = smooth_method
-        self.smooth_value = smooth_value
-        self._metric = sacrebleu.BLEU(
+        super().__init__(
+            tokenize,
+            lowercase,
             smooth_method=smooth_method,
             smooth_value=smooth_value,
-            tokenize=tokenize,
-            lowercase=lowercase,
             effective_order=True,
         )
-        self._lowercase = lowercase
-        # 13a (mteval-v13a) may be applied word by word, at a quarter of the time or less: its rules
-        # look one character to the left or right, it puts a blank at both ends of the line, and
-        # blanks match no rule but as "not a digit". The one rule that joins lines ("-" before a
-        # newline) is why texts with newlines do not go through the cache. The other tokenizers
-        # look at the ends of the line or are fast enough.
-        self._words = WordCache(self._tokenize) if tokenize == "13a" else None
-
-    def signature(self) -> str:
-        """``bleu|`` and sacrebleu's own signature, for a varying number of references."""
-        self._metric.num_refs = -1
-        return f"{self.name}|{self._metric.get_signature().format()}"
-
-    def tokens(self, text: str) -> list[str]:
-        """The words that sacrebleu would compare."""
-        if self._lowercase:
-            text = text.lower()
-        if self._words is not None and "\n" not in text:
-            return self._words.tokens(text)
-        return self._tokenize(text.rstrip())
-
-    def _tokenize(self, text: str) -> list[str]:
-        tokenized: str = self._metric.tokenizer(text)
-        return tokenized.split()
+        self.smooth_method = smooth_method
+        self.smooth_value = smooth_value
 
     def score(
         self,
@@ -96,17 +69,11 @@ class BleuReward(Reward):
         row_input: Sequence[int],
     ) -> Floats:
         """float64 [rows] in [0, 1]; see `Reward.score`."""
-        rows = np.asarray(row_input, dtype=np.int64)
-        counts = NgramCounts([[self.tokens(ref) for ref in refs] for refs in references], MAX_ORDER)
-        correct, lengths = counts.match([self.tokens(text) for text in hypotheses], rows)
-        choices = _padded_lengths(counts.owner, counts.lengths, len(references))
-        reference_lengths = _closest(choices[rows], lengths)
         smooth_value = self.smooth_value
         if smooth_value is None:
             smooth_value = sacrebleu.BLEU.SMOOTH_DEFAULTS[self.smooth_method]
-        return bleu_from_counts(
-            correct, lengths, reference_lengths, self.smooth_method, smooth_value or 0.0
-        )
+        counts = self.count(references, hypotheses, row_input)
+        return bleu_from_counts(*counts, self.smooth_method, smooth_value or 0.0)
 
 
 def bleu_from_counts(
@@ -150,32 +117,6 @@ def bleu_from_counts(
         brevity = np.minimum(1.0 - reference_lengths / lengths, 0.0)
         scores = np.exp(brevity + logs.sum(axis=1) / used.sum(axis=1))
     return np.where(correct.any(axis=1), np.minimum(scores, 1.0), 0.0)
-
-
-def _padded_lengths(owner: Ints, lengths: Ints, inputs: int) -> Ints:
-    """[inputs, most references] lengths; where there is no reference, one that is never closest."""
-    number = np.bincount(owner, minlength=inputs)
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
-    padded = np.full((inputs, max(1, number.max(initial=0))), 1 << 40, dtype=np.int64)
-    padded[owner, column] = lengths
-    return padded
-
-
-def _closest(choices: Ints, lengths: Ints) -> Ints:
-    """[rows] of the reference lengths [rows, references] the closest, the shorter one of two."""
-    distance = np.abs(choices - lengths[:, None])
-    # Of two that are equally close, the longer one has the larger key.
-    key = 2 * distance + (choices > lengths[:, None])
-    closest: Ints = np.take_along_axis(choices, key.argmin(1)[:, None], 1)[:, 0]
-    return closest
-
-
-def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise EsrlError(
-            f"reward 'bleu': {option} must be one of {', '.join(choices)}, not {value!r}"
-            f"{did_you_mean(str(value), choices)}"
-        )
 
 
 def _check_smooth_value(value: float | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from esrl_fairseq.data.text import (
     source_text,
 )
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards import Reward, build_reward, command_line_options, score_rows
+from esrl_fairseq.rewards import Reward, build_reward, command_line_options
+from esrl_fairseq.rewards.asking import ask_rows
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,16 @@ class Scored:
         empty: number of rows without any word.
         words: words of all rows, without their prompts.
         reference_words: words of each row's first reference, likewise, summed.
+        rest, counts: of rewards that follow the counts of a corpus, see :class:`Answer`; not kept
+            for later updates.
     """
 
     rewards: NDArray[np.float32]
     empty: int
     words: int
     reference_words: int
+    rest: NDArray[np.float32] | None = None
+    counts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -161,7 +166,7 @@ class Scorer:
         """
         hypotheses = self.hypotheses(self.with_prompts(sample, tokens, row_input))
         references = self.references(sample)
-        rewards = score_rows(
+        answer = ask_rows(
             self.reward,
             self.sources(sample),
             hypotheses,
@@ -176,10 +181,12 @@ class Scorer:
         lengths = [len(text.split()) for text in hypotheses]
         reference_lengths = [len(text.split()) for text in firsts]
         return Scored(
-            rewards=rewards,
+            rewards=answer.rewards,
             empty=lengths.count(0),
             words=sum(lengths),
             reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
+            rest=answer.rest,
+            counts=answer.counts,
         )
 
 
@@ -193,7 +200,9 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
         cfg.reward, cfg.reward_options, cfg.reward_model, cfg.reward_device
     )
     bleu = {"tokenize": cfg.reward_tokenize, "smooth_method": cfg.reward_smoothing}
+    corpus_bleu = {"tokenize": cfg.reward_tokenize}
     options["bleu"] = {**bleu, **options.get("bleu", {})}
+    options["corpus-bleu"] = {**corpus_bleu, **options.get("corpus-bleu", {})}
     reward = build_reward(name, part_options=options)
     if not first_reference and getattr(task, "word_decoder", None) is None:
         check_subwords(cfg.reward_post_process, task, reward.needs_sources)

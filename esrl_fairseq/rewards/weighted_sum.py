@@ -9,6 +9,7 @@ import numpy as np
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward
+from esrl_fairseq.rewards.counted import CountedReward
 from esrl_fairseq.rewards.ngrams import Floats
 
 
@@ -38,11 +39,17 @@ class WeightedSum(Reward):
         self.needs_references = any(part.needs_references for part, _ in parts)
         self.references_optional = any(part.references_optional for part, _ in parts)
         self.needs_sources = any(part.needs_sources for part, _ in parts)
-        # fsum rounds once: weights such as 0.7, 0.2 and 0.1 add up to exactly 1.
-        self.range = (
-            math.fsum(min(weight * bound for bound in part.range) for part, weight in parts),
-            math.fsum(max(weight * bound for bound in part.range) for part, weight in parts),
-        )
+        self.range = _range([(part.range, weight) for part, weight in parts])
+
+    @property
+    def validation_range(self) -> tuple[float, float]:
+        """Of the weighted sum of what validation logs of the parts."""
+        return _range([(part.validation_range, weight) for part, weight in self.parts])
+
+    @property
+    def counted(self) -> Sequence[tuple[CountedReward, float]]:
+        """Those of the parts."""
+        return [(inner, weight * w) for part, weight in self.parts for inner, w in part.counted]
 
     def signature(self) -> str:
         """The weights and signatures of the parts."""
@@ -60,3 +67,12 @@ class WeightedSum(Reward):
         values = [weight * np.asarray(part.score(*batch)) for part, weight in self.parts]
         total: Floats = np.sum(values, axis=0, dtype=np.float64)
         return total
+
+
+def _range(parts: Sequence[tuple[tuple[float, float], float]]) -> tuple[float, float]:
+    """Of the weighted sum of numbers that have these ranges."""
+    # fsum rounds once: weights such as 0.7, 0.2 and 0.1 add up to exactly 1.
+    return (
+        math.fsum(min(weight * bound for bound in bounds) for bounds, weight in parts),
+        math.fsum(max(weight * bound for bound in bounds) for bounds, weight in parts),
+    )

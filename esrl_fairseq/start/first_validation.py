@@ -27,6 +27,22 @@ def validate_now(trainer: Any, epoch_itr: Any) -> float | None:
     return found[0]
 
 
+def check_counts(missing: list[str]) -> None:
+    """Refuse rewards that begin with the counts of a validation, where there is none.
+
+    Args:
+        missing: those without any counts.
+
+    Raises:
+        EsrlError: there are such.
+    """
+    if missing:
+        raise EsrlError(
+            f"--reward {missing[0]} begins with the counts of a validation, but there is none with "
+            "--disable-validation: leave it out (--validate-interval 1000 makes validations few)"
+        )
+
+
 def judge_start(
     start: Start,
     stats: Mapping[str, Any],

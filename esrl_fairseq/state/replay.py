@@ -74,7 +74,9 @@ class Replay:
     def keep(self, samples: Samples) -> None:
         """Keep what was drawn, with its ``old_log_probs``."""
         if self.passes > 1:
-            self._drawn.append(pack(replace(samples, scores=None, references=None)))
+            scored = replace(samples.scored, rest=None, counts={})
+            kept = replace(samples, scored=scored, scores=None, references=None)
+            self._drawn.append(pack(kept))
 
     def commit(self) -> None:
         """The update is over; a collective if it drew its samples."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.state.capability import RECORD, CapabilityStore, Records
+from esrl_fairseq.state.corpus import CorpusCounts
 from esrl_fairseq.state.ranks import from_all_ranks, own_rank
 from esrl_fairseq.state.replay import Replay
 
@@ -41,12 +42,14 @@ class Visit:
         records: ``[inputs]`` of :data:`capability.RECORD`, the epoch left open.
         rewards: float32, what the baseline gets: every draw's reward, duplicates included.
         kl: sum of the same draws' log-ratios to the frozen model, 0 without one.
+        counts: of rewards that follow a corpus's, see :func:`counts_of_inputs`.
     """
 
     ids: NDArray[np.int64]
     records: Records
     rewards: NDArray[np.float32]
     kl: float = 0.0
+    counts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,6 +119,7 @@ class RLState:
         self.baseline: Baseline = FifoBaseline(1)
         self.kl = KLState()
         self.replay = Replay()
+        self.corpus = CorpusCounts()
         self.stores: dict[int, CapabilityStore] = {}
         self.shard = 0
         self.epoch = 1
@@ -203,6 +207,8 @@ class RLState:
             self.baseline.push(rewards)
             if len(rewards):
                 self.kl.end_update(math.fsum(visit.kl for visit in visits) / len(rewards))
+        inputs = sum(len(visit.ids) for visit in visits)
+        self.corpus.commit([visit.counts for visit in visits], inputs)
         for visit in visits:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
@@ -227,6 +233,7 @@ class RLState:
             "reference_epoch": self.reference_epoch,
             "stores": stores,
             "replay": self.replay.state_dict(),
+            "corpus": self.corpus.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,6 +254,7 @@ class RLState:
         self.reference_epoch = state["reference_epoch"]
         if "replay" in state:  # not in checkpoints of versions that made one update only
             self.replay.load_state_dict(state["replay"])
+        self.corpus.load_state_dict(state.get("corpus", {}))
         self._snapshots = dict(state["stores"])
         self.stores = {}
 

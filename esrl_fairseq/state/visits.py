@@ -15,6 +15,7 @@ from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.scorer import Scorer, build_scorer
 from esrl_fairseq.state.capability import RECORD, Records
+from esrl_fairseq.state.corpus import counts_of_inputs
 from esrl_fairseq.state.rl_state import Visit
 from esrl_fairseq.state.samples import Samples
 
@@ -42,7 +43,8 @@ class Observer:
             records["capability"] = perturb_capability(
                 records["capability"], self.noise, torch.initial_seed(), ids
             )
-        return Visit(ids, records, of_draws(samples.rewards, samples.rows), samples.kl)
+        rewards, counts = of_draws(samples.rewards, samples.rows), counts_of_inputs(samples)
+        return Visit(ids, records, rewards, samples.kl, counts)
 
     def capability(self, samples: Samples, records: Records) -> np.ndarray:
         """c_i in [0, 1] of every input, NaN where it is not measured."""

@@ -29,7 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring import rescoring
 from esrl_fairseq.rescoring.rescoring import rescore
+from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.state.capability import RECORD
+from esrl_fairseq.state.corpus import CorpusCounts
 from esrl_fairseq.state.rl_state import RLState, Visit
 
 
@@ -303,7 +305,9 @@ def distributed_worker(rank, folder):
     state.baseline.size = 10
     records = np.zeros(1, RECORD)
     records["capability"] = (rank + 1) / 4
-    state.add(Visit(np.array([rank]), records, np.float32([rank, rank + 0.5])))
+    state.corpus = CorpusCounts(build_reward("corpus-bleu", decay=0.5))
+    counts = {"corpus-bleu": np.full(10, rank + 1.0)}
+    state.add(Visit(np.array([rank]), records, np.float32([rank, rank + 0.5]), counts=counts))
     state.commit()
     torch.save(
         {
@@ -311,6 +315,7 @@ def distributed_worker(rank, folder):
             "rewards": state.baseline.rewards.tolist(),
             "capability": state.store.capability(range(4)).tolist(),
             "has_file": state.store.path is not None,
+            "counts": state.corpus.moving["corpus-bleu"].mean.tolist(),
         },
         f"{folder}/{rank}.pt",
     )
@@ -336,6 +341,7 @@ def test_distributed_data_parallel(tmp_path):
     assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-4)
     assert first.pop("has_file") and not second.pop("has_file")
     assert first["rewards"] == second["rewards"] == [0, 0.5, 1, 1.5]
+    assert first["counts"] == second["counts"] == [1.5] * 10
     assert first["capability"][:2] == second["capability"][:2] == [0.25, 0.5]
 
 

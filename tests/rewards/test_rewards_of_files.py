@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import build_reward
@@ -46,6 +47,38 @@ def test_means_and_differences(ask):
     half = 1.96 * np.sqrt(np.sum((change - change.mean()) ** 2) / 2 / 3)
     words = [f"{scores['other'].mean():.4f}", f"{change.mean():+.4f}", "±", f"{half:.4f}"]
     assert other == ["other", *words]
+
+
+LONG = {
+    "one": ["a dog runs to a house", "two cats sleep in it", "one house stands there"],
+    "more": ["a dog is running to a house", "", "there stands a red house"],
+    "first": ["a dog runs in the house", "cats sleep on it", "house"],  # no 4-gram is right
+    "other": ["a dog is running to the house", "two cats sleep", "one house stands there now"],
+}
+
+
+def test_the_score_of_a_corpus(ask, tmp_path):
+    """sacrebleu's of each file, in a sum beside a mean; the interval is of the derivatives."""
+    for name, lines in LONG.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    options = ("--reward", "corpus-bleu:2+length", "--references", "one", "more", "--by-line")
+    title, first, other, *lines = ask(*options, "--", "first", "other")
+    lists = [[text for text in texts if text] for texts in zip(LONG["one"], LONG["more"])]
+    streams = [LONG["one"], [text or None for text in LONG["more"]]]
+    reward, length = build_reward("corpus-bleu:2+length"), build_reward("length")
+    values, scores = [], []
+    for name in ("first", "other"):
+        bleu = sacrebleu.corpus_bleu(LONG[name], streams).score / 100
+        mean = length([""] * 3, LONG[name], lists).astype(float).mean()
+        values.append(2 * bleu + mean)
+        scores.append(reward([""] * 3, LONG[name], lists))
+        assert bleu > 0.1
+    assert " ".join(title) == f"{reward.signature()}, 3 lines"
+    assert first == ["first", f"{values[0]:.4f}"]
+    half = 1.96 * np.std(scores[1].astype(float) - scores[0], ddof=1) / np.sqrt(3)
+    words = [f"{values[1]:.4f}", f"{values[1] - values[0]:+.4f}", "±", f"{half:.4f}"]
+    assert other == ["other", *words]
+    assert lines == [[str(n), f"{a:.4f}", f"{b:.4f}"] for n, a, b in zip((1, 2, 3), *scores)]
 
 
 def test_several_references_and_weights(ask):
