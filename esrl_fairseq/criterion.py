@@ -9,6 +9,7 @@ import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from torch import Tensor
 
+from esrl_fairseq.checks.criterion import check_criterion_options, kl_reference_file
 from esrl_fairseq.checks.idle import warn_of_idle_options
 from esrl_fairseq.checks.options import check_comparison, check_dropout, check_reward
 from esrl_fairseq.core.baselines import build_baseline
@@ -16,16 +17,12 @@ from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.core.scores import Scores
-from esrl_fairseq.core.sequences import (
-    Rows,
-    append_rows,
-    distinct_rows,
-)
+from esrl_fairseq.core.scores import Scores, without_duplicates
+from esrl_fairseq.core.sequences import Rows, append_rows
 from esrl_fairseq.monitoring import logs
 from esrl_fairseq.monitoring.validation import validate
 from esrl_fairseq.objective import Objective
-from esrl_fairseq.options import EsrlCriterionConfig, check_criterion_options, kl_reference_file
+from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.rescoring.rescoring import rescore, unwrap
 from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
@@ -111,7 +108,9 @@ class EsrlCriterion(FairseqCriterion):
             losses = self.objective.losses(samples)
             loss = losses.sum()
             if samples.references is not None:
-                loss = loss - self.cfg.mle_weight * self.likelihood(samples)
+                given = self.references(samples.batch)
+                likelihood = self.objective.likelihood(samples.references, given, self.pad)
+                loss = loss - self.cfg.mle_weight * likelihood
         if drawn:
             self.remember(samples)
         return self.result(samples, loss, losses, clock.seconds)
@@ -199,8 +198,9 @@ class EsrlCriterion(FairseqCriterion):
         """What fairseq wants of a batch."""
         inputs = samples.inputs
         log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
-        if not self.stages_agree(samples):
-            del log["stages_apart"]
+        two_stage = self.cfg.sampling_mode == "two-stage" and not self.cfg.rescoring_dropout
+        if two_stage and samples.old_log_probs is None:  # one policy in both
+            log["stages_apart"] = logs.stages_apart(samples)
         if self.cfg.objective == "ppo":
             log.update(self.objective.ppo.log(samples, self.task.rl.replay.current_pass))
         log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
@@ -211,18 +211,12 @@ class EsrlCriterion(FairseqCriterion):
             return 0 * loss, 0, {key: 0 * value for key, value in log.items()}
         return loss, inputs, log
 
-    def stages_agree(self, samples: Samples) -> bool:
-        """Whether both stages had the same policy, so that a difference is an error."""
-        two, plain = self.cfg.sampling_mode == "two-stage", not self.cfg.rescoring_dropout
-        return two and plain and samples.old_log_probs is None
-
     def sample_rows(self, model: Any, sample: dict[str, Any], plan: Plan) -> tuple[Rows, Scores]:
         """Stage one; equal samples of an input become one row with a multiplicity."""
         sampler = self.task.build_sampler(unwrap(model))
         # fairseq seeds torch with seed + update, on every rank alike; ids tell the inputs apart.
-        rows, scores = sampler.sample(sample, plan.counts, plan.temperature, torch.initial_seed())
-        keep, multiplicity = distinct_rows(rows)
-        return replace(rows[keep], multiplicity=multiplicity), scores[keep]
+        drawn = sampler.sample(sample, plan.counts, plan.temperature, torch.initial_seed())
+        return without_duplicates(*drawn)
 
     def sample_with_graph(
         self, model: Any, sample: dict[str, Any], plan: Plan
@@ -242,8 +236,7 @@ class EsrlCriterion(FairseqCriterion):
             max_tokens=self.cfg.max_sampled_tokens,
             draw=self.draw_word,
         )
-        keep, multiplicity = distinct_rows(rows)
-        return replace(rows[keep], multiplicity=multiplicity), scores[keep], references
+        return *without_duplicates(rows, scores), references
 
     def score_rows(self, sample: dict[str, Any], rows: Rows) -> Scored:
         """Rewards of the rows' texts."""
@@ -268,12 +261,6 @@ class EsrlCriterion(FairseqCriterion):
         reference = self.score(frozen, *given, dropout=False)
         trained = self.objective.trained
         return (trained(scores) - trained(reference)).cpu().numpy()
-
-    def likelihood(self, samples: Samples) -> Tensor:
-        """Of the references, see :meth:`Objective.likelihood`."""
-        assert samples.references is not None
-        references = self.references(samples.batch)
-        return self.objective.likelihood(samples.references, references, self.pad)
 
     def references(self, sample: dict[str, Any]) -> Tensor:
         """Their tokens, [inputs, length]. Training data have them; fairseq's dummy may be of a

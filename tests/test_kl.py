@@ -24,11 +24,12 @@ from helpers import (
 from test_criterion import ALIKE, OBJECTIVES, Run
 from test_losses import ALPHA, Space, equal
 
+from esrl_fairseq.checks.criterion import kl_reference_file
 from esrl_fairseq.core import losses
 from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.core.kl import adapted_weight, penalised_rewards
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.options import EsrlCriterionConfig, kl_reference_file
+from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.rescoring import frozen
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.state.capability import RECORD

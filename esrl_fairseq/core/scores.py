@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from esrl_fairseq.core.sequences import Rows, distinct_rows
+
 
 @dataclass
 class Scores:
@@ -37,3 +39,9 @@ class Scores:
         return replace(
             self, **{name: x.detach() for name, x in vars(self).items() if x is not None}
         )
+
+
+def without_duplicates(rows: Rows, scores: Scores) -> tuple[Rows, Scores]:
+    """Each distinct sequence of an input once, with its multiplicity."""
+    keep, multiplicity = distinct_rows(rows)
+    return replace(rows[keep], multiplicity=multiplicity), scores[keep]

@@ -103,12 +103,10 @@ def training_log(
 
 
 def selection_log(samples: Samples) -> dict[str, Any]:
-    """What of the rows, their tokens and their squared coefficients the gradient was made of, and
-    how far the stages' log-probabilities of these rows are apart."""
-    assert samples.loss is not None and samples.scores is not None
+    """What of the rows, their tokens and their squared coefficients the gradient was made of."""
+    assert samples.loss is not None
     rows, chosen = samples.rows, samples.loss.chosen
     squares = samples.loss.coefficients.double() ** 2
-    apart = (samples.scores.log_probs.detach() - samples.drawn.log_probs[chosen]).abs()
     return {
         "all_tokens": int(rows.lengths.sum()),
         "chosen_rows": len(chosen),
@@ -116,8 +114,14 @@ def selection_log(samples: Samples) -> dict[str, Any]:
         "chosen_scored": int(samples.drawn.lengths[chosen].sum()),
         # A share of one batch: losses of different batches can have different scales.
         "kept_squares": float(squares[chosen].sum() / squares.sum().clamp(min=1e-300)),
-        "stages_apart": float(apart.sum()),
     }
+
+
+def stages_apart(samples: Samples) -> Tensor:
+    """How far the stages' log-probabilities of the chosen rows are apart, summed."""
+    assert samples.loss is not None and samples.scores is not None
+    given = samples.drawn.log_probs[samples.loss.chosen]
+    return (samples.scores.log_probs.detach() - given).abs().sum()
 
 
 def nll_references(samples: Samples) -> Any:
