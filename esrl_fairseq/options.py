@@ -14,6 +14,7 @@ from esrl_fairseq.checks.options import (
     check_kl_options,
     check_post_process,
     check_ppo_options,
+    check_timeout,
 )
 from esrl_fairseq.core.baselines import KINDS
 from esrl_fairseq.errors import EsrlError
@@ -68,6 +69,12 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "further options of rewards as REWARD.OPTION=VALUE, separated by commas, such "
             "as bertscore.num_layers=9,chrf.word_order=2; see docs/rewards.md"
+        },
+    )
+    reward_timeout: float = field(
+        default=600.0,
+        metadata={
+            "help": "seconds for a batch's rewards; then the run is saved and ends (0: no limit)"
         },
     )
     reward_tokenize: str = field(
@@ -278,6 +285,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> N
         )
     check_baseline_options(cfg)
     check_ppo_options(cfg)
+    check_timeout(cfg.reward_timeout)
     for name, least in (("valid_beam", 0), ("max_sampled_tokens", 1)):
         if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")

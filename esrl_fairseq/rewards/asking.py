@@ -5,24 +5,28 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards.answers import Scores, as_scores
+from esrl_fairseq.rewards.guard import Guard
+from esrl_fairseq.rewards.watch import TimeIsUp, Watch
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
 
-Scores = NDArray[np.float32]
-
 _ROUNDING = 1e-6  # how far outside its range rounding may carry a reward (relative, at least this)
 _SHOWN_CHARACTERS = 200  # of each text in an error message
+_SHOWN_INPUTS = 10  # of a batch, likewise
+_NO_WATCH = Watch(0)
 
 
 def score_rows(
@@ -32,6 +36,8 @@ def score_rows(
     references: Sequence[Sequence[str] | None] | None,
     row_input: Sequence[int],
     sample_ids: Sequence[Any],
+    seed: int | None = None,
+    watch: Watch = _NO_WATCH,
 ) -> Scores:
     """Score the hypotheses of a batch, each (input, text) pair once, and check the result.
 
@@ -42,12 +48,16 @@ def score_rows(
         references: [inputs] lists of reference texts, or None if the data have none.
         row_input: [rows] index of the input of each row, in any order; an input may have no row.
         sample_ids: [inputs] for messages: ids in the data set, or texts that name the inputs.
+        seed: of the update; what the reward draws is then a function of it and of `sample_ids`,
+            and no other draws change. Without one it draws from the program's generators.
+        watch: ends calls that take too long.
 
     Returns:
         float32 [rows], finite and within ``reward.range`` (rounding errors are clipped).
 
     Raises:
-        EsrlError: references are missing, or the reward raised, or it returned something other
+        EsrlError: references are missing, or the reward raised (whatever it was, but what a
+            signal's handler raises passes), or it took too long, or it returned something other
             than one finite number within its range per row. The message names the reward, the
             input and, where one row is to blame, its texts.
         ValueError: the lengths of the arguments do not fit together.
@@ -59,7 +69,7 @@ def score_rows(
         return np.zeros(0, dtype=np.float32)
     index: dict[tuple[int, str], int] = {}
     inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
-    batch = _Batch(reward, sources, batch_references, list(index), sample_ids)
+    batch = _Batch(reward, sources, batch_references, list(index), sample_ids, seed, watch)
     return batch.scores()[inverse]
 
 
@@ -73,12 +83,16 @@ class _Batch:
         references: Sequence[Sequence[str]],
         pairs: Sequence[tuple[int, str]],
         sample_ids: Sequence[Any],
+        seed: int | None,
+        watch: Watch,
     ) -> None:
         self.reward = reward
         self.sources = sources
         self.references = references
         self.pairs = pairs
         self.sample_ids = sample_ids
+        self.seed = seed
+        self.watch = watch
 
     def scores(self) -> Scores:
         """float32 [pairs]: scored, checked, clipped to the range."""
@@ -91,21 +105,44 @@ class _Batch:
         """The weighted sum of the parts, each checked under its own name."""
         total = np.zeros(len(self.pairs))
         for part, weight in self.reward.parts:
-            batch = _Batch(part, self.sources, self.references, self.pairs, self.sample_ids)
+            batch = copy.copy(self)
+            batch.reward = part
             total += weight * batch.scores().astype(np.float64)
-        return _as_scores(total)
+        return as_scores(total, len(total))
 
     def _asked(self) -> Scores:
         """What the reward itself answers, or an error that names the sample that it fails on."""
+        guard = self._guard()
         try:
-            return self._score(self.pairs)
-        except Exception as error:
+            return self._score(self.pairs, guard)
+        except TimeIsUp:
+            raise EsrlError(self._too_long()) from None
+        except BaseException as error:
+            if guard.came_from_outside(error):
+                raise
             raise self._raised(error) from error
 
-    def _score(self, pairs: Sequence[tuple[int, str]]) -> Scores:
-        """float32 [whatever the reward returned], unchecked."""
+    def _guard(self) -> Guard:
+        """Each call's own, with one seed for all calls of this batch."""
+        if self.seed is None:
+            return Guard(self.reward.name)
+        return Guard(self.reward.name, f"{self.reward.name} {self.seed} {list(self.sample_ids)}")
+
+    def _score(self, pairs: Sequence[tuple[int, str]], guard: Guard) -> Scores:
+        """float32 [whatever the reward returned], unchecked.
+
+        The reward gets lists of its own, which it may change.
+        """
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
-        return _as_scores(self.reward.score(self.sources, self.references, hypotheses, inputs))
+        with guard:
+            self.watch.begin(self._too_long)
+            try:
+                result = self.reward.score(
+                    list(self.sources), list(self.references), hypotheses, inputs
+                )
+                return as_scores(result, len(pairs))
+            finally:
+                self.watch.end()
 
     def _check(self, scores: Scores, low: float, high: float) -> None:
         expected = (len(self.pairs),)
@@ -126,7 +163,7 @@ class _Batch:
                 f"{'' if np.isfinite(scores[row]) else self._missing_references([row])}"
             )
 
-    def _raised(self, error: Exception) -> EsrlError:
+    def _raised(self, error: BaseException) -> EsrlError:
         """The message for an exception: look for a row that raises it on its own."""
         if not isinstance(error, EsrlError):
             logger.error("reward %r raised:", self.reward.name, exc_info=error)
@@ -146,13 +183,29 @@ class _Batch:
             f"{missing}"
         )
 
-    def _error(self, first: int, last: int) -> Exception | None:
+    def _error(self, first: int, last: int) -> BaseException | None:
         """What the reward raises for these rows."""
+        guard = self._guard()
         try:
-            self._score(self.pairs[first:last])
-        except Exception as error:
+            self._score(self.pairs[first:last], guard)
+        except TimeIsUp:
+            return None
+        except BaseException as error:
+            if guard.came_from_outside(error):
+                raise
             return error
         return None
+
+    def _too_long(self) -> str:
+        """The message where it does not answer."""
+        inputs = dict.fromkeys(i for i, _ in self.pairs)
+        names = [named(self.sample_ids[i]) for i in itertools.islice(inputs, _SHOWN_INPUTS)]
+        more = f" and {len(inputs) - len(names)} more" if len(inputs) > len(names) else ""
+        return (
+            f"reward {self.reward.name!r} did not answer within {self.watch.seconds:g} seconds for "
+            f"{len(self.pairs)} hypotheses of {'; '.join(names)}{more}: mend it, or give it longer "
+            "with --reward-timeout"
+        )
 
     def _pair(self, row: int) -> str:
         i, hypothesis = self.pairs[row]
@@ -176,11 +229,6 @@ class _Batch:
     def _batch(self) -> str:
         first = self._pair(0)
         return f"a batch of {len(self.pairs)} hypotheses, the first of {first}"
-
-
-def _as_scores(result: Any) -> Scores:
-    with np.errstate(over="ignore"):  # to inf, which is then refused
-        return np.asarray(result, dtype=np.float32)
 
 
 def _check_lengths(
