@@ -16,7 +16,7 @@ import numpy as np
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.answers import Scores, as_scores
 from esrl_fairseq.rewards.guard import Guard
-from esrl_fairseq.rewards.watch import TimeIsUp, Watch
+from esrl_fairseq.rewards.watch import Watch
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.base import Reward
@@ -115,11 +115,11 @@ class _Batch:
         guard = self._guard()
         try:
             return self._score(self.pairs, guard)
-        except TimeIsUp:
-            raise EsrlError(self._too_long()) from None
         except BaseException as error:
             if guard.came_from_outside(error):
                 raise
+            if self.watch.expired:  # whatever it has made of that
+                raise EsrlError(self._too_long()) from None
             raise self._raised(error) from error
 
     def _guard(self) -> Guard:
@@ -178,9 +178,9 @@ class _Batch:
         culprit = self._pair(first) if alone else self._batch()
         missing = self._missing_references([first] if alone else range(len(self.pairs)))
         cause = alone or error
+        why = f": {cause}" if str(cause) else ""
         return EsrlError(
-            f"reward {self.reward.name!r} raised {type(cause).__name__}: {cause} for {culprit}"
-            f"{missing}"
+            f"reward {self.reward.name!r} raised {type(cause).__name__}{why} for {culprit}{missing}"
         )
 
     def _error(self, first: int, last: int) -> BaseException | None:
@@ -188,12 +188,10 @@ class _Batch:
         guard = self._guard()
         try:
             self._score(self.pairs[first:last], guard)
-        except TimeIsUp:
-            return None
         except BaseException as error:
             if guard.came_from_outside(error):
                 raise
-            return error
+            return None if self.watch.expired else error
         return None
 
     def _too_long(self) -> str:

@@ -59,8 +59,7 @@ def _cuda_device() -> int | None:
 def _put_log(state: tuple[int, int, tuple[logging.Handler, ...]]) -> None:
     logging.disable(state[0])
     logging.root.setLevel(state[1])
-    new = [handler for handler in logging.root.handlers if handler not in state[2]]
-    logging.root.handlers[:] = [*state[2], *new]
+    logging.root.handlers[:] = state[2]
 
 
 def _put_cudnn(switches: tuple[bool, bool]) -> None:
@@ -159,22 +158,28 @@ class Guard:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if os.getpid() != self.process:
             self._end_copy(error)
-        changed = self._put_signals_back()
-        for state, before in zip(STATES, self.states):
-            if state.get() != before and (before is not None):
-                state.put(before)
-                changed.append(state.name)
-        changed += self.streams.put_back()
+        changed = self._put_signals_back() + self.streams.put_back()
         if self.generators is not None:
             _put_generators(self.generators)
+        self._look_after_leftovers()
+        lasting = ""
+        for state, before in zip(STATES, self.states):
+            if before is None or state.get() == before:
+                continue
+            try:
+                state.put(before)
+                changed.append(state.name)
+            except Exception as why:
+                lasting = f"changed {state.name}, and it cannot be put back ({why})"
         for what in changed:
             self._warn(what, f"changed {what}, which is put back after every call of a reward")
-        self._look_after_leftovers()
         if torch.is_inference_mode_enabled() and not self.inference_mode:
-            self.not_its_own = EsrlError(
-                f"reward {self.name!r} left torch's inference mode switched on, in which nothing "
-                "can be trained: use it as 'with torch.inference_mode():'"
+            lasting = (
+                "left torch's inference mode switched on, in which nothing can be trained: use it "
+                "as 'with torch.inference_mode():'"
             )
+        if lasting:
+            self.not_its_own = EsrlError(f"reward {self.name!r} {lasting}")
             raise self.not_its_own
 
     def came_from_outside(self, error: BaseException) -> bool:

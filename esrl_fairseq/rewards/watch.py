@@ -40,6 +40,8 @@ class Watch:
         self.seconds = seconds
         self.last_words: Callable[[str], str] = lambda sentence: sentence
         """From the sentence to what is printed before the process is ended; may save."""
+        self.expired = False
+        """Whether the last call took too long."""
         self._deadline: float | None = None
         self._sentence: Callable[[], str] = str
         self._lock = threading.RLock()
@@ -47,6 +49,7 @@ class Watch:
 
     def begin(self, sentence: Callable[[], str]) -> None:
         """A call follows; `sentence` tells what is the matter if it takes too long."""
+        self.expired = False
         if not self.seconds:
             return
         if self._process != os.getpid():
@@ -80,6 +83,7 @@ class Watch:
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.expired = True
             raise TimeIsUp
 
     def _look(self) -> None:

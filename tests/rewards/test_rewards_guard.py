@@ -20,7 +20,7 @@ import torch
 from test_rewards import Fake, score
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards import build_reward, score_rows, watch
+from esrl_fairseq.rewards import WeightedSum, build_reward, score_rows, watch
 from esrl_fairseq.rewards.guard import SIGNALS, STATES, Guard
 from esrl_fairseq.rewards.watch import TimeIsUp, Watch
 
@@ -109,6 +109,21 @@ def seeds():
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
 
 
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+
+    def remove():
+        os.chdir("/")
+        (tmp_path / "gone").rmdir()
+
+    before = torch.is_grad_enabled()
+    with pytest.raises(EsrlError, match="changed the working directory, and it cannot be put back"):
+        score(doing(remove, lambda: torch.set_grad_enabled(False)))
+    assert torch.is_grad_enabled() == before
+    assert not threading.main_thread().daemon
+
+
 def test_seeds_stay_the_rewards():
     """With a seed, as in training: no draw of anybody else's changes, and the reward's own are a
     function of seed and inputs. Without one, as in a program, the generators are the program's."""
@@ -177,7 +192,7 @@ def test_streams():
 
 
 def test_arguments_are_the_rewards_own():
-    """Two parts of a sum, and the search for a culprit, see the same texts."""
+    """Two parts of a sum see the same texts."""
 
     class Clearing(Fake):
         needs_references = False
@@ -188,10 +203,10 @@ def test_arguments_are_the_rewards_own():
                 given.clear()
             return result
 
-    reward = Clearing(lambda pairs: [len(pairs) / 10] * len(pairs))
-    score(reward)
-    score(reward)
-    assert reward.calls[0] == reward.calls[1]
+    parts = [Clearing(lambda pairs: [len(pairs) / 10] * len(pairs)) for _ in range(2)]
+    result = score(WeightedSum("sum", [(part, 1.0) for part in parts]))
+    np.testing.assert_allclose(result, [0.6] * 4, rtol=1e-6)
+    assert parts[0].calls == parts[1].calls
 
 
 def test_an_answer_that_changes_later_is_not_ours():
@@ -378,7 +393,17 @@ def search():
     re.match(r"(a+)+b", "a" * 60)
 
 
-@pytest.mark.parametrize("wait", [lambda: time.sleep(60), threading.Event().wait, search])
+def translate():
+    """What interrupts it into something else."""
+    try:
+        time.sleep(60)
+    except BaseException as error:
+        raise RuntimeError("the service is down") from error
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda: time.sleep(60), threading.Event().wait, search, translate]
+)
 def test_a_reward_that_takes_too_long(wait):
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
