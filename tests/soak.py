@@ -98,9 +98,11 @@ class Soak:
         """One line a process, for reports."""
         for number, uses in enumerate(self.uses):
             late, slope, step = self.of_process(number), *self.growth(number)
+            tenth = max(len(late) // 10, 1)
+            memory = [np.median([u.memory for u in part]) for part in (late[:tenth], late[-tenth:])]
             yield (
                 f"process {number}: {uses[-1].update} updates, {len(uses)} looks; memory "
-                f"{late[0].memory:.1f} -> {late[-1].memory:.1f} MiB, {slope:+.2f} and {step:+.2f} "
+                f"{memory[0]:.1f} -> {memory[1]:.1f} MiB, {slope:+.2f} and {step:+.2f} "
                 f"in 1,000 updates; files {late[0].files} -> {late[-1].files}, threads "
                 f"{late[0].threads} -> {late[-1].threads}, children {late[-1].children}; "
                 f"processor {uses[-1].seconds / uses[-1].update * 1000:.0f} ms an update, last "
@@ -129,7 +131,8 @@ class Soak:
         assert kinds[1] <= kinds[0], kinds
         sizes = [[sum(files.values()) for _, files in part] for part in
                  (self.disk[half // 2 : half], self.disk[half:])]  # fmt: skip
-        assert max(sizes[1]) <= 1.1 * max(sizes[0]), "the folder grows"
+        # At some looks a file is there twice, as a new one takes its place.
+        assert np.median(sizes[1]) <= 1.1 * np.median(sizes[0]), "the folder grows"
 
     def _look(self):
         while not self.over.wait(EVERY):

@@ -158,7 +158,7 @@ class Guard:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if os.getpid() != self.process:
             self._end_copy(error)
-        changed = self._put_signals_back() + self.streams.put_back()
+        changed = self._put_signals_back()
         if self.generators is not None:
             _put_generators(self.generators)
         self._look_after_leftovers()
@@ -171,6 +171,7 @@ class Guard:
                 changed.append(state.name)
             except Exception as why:
                 lasting = f"changed {state.name}, and it cannot be put back ({why})"
+        changed += self.streams.put_back()  # knows what log handlers write to, once they are back
         for what in changed:
             self._warn(what, f"changed {what}, which is put back after every call of a reward")
         if torch.is_inference_mode_enabled() and not self.inference_mode:
