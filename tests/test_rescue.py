@@ -1,10 +1,12 @@
-"""Which process can save the last state when a run fails."""
+"""Which process can save the last state when a run fails, and what kind of failure it was."""
 
 from types import SimpleNamespace
 
 import pytest
 
+from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescue import Rescue
+from esrl_fairseq.sampling_task import out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,9 @@ def test_who_can_save_alone(rank, ranks, sharding, backend, can):
         get_num_updates=lambda: 0,
     )
     assert Rescue(trainer).can_save() == can
+
+
+def test_a_rewards_memory_is_the_rewards():
+    """Training's would have a batch skipped, or a crash.pt written, and advice given."""
+    assert out_of_memory(MemoryError()) and out_of_memory(RuntimeError("CUDA out of memory"))
+    assert not out_of_memory(EsrlError("reward 'r' raised OutOfMemoryError: CUDA out of memory"))
