@@ -219,7 +219,7 @@ def test_a_draw_is_where_the_distribution_says(vocabulary, rows, seed, temperatu
     st.randoms(use_true_random=False),
 )
 def test_random_numbers_do_not_depend_on_the_batch(inputs, seed, shuffler):
-    """Other inputs, in whatever order, change nothing."""
+    """Other inputs, in whatever order, change nothing; each has its own."""
 
     def numbers(chosen):
         ids, counts, steps = zip(*chosen) if chosen else ((), (), ())
@@ -232,6 +232,8 @@ def test_random_numbers_do_not_depend_on_the_batch(inputs, seed, shuffler):
     assert numbers(mixed) == whole
     half = mixed[::2]
     assert numbers(half) == {i: whole[i] for i, *_ in half}
+    firsts = {tuple(row_uniforms(seed, [i], [1], [4])[0].tolist()) for i, *_ in inputs}
+    assert len(firsts) == len(inputs)
 
 
 # --- losses -----------------------------------------------------------------------------------
