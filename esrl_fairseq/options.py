@@ -61,6 +61,12 @@ class EsrlCriterionConfig(FairseqDataclass):
             "as chrf.word_order=2,corpus-bleu.statistics=validation; see docs/rewards.md"
         },
     )
+    reward_timeout: float = field(
+        default=600.0,
+        metadata={
+            "help": "seconds for a batch's rewards; then the run is saved and ends (0: no limit)"
+        },
+    )
     reward_tokenize: str = field(
         default="13a",
         metadata={"help": "tokenizer of bleu and corpus-bleu: 13a, none, intl, char or zh"},

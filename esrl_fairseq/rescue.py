@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from fairseq import checkpoint_utils
-from fairseq.distributed.fully_sharded_data_parallel import FSDP
 from omegaconf import OmegaConf
 
 logger = logging.getLogger(__name__)
@@ -76,9 +75,7 @@ class Rescue:
         """Whether this process can save without the others, which may not have failed."""
         trainer = self.trainer
         alone = trainer.data_parallel_world_size == 1
-        sharded = trainer.cfg.distributed_training.zero_sharding == "os" or isinstance(
-            trainer.model, FSDP
-        )
+        sharded = trainer.cfg.distributed_training.zero_sharding == "os" or trainer.is_fsdp
         return alone or (trainer.data_parallel_rank == 0 and not sharded)
 
 

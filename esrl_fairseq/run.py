@@ -38,6 +38,7 @@ class Run:
         self.start = self.find_start()
         self.progress = Progress(None if own_rank() else self.cfg.common.log_interval)
         self.rescue = Rescue(trainer)
+        self.criterion.scorer.watch.last_words = self.last_words
         self.subset_open = False  # whether the next validated subset is a validation's first
         self.stats: Mapping[str, Any] = {}
 
@@ -142,15 +143,24 @@ class Run:
         It never returns. What ends the run is no ``Exception`` that fairseq would write a crash.pt
         for, which no run can go on from.
         """
-        self.task.outcome.due = self.task.outcome.due or not in_update
-        saved = self.rescue.save(in_update)
         if isinstance(error, EsrlError):
-            raise SystemExit("; ".join(filter(None, [str(error), saved])))
+            raise SystemExit(self.last_words(str(error), in_update))
+        saved = self.save(in_update)
         if saved:
             logger.error(saved)
         if isinstance(error, RuntimeError):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def last_words(self, sentence: str, in_update: bool | None = None) -> str:
+        """Save the last state, and what the run ends with: why, and where that is."""
+        saved = self.save(self.criterion.training if in_update is None else in_update)
+        return "; ".join(filter(None, [sentence, saved]))
+
+    def save(self, in_update: bool) -> str:
+        """See :meth:`Rescue.save`; a validation that failed is made up for."""
+        self.task.outcome.due = self.task.outcome.due or not in_update
+        return self.rescue.save(in_update)
 
     def end(self) -> None:
         """Say what the run came to, and what to do next."""

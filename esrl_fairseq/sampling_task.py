@@ -40,7 +40,9 @@ MEMORY_ADVICE = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device."""
+    """Whether an allocation failed, on any device, for training (a reward's is the reward's)."""
+    if isinstance(error, EsrlError):
+        return False
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 

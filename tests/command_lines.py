@@ -182,18 +182,21 @@ class Commands:
         Args:
             command_of_rank: the command of rank 0 or 1 without what joins them.
         """
+        results = [command.wait() for command in self.start_two_ranks(command_of_rank)]
+        for result in results:
+            assert result.returncode == 0, result.stderr[-4000:]
+        return results
+
+    def start_two_ranks(self, command_of_rank):
+        """Start what :meth:`two_ranks` runs, without waiting."""
         joined = (
             f"--distributed-init-method tcp://127.0.0.1:{free_port()} --distributed-world-size 2 "
             "--distributed-no-spawn --distributed-backend gloo --ddp-backend legacy_ddp"
         )
-        running = [
+        return [
             self.start(*command_of_rank(rank), f"{joined} --distributed-rank {rank}")
             for rank in range(2)
         ]
-        results = [command.wait() for command in running]
-        for result in results:
-            assert result.returncode == 0, result.stderr[-4000:]
-        return results
 
 
 @dataclass
@@ -212,9 +215,9 @@ class Running:
         """The JSON log lines of ``name`` so far, see :meth:`Result.logged`."""
         return json_lines(self.stdout(), name)
 
-    def wait(self):
-        """Wait for its end (it is killed after :data:`TIMEOUT` seconds)."""
-        code = self.commands.ask({"wait": self.pid, "timeout": TIMEOUT})
+    def wait(self, timeout=TIMEOUT):
+        """Wait for its end (it is killed after that many seconds)."""
+        code = self.commands.ask({"wait": self.pid, "timeout": timeout})
         return Result(code, self.stdout(), self.streams[2].read_text())
 
 

@@ -13,6 +13,7 @@ from esrl_fairseq.checks.options import (
     check_kl_options,
     check_post_process,
     check_ppo_options,
+    check_timeout,
 )
 from esrl_fairseq.errors import EsrlError
 
@@ -45,6 +46,7 @@ def check_criterion_options(cfg: Any, pretrained: str = "") -> None:
         )
     check_baseline_options(cfg)
     check_ppo_options(cfg)
+    check_timeout(cfg.reward_timeout)
     for name, least in (("valid_beam", 0), ("max_sampled_tokens", 1)):
         if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")

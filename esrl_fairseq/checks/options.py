@@ -224,3 +224,20 @@ def number_or_nan(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; the clocks of some systems cannot be set to much more."""
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse a ``--reward-timeout`` that no clock can be set to.
+
+    Raises:
+        EsrlError: telling what is allowed.
+    """
+    if not 0 <= seconds <= LONGEST_TIMEOUT:
+        raise EsrlError(
+            f"--reward-timeout is {seconds}, but must be a number of seconds from 0 (no limit) to "
+            f"{LONGEST_TIMEOUT:,}"
+        )

@@ -62,8 +62,11 @@ def read_references(
     Raises:
         EsrlError: the lines cannot be those of `dataset`, or one has words but no text.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise EsrlError(f"{path} cannot be read: {error}") from error
     if len(lines) != len(dataset):
         raise EsrlError(
             f"{path} has {len(lines)} lines, but {split!r} has {len(dataset)} inputs: it needs "

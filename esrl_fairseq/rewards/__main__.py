@@ -19,7 +19,8 @@ from esrl_fairseq.data.subwords import OPTION, check_joining, markings
 from esrl_fairseq.data.text import PRINTED_UNK, UNK_IN_HYPOTHESIS, UNK_IN_REFERENCE
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options
-from esrl_fairseq.rewards.asking import Answer, Scores, ask_rows
+from esrl_fairseq.rewards.answers import Answer, Scores
+from esrl_fairseq.rewards.asking import ask_rows
 
 QUANTILE = 1.96  # of the normal distribution, for 95% intervals
 

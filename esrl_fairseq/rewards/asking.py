@@ -5,45 +5,29 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.rewards.answers import Answer, Counts, Scores, as_scores
+from esrl_fairseq.rewards.given import check_lengths, checked_references, has_text, named
+from esrl_fairseq.rewards.guard import Guard
+from esrl_fairseq.rewards.watch import Watch
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.base import Reward
 
 logger = logging.getLogger(__name__)
 
-Scores = NDArray[np.float32]
-Counts = NDArray[np.float64]
-
 _ROUNDING = 1e-6  # how far outside its range rounding may carry a reward (relative, at least this)
 _SHOWN_CHARACTERS = 200  # of each text in an error message
-
-
-@dataclass
-class Answer:
-    """What a reward says of rows.
-
-    Attributes:
-        rewards: float32 ``[rows]``.
-        rest: float32 ``[rows]``, the rewards without those that follow the counts of a corpus.
-        counts: ``[rows, counts]`` of each that does, by its name.
-    """
-
-    rewards: Scores
-    rest: Scores
-    counts: Mapping[str, Counts] = field(default_factory=dict)
-
-    def __getitem__(self, rows: Any) -> Answer:
-        counts = {name: values[rows] for name, values in self.counts.items()}
-        return Answer(self.rewards[rows], self.rest[rows], counts)
+_SHOWN_INPUTS = 10  # of a batch, likewise
+_NO_WATCH = Watch(0)
 
 
 def score_rows(
@@ -53,6 +37,8 @@ def score_rows(
     references: Sequence[Sequence[str] | None] | None,
     row_input: Sequence[int],
     sample_ids: Sequence[Any],
+    seed: int | None = None,
+    watch: Watch = _NO_WATCH,
 ) -> Scores:
     """Score the hypotheses of a batch, each (input, text) pair once, and check the result.
 
@@ -63,17 +49,22 @@ def score_rows(
         references: [inputs] lists of reference texts, or None if the data have none.
         row_input: [rows] index of the input of each row, in any order; an input may have no row.
         sample_ids: [inputs] for messages: ids in the data set, or texts that name the inputs.
+        seed: of the update; what the reward draws is then a function of it and of `sample_ids`,
+            and no other draws change. Without one it draws from the program's generators.
+        watch: ends calls that take too long.
 
     Returns:
         float32 [rows], finite and within ``reward.range`` (rounding errors are clipped).
 
     Raises:
-        EsrlError: references are missing, or the reward raised, or it returned something other
+        EsrlError: references are missing, or the reward raised (whatever it was, but what a
+            signal's handler raises passes), or it took too long, or it returned something other
             than one finite number within its range per row. The message names the reward, the
             input and, where one row is to blame, its texts.
         ValueError: the lengths of the arguments do not fit together.
     """
-    return ask_rows(reward, sources, hypotheses, references, row_input, sample_ids).rewards
+    given = (reward, sources, hypotheses, references, row_input, sample_ids)
+    return ask_rows(*given, seed, watch).rewards
 
 
 def ask_rows(
@@ -83,17 +74,19 @@ def ask_rows(
     references: Sequence[Sequence[str] | None] | None,
     row_input: Sequence[int],
     sample_ids: Sequence[Any],
+    seed: int | None = None,
+    watch: Watch = _NO_WATCH,
 ) -> Answer:
     """As `score_rows`, with what the rewards of a whole corpus count."""
     rows = [int(i) for i in row_input]
-    _check_lengths(sources, hypotheses, references, rows, sample_ids)
-    batch_references = _checked_references(reward, references, sample_ids)
+    check_lengths(sources, hypotheses, references, rows, sample_ids)
+    batch_references = checked_references(reward, references, sample_ids)
     if not rows:
         nothing = np.zeros(0, dtype=np.float32)
         return Answer(nothing, nothing)
     index: dict[tuple[int, str], int] = {}
     inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
-    batch = _Batch(reward, sources, batch_references, list(index), sample_ids)
+    batch = _Batch(reward, sources, batch_references, list(index), sample_ids, seed, watch)
     return batch.answer()[inverse]
 
 
@@ -107,12 +100,16 @@ class _Batch:
         references: Sequence[Sequence[str]],
         pairs: Sequence[tuple[int, str]],
         sample_ids: Sequence[Any],
+        seed: int | None,
+        watch: Watch,
     ) -> None:
         self.reward = reward
         self.sources = sources
         self.references = references
         self.pairs = pairs
         self.sample_ids = sample_ids
+        self.seed = seed
+        self.watch = watch
 
     def answer(self) -> Answer:
         """[pairs]: scored, checked, clipped to the range."""
@@ -127,25 +124,47 @@ class _Batch:
         total, rest = np.zeros((2, len(self.pairs)))
         counts: dict[str, Counts] = {}
         for part, weight in self.reward.parts:
-            batch = _Batch(part, self.sources, self.references, self.pairs, self.sample_ids)
+            batch = copy.copy(self)
+            batch.reward = part
             answer = batch.answer()
             total += weight * answer.rewards.astype(np.float64)
             rest += weight * answer.rest.astype(np.float64)
             counts.update(answer.counts)
-        return Answer(_as_scores(total), _as_scores(rest), counts)
+        return Answer(as_scores(total, len(total)), as_scores(rest, len(rest)), counts)
 
     def _asked(self) -> Answer:
         """What the reward itself answers, or an error that names the sample that it fails on."""
+        guard = self._guard()
         try:
-            return self._score(self.pairs)
-        except Exception as error:
+            return self._score(self.pairs, guard)
+        except BaseException as error:
+            if guard.came_from_outside(error):
+                raise
+            if self.watch.expired:  # whatever it has made of that
+                raise EsrlError(self._too_long()) from None
             raise self._raised(error) from error
 
-    def _score(self, pairs: Sequence[tuple[int, str]]) -> Answer:
-        """[whatever the reward returned], unchecked."""
+    def _guard(self) -> Guard:
+        """Each call's own, with one seed for all calls of this batch."""
+        if self.seed is None:
+            return Guard(self.reward.name)
+        return Guard(self.reward.name, f"{self.reward.name} {self.seed} {list(self.sample_ids)}")
+
+    def _score(self, pairs: Sequence[tuple[int, str]], guard: Guard) -> Answer:
+        """[whatever the reward returned], unchecked.
+
+        The reward gets lists of its own, which it may change.
+        """
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
-        given, counts = self.reward.answer(self.sources, self.references, hypotheses, inputs)
-        scores = _as_scores(given)
+        with guard:
+            self.watch.begin(self._too_long)
+            try:
+                given, counts = self.reward.answer(
+                    list(self.sources), list(self.references), hypotheses, inputs
+                )
+                scores = as_scores(given, len(pairs))
+            finally:
+                self.watch.end()
         if counts is None:
             return Answer(scores, scores)
         return Answer(scores, np.zeros_like(scores), {self.reward.name: counts})
@@ -169,7 +188,7 @@ class _Batch:
                 f"{'' if np.isfinite(scores[row]) else self._missing_references([row])}"
             )
 
-    def _raised(self, error: Exception) -> EsrlError:
+    def _raised(self, error: BaseException) -> EsrlError:
         """The message for an exception: look for a row that raises it on its own."""
         if not isinstance(error, EsrlError):
             logger.error("reward %r raised:", self.reward.name, exc_info=error)
@@ -184,18 +203,32 @@ class _Batch:
         culprit = self._pair(first) if alone else self._batch()
         missing = self._missing_references([first] if alone else range(len(self.pairs)))
         cause = alone or error
+        why = f": {cause}" if str(cause) else ""
         return EsrlError(
-            f"reward {self.reward.name!r} raised {type(cause).__name__}: {cause} for {culprit}"
-            f"{missing}"
+            f"reward {self.reward.name!r} raised {type(cause).__name__}{why} for {culprit}{missing}"
         )
 
-    def _error(self, first: int, last: int) -> Exception | None:
+    def _error(self, first: int, last: int) -> BaseException | None:
         """What the reward raises for these rows."""
+        guard = self._guard()
         try:
-            self._score(self.pairs[first:last])
-        except Exception as error:
-            return error
+            self._score(self.pairs[first:last], guard)
+        except BaseException as error:
+            if guard.came_from_outside(error):
+                raise
+            return None if self.watch.expired else error
         return None
+
+    def _too_long(self) -> str:
+        """The message where it does not answer."""
+        inputs = dict.fromkeys(i for i, _ in self.pairs)
+        names = [named(self.sample_ids[i]) for i in itertools.islice(inputs, _SHOWN_INPUTS)]
+        more = f" and {len(inputs) - len(names)} more" if len(inputs) > len(names) else ""
+        return (
+            f"reward {self.reward.name!r} did not answer within {self.watch.seconds:g} seconds for "
+            f"{len(self.pairs)} hypotheses of {'; '.join(names)}{more}: mend it, or give it longer "
+            "with --reward-timeout"
+        )
 
     def _pair(self, row: int) -> str:
         i, hypothesis = self.pairs[row]
@@ -219,61 +252,6 @@ class _Batch:
     def _batch(self) -> str:
         first = self._pair(0)
         return f"a batch of {len(self.pairs)} hypotheses, the first of {first}"
-
-
-def _as_scores(result: Any) -> Scores:
-    with np.errstate(over="ignore"):  # to inf, which is then refused
-        return np.asarray(result, dtype=np.float32)
-
-
-def _check_lengths(
-    sources: Sequence[str],
-    hypotheses: Sequence[str],
-    references: Sequence[Sequence[str] | None] | None,
-    rows: Sequence[int],
-    sample_ids: Sequence[Any],
-) -> None:
-    inputs = len(sources)
-    if len(sample_ids) != inputs or (references is not None and len(references) != inputs):
-        raise ValueError("sources, references and sample_ids must have one entry per input")
-    if len(hypotheses) != len(rows):
-        raise ValueError(f"{len(hypotheses)} hypotheses for {len(rows)} entries of row_input")
-    if rows and not 0 <= min(rows) <= max(rows) < inputs:
-        raise ValueError(f"row_input must lie in 0..{inputs - 1}")
-
-
-def _checked_references(
-    reward: Reward,
-    references: Sequence[Sequence[str] | None] | None,
-    sample_ids: Sequence[Any],
-) -> list[tuple[str, ...]]:
-    """[inputs] tuples of references; all inputs are checked, also those without a row."""
-    if references is None:
-        references = [None] * len(sample_ids)
-    result = [as_tuple(refs) for refs in references]
-    for sample_id, refs in zip(sample_ids, result):
-        if reward.needs_references and not (refs and all(has_text(ref) for ref in refs)):
-            raise EsrlError(
-                f"reward {reward.name!r} needs references, but {named(sample_id)} has "
-                f"{'an empty one' if refs else 'none'}: give the data set a target side without "
-                "empty lines, or choose a reward that needs no references"
-            )
-    return result
-
-
-def as_tuple(references: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(references, str):
-        raise ValueError(f"references must be a list of texts per input, not {references!r}")
-    return tuple(references or ())
-
-
-def named(sample_id: Any) -> str:
-    """What messages call an input."""
-    return sample_id if isinstance(sample_id, str) else f"sample {sample_id}"
-
-
-def has_text(reference: str | None) -> bool:
-    return bool(reference and reference.strip())
 
 
 def _shown(text: str) -> str:

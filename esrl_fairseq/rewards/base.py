@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.asking import Scores, as_tuple, score_rows
+from esrl_fairseq.rewards.answers import Scores
+from esrl_fairseq.rewards.asking import score_rows
+from esrl_fairseq.rewards.given import as_tuple
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.counted import CountedReward

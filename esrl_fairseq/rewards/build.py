@@ -11,6 +11,7 @@ from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, reward_class, reward_names
 from esrl_fairseq.rewards.function import PREFIX, FunctionReward
+from esrl_fairseq.rewards.guard import Guard
 from esrl_fairseq.rewards.weighted_sum import WeightedSum
 
 PartOptions = Mapping[str, Mapping[str, Any]]
@@ -50,7 +51,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
     if name.startswith(PREFIX):
         if options:
             raise EsrlError(f"reward {name!r} takes no options, but was given {', '.join(options)}")
-        return FunctionReward(name)
+        return _made(name, FunctionReward, {"name": name})
     cls = registered(name)
     signature = inspect.signature(cls)
     for option in options:
@@ -64,7 +65,23 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
         signature.bind(**options)
     except TypeError as error:
         raise EsrlError(f"reward {name!r}: {error}") from None
-    return cls(**options)
+    return _made(name, cls, options)
+
+
+def _made(name: str, cls: type[Reward], options: Mapping[str, Any]) -> Reward:
+    """A reward, whatever its module and its libraries do when they are loaded."""
+    guard = Guard(name)
+    try:
+        with guard:
+            return cls(**options)
+    except Exception:
+        raise
+    except BaseException as error:  # sys.exit() in a script that is no module, say
+        if guard.came_from_outside(error):
+            raise
+        raise EsrlError(
+            f"reward {name!r}: loading it raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def registered(name: str) -> type[Reward]:

@@ -15,8 +15,8 @@ from typing import Any, Callable
 
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.asking import has_text
 from esrl_fairseq.rewards.base import Reward
+from esrl_fairseq.rewards.given import has_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from fairseq.data import encoders
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from esrl_fairseq.data.text import (
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options
 from esrl_fairseq.rewards.asking import ask_rows
+from esrl_fairseq.rewards.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Scorer:
         first_reference: compare with the first reference only, the target side.
         whole_text: hypotheses and references are continuations of their sources, and are scored
             with these before them.
+        timeout: seconds that the reward has for a batch; 0 for ever.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Scorer:
         detokenizer: str | None,
         first_reference: bool = False,
         whole_text: bool = False,
+        timeout: float = 0,
     ):
         self.reward = reward
+        self.watch = Watch(timeout)
         self.first_reference = first_reference
         self.whole_text = whole_text
         self.src_dict = task.source_dictionary
@@ -173,6 +178,8 @@ class Scorer:
             references,
             row_input,
             sample.get(PLACES) or sample["id"].tolist(),
+            torch.initial_seed(),  # fairseq's, of the update
+            self.watch,
         )
         firsts = [texts[0] for texts in references or []]
         if self.whole_text:  # counted are the continuations
@@ -213,6 +220,7 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
         cfg.reward_detokenizer,
         first_reference,
         whole_text=task.reward_text == "whole",
+        timeout=cfg.reward_timeout,
     )
 
 

@@ -260,14 +260,6 @@ def test_answers_that_are_no_numbers(answer):
         score(Fake(lambda pairs: answer))
 
 
-def test_interrupts_pass():
-    def function(pairs):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score(Fake(function))
-
-
 def test_long_texts_are_cut_in_messages():
     with pytest.raises(EsrlError) as caught:
         score(Fake(lambda pairs: [2.0] * 3), hypotheses=["x" * 9999, "y", "x", "z" * 9999])
