@@ -29,6 +29,8 @@ from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
 
+from esrl_fairseq.checkpoints.configuration import refuse_code
+
 
 def allow_fairseq_checkpoints() -> None:
     """Let ``torch.load`` read fairseq checkpoints with its safe loader.
@@ -50,6 +52,28 @@ def _numpy() -> list[Any]:
     numbers = (np.int64(0), np.float64(0))
     functions = {value.__reduce__()[0] for value in (np.zeros(0), *numbers)}
     return [np.ndarray, np.dtype, *(type(number.dtype) for number in numbers), *functions]
+
+
+def run_no_code_of_checkpoints() -> None:
+    """Refuse checkpoints whose configuration holds Python, before a model is built from one.
+
+    Reason: fairseq gives settings of a checkpoint to ``eval`` (``--decoder-attention`` of an LSTM,
+    ``--encoder-layers`` of fconv, …). All that read one call this function: every command, models
+    that take others' parameters, and ``from_pretrained``.
+    Remove when: fairseq reads literals there.
+    """
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    if getattr(load, "runs_no_code", False):
+        return
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path: Any, arg_overrides: Any = None, *rest: Any, **kw: Any) -> Any:
+        state = load(path, arg_overrides, *rest, **kw)
+        refuse_code(str(path), state, own=arg_overrides)
+        return state
+
+    load_checkpoint_to_cpu.runs_no_code = True  # type: ignore[attr-defined]
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
 def give_numpy_long_back() -> None:
@@ -282,6 +306,7 @@ def keep_old_names() -> None:
 def apply() -> None:
     """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
+    run_no_code_of_checkpoints()
     give_numpy_long_back()
     tell_tasks_of_the_start()
     give_dynamic_convolution_one_policy()
