@@ -29,7 +29,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
 
-from esrl_fairseq.checkpoints.configuration import refuse_code
+from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -70,6 +70,7 @@ def run_no_code_of_checkpoints() -> None:
     def load_checkpoint_to_cpu(path: Any, arg_overrides: Any = None, *rest: Any, **kw: Any) -> Any:
         state = load(path, arg_overrides, *rest, **kw)
         refuse_code(str(path), state, own=arg_overrides)
+        withhold_reward(state, own=arg_overrides)
         return state
 
     load_checkpoint_to_cpu.runs_no_code = True  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.configs import CheckpointConfig
 from omegaconf import II
 
+from esrl_fairseq.checkpoints.configuration import refuse_withheld
 from esrl_fairseq.checks.options import (
     check_baseline_options,
     check_controls,
@@ -268,6 +269,7 @@ def check_criterion_options(cfg: EsrlCriterionConfig, pretrained: str = "") -> N
     Raises:
         EsrlError: naming the option, its value and what is allowed.
     """
+    refuse_withheld(cfg.reward)
     if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
         raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
     sharpness = cfg.objective in ("fused", "mrt")  # to the others α is a scale alone

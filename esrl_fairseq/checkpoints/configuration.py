@@ -48,6 +48,11 @@ LOOKED_UP = re.compile(r"\$\{[^{}]*:")
 COPY = re.compile(r"\(\w*\)")
 """Part of a folder's name, as in ``run(2)/data``, or a call that says nothing."""
 
+CODE = re.compile("python:|comet")
+"""In the names of rewards that run code of a file: COMET's library unpickles its models."""
+WITHHELD = "of the checkpoint: "
+"""Stands before such a reward that the user did not name."""
+
 
 def refuse_code(path: str, state: Any, own: Mapping[str, Any] | None = None) -> None:
     """Refuse a checkpoint whose configuration holds Python other than plain values, before
@@ -77,6 +82,36 @@ def refuse_code(path: str, state: Any, own: Mapping[str, Any] | None = None) -> 
                 )
 
 
+def withhold_reward(state: Any, own: Mapping[str, Any] | None = None) -> None:
+    """Mark a reward that is code: ``fairseq-validate`` builds the criterion of the checkpoint.
+
+    Training, which has its own criterion, and generation do not see the mark.
+
+    Args:
+        state, own: see :func:`refuse_code`.
+    """
+    typed = (own or {}).get("reward")
+    sections: list[Any] = [getattr(state.get("cfg"), "criterion", None), state.get("args")]
+    for section in sections:
+        reward = getattr(section, "reward", None)
+        if isinstance(reward, str) and CODE.search(reward) and reward != typed:
+            section.reward = WITHHELD + reward
+
+
+def refuse_withheld(reward: str) -> None:
+    """Refuse what :func:`withhold_reward` marked.
+
+    Raises:
+        EsrlError: it says how to have the reward nevertheless.
+    """
+    if reward.startswith(WITHHELD):
+        name = reward.removeprefix(WITHHELD)
+        raise EsrlError(
+            f"the reward {name} runs code, and it is the checkpoint that names it: if you trust "
+            f"it, name it yourself, with --criterion esrl --reward {name}"
+        )
+
+
 def _settings(configuration: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Each setting with its names, sections first, as it stands; whatever the sections are."""
     open_ones: list[tuple[tuple[str, ...], Any]] = [((), configuration)]
@@ -93,11 +128,10 @@ def _settings(configuration: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
                 continue
             seen.add((id(value), names[-1:]))
             kept.append(value)
-            many = isinstance(value, Mapping)
-            items = value.items() if many else ((names[-1] if names else "", x) for x in value)
-            open_ones += [((*names, str(key)) if many else names, item) for key, item in items]
-            if not many:
-                yield names, value
+            if isinstance(value, Mapping):
+                open_ones += [((*names, str(key)), item) for key, item in value.items()]
+            else:
+                open_ones += [(names, item) for item in value]
         else:
             yield names, value
 
@@ -110,7 +144,7 @@ def _why_not(names: tuple[str, ...], value: Any, of_model: bool) -> str:
     if names and names[-1] in EVALUATED:
         if text and not is_plain(value):
             return "Python"
-        if not isinstance(value, (str, int, float, list, tuple, set, type(None))):
+        if not isinstance(value, (str, int, float, type(None))):
             return "object"  # eval takes bytes, and whatever has a buffer
     return "Python" if text and of_model and calls(value) else ""
 
