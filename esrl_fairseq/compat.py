@@ -133,6 +133,27 @@ def tell_tasks_of_the_start() -> None:
     checkpoint_utils.load_checkpoint = load_checkpoint
 
 
+def at_bad_numbers(trainer: Any, call: Callable[[FloatingPointError], None]) -> None:
+    """Have ``call`` called when fairseq finds gradients that are not finite, or that differ between
+    ranks, or has no smaller loss scale left; it has to end the run.
+
+    Reason: fairseq then writes a crash.pt that no run can go on from, computes the update again
+    with hooks, which print pages, and ends with a traceback. The first that it does is to gather
+    the optimizer's state.
+    Remove when: fairseq tells the task.
+    """
+    gather = trainer.consolidate_optimizer
+
+    def consolidate_optimizer() -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, FloatingPointError):
+            trainer.consolidate_optimizer = gather  # the call may save
+            call(error)
+        gather()
+
+    trainer.consolidate_optimizer = consolidate_optimizer
+
+
 class _AtEnd(logging.Handler):
     """Calls back when fairseq logs that training is over."""
 

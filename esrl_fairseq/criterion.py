@@ -36,7 +36,7 @@ from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
-from esrl_fairseq.state.visits import build_observer, of_draws
+from esrl_fairseq.state.visits import bad_numbers, build_observer, of_draws
 from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,9 @@ class EsrlCriterion(FairseqCriterion):
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
         if samples.dummy:
             return
-        self.task.rl.add(self.observer.visit(samples))
+        visit = self.observer.visit(samples)
+        self.task.refuse_numbers(bad_numbers(visit))
+        self.task.rl.add(visit)
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
         rewards = of_draws(scored.rewards, rows)
         words = (scored.words, scored.reference_words)

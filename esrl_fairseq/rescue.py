@@ -10,6 +10,9 @@ from fairseq import checkpoint_utils
 from fairseq.distributed.fully_sharded_data_parallel import FSDP
 from omegaconf import OmegaConf
 
+from esrl_fairseq.checks.numbers import bad_parameter
+from esrl_fairseq.rescoring.rescoring import unwrap
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,8 @@ class Rescue:
         """
         cfg, trainer = self.trainer.cfg.checkpoint, self.trainer
         updates = trainer.get_num_updates()
+        if bad_parameter(unwrap(trainer.model)):
+            return self.nothing_to_save()
         if cfg.no_save or cfg.no_last_checkpoints:
             return ""
         if updates == self.updates:
@@ -61,8 +66,23 @@ class Rescue:
             return "the last checkpoint is the last state that there is"
         self.save_last(None, self.batches if in_update else None)
         self.updates = updates
-        path = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
-        return f"the state after update {updates} is in {path}: the same command goes on from there"
+        where = f"the state after update {updates} is in {self.last}"
+        return f"{where}: the same command goes on from there"
+
+    @property
+    def last(self) -> str:
+        """Path of the checkpoint that the same command goes on from."""
+        name = f"checkpoint_last{self.trainer.checkpoint_suffix}.pt"
+        return os.path.join(self.trainer.cfg.checkpoint.save_dir, name)
+
+    def nothing_to_save(self) -> str:
+        """The sentence for parameters that are not numbers."""
+        found = bad_parameter(unwrap(self.trainer.model))
+        kept = f"; {self.last} is as it was" if os.path.exists(self.last) else ""
+        return (
+            f"update {self.trainer.get_num_updates()} left a model that is not saved, because its "
+            f"{found}: lower --lr{kept}"
+        )
 
     def save_last(self, val_loss: float | None, batches: int | None) -> None:
         """checkpoint_last.pt and, if ``val_loss`` is the best, checkpoint_best.pt."""

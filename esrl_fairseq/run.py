@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from esrl_fairseq.checks.models import check_model
-from esrl_fairseq.compat import at_end_of_training
+from esrl_fairseq.checks.numbers import bad_gradient, bad_parameter, refuse_bad_parameters
+from esrl_fairseq.compat import at_bad_numbers, at_end_of_training
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
@@ -65,6 +66,8 @@ class Run:
     def begin(self, epoch_itr: Any) -> None:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
+        refuse_bad_parameters(unwrap(self.trainer.model), self.start.path or "the new model")
+        at_bad_numbers(self.trainer, self.bad_gradients)
         # They may be refused: before the validation, which takes its time.
         self.task.open_store()
         self.task.frozen_model(unwrap(self.trainer.model))
@@ -145,6 +148,35 @@ class Run:
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
+    def overflows(self) -> bool:
+        """Whether values that are not finite are half precision's, with sound parameters: fairseq
+        then leaves out the update and lowers the loss scale."""
+        common = self.cfg.common
+        return (common.fp16 or common.amp) and not bad_parameter(unwrap(self.trainer.model))
+
+    def bad_gradients(self, error: FloatingPointError) -> None:
+        """fairseq cannot use an update's gradients: say what they hold, and end the run."""
+        found = bad_gradient(unwrap(self.trainer.model))
+        where = f": the gradient of {found}" if found else ""
+        low, high = self.task.rl.rewards_of_update()
+        self.failed(
+            EsrlError(
+                f"update {self.trainer.get_num_updates() + 1} cannot be made, "
+                f"{first_sentence(error)}{where}; its samples' rewards are from {low:g} to "
+                f"{high:g}: look at the reward, or lower --lr"
+            ),
+            in_update=True,
+        )
+
+    def refuse_to_save(self) -> None:
+        """A checkpoint of parameters that are not numbers would take a good one's place.
+
+        Raises:
+            SystemExit: with the sentence.
+        """
+        if bad_parameter(unwrap(self.trainer.model)):
+            raise SystemExit(self.rescue.nothing_to_save())
+
     def end(self) -> None:
         """Say what the run came to, and what to do next."""
         cfg = self.cfg.checkpoint
@@ -154,3 +186,9 @@ class Run:
             decoder_only = is_decoder_only(unwrap(self.trainer.model))
             post_process = self.criterion.cfg.reward_post_process
             logger.info("next: %s", next_command(self.cfg, post_process, decoder_only))
+
+
+def first_sentence(error: Exception) -> str:
+    """Of what fairseq says, in one line, as a part of ours."""
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    return text[:1].lower() + text[1:]

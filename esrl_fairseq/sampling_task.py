@@ -246,6 +246,16 @@ class SamplingTask(DataTask):
                 self.run.failed(error, in_update=False)
             raise
 
+    def refuse_numbers(self, problem: str) -> None:
+        """End an update, or a validation, in which something is NaN or infinite; it may be what
+        half precision with a loss scale is made for, see :meth:`Run.overflows`.
+
+        Raises:
+            EsrlError: with ``problem``, unless it is empty.
+        """
+        if problem and not (self.run is not None and self.run.overflows()):
+            raise EsrlError(problem)
+
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         before = loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
@@ -257,6 +267,8 @@ class SamplingTask(DataTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """fairseq merges this into a checkpoint's ``extra_state``."""
+        if self.run is not None:
+            self.run.refuse_to_save()
         return {
             type(self).__name__: {
                 "rl": self.rl.state_dict(),

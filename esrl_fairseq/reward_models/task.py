@@ -17,6 +17,7 @@ from subword_nmt.apply_bpe import BPE
 from torch import Tensor
 
 from esrl_fairseq.checks.data import refuse_empty_lines
+from esrl_fairseq.checks.numbers import refuse_bad_parameters
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.data.batches import SameBatches
 from esrl_fairseq.data.folders import FoundData
@@ -268,5 +269,6 @@ def load_reward_model(path: str) -> tuple[RewardModel, SubwordText]:
     with torch.random.fork_rng(devices=[]):
         model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    refuse_bad_parameters(model, f"--reward-model {path}")
     model.requires_grad_(False)
     return model.eval(), task.text
