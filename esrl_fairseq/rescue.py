@@ -10,7 +10,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed.fully_sharded_data_parallel import FSDP
 from omegaconf import OmegaConf
 
-from esrl_fairseq.checks.numbers import bad_parameter
+from esrl_fairseq.checks.numbers import bad_parameter, largest_parameter
 from esrl_fairseq.rescoring.rescoring import unwrap
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Rescue:
         self.batches = 0  # of the epoch that whole updates have used
         self.fetched = 0  # and with those of the current update
         self.updates = trainer.get_num_updates()
+        self.saved = -1  # what fairseq's last checkpoint, if any, is of
 
     def begin(self, epoch_itr: Any) -> None:
         """The first epoch of this process follows; until then the start is all there is."""
@@ -76,12 +77,15 @@ class Rescue:
         return os.path.join(self.trainer.cfg.checkpoint.save_dir, name)
 
     def nothing_to_save(self) -> str:
-        """The sentence for parameters that are not numbers."""
-        found = bad_parameter(unwrap(self.trainer.model))
-        kept = f"; {self.last} is as it was" if os.path.exists(self.last) else ""
+        """The sentence for a model that gives no numbers."""
+        model = unwrap(self.trainer.model)
+        found = bad_parameter(model) or largest_parameter(model)
+        updates, last = self.trainer.get_num_updates(), ""
+        if os.path.exists(self.last):
+            last = "is the same model" if updates == self.saved else "is as it was before"
+            last = f"; {self.last} {last}"
         return (
-            f"update {self.trainer.get_num_updates()} left a model that is not saved, because its "
-            f"{found}: lower --lr{kept}"
+            f"update {updates} left a model that is not saved, since its {found}: lower --lr{last}"
         )
 
     def save_last(self, val_loss: float | None, batches: int | None) -> None:

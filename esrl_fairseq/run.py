@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from esrl_fairseq.checks.models import check_model
-from esrl_fairseq.checks.numbers import bad_gradient, bad_parameter, refuse_bad_parameters
+from esrl_fairseq.checks.numbers import (
+    NotFinite,
+    bad_gradient,
+    bad_parameter,
+    one_line,
+    refuse_bad_parameters,
+)
 from esrl_fairseq.compat import at_bad_numbers, at_end_of_training
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
-from esrl_fairseq.rescoring.agreement import check_stages
+from esrl_fairseq.rescoring.agreement import check_stages, stage_difference
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
 from esrl_fairseq.sampling.conditioning import is_decoder_only
@@ -139,7 +146,8 @@ class Run:
         for, which no run can go on from.
         """
         self.task.outcome.due = self.task.outcome.due or not in_update
-        saved = self.rescue.save(in_update)
+        lost = isinstance(error, NotFinite) and not self.is_sound()
+        saved = self.rescue.nothing_to_save() if lost else self.rescue.save(in_update)
         if isinstance(error, EsrlError):
             raise SystemExit("; ".join(filter(None, [str(error), saved])))
         if saved:
@@ -154,15 +162,23 @@ class Run:
         common = self.cfg.common
         return (common.fp16 or common.amp) and not bad_parameter(unwrap(self.trainer.model))
 
+    def is_sound(self) -> bool:
+        """Whether the model gives log-probabilities that are numbers."""
+        model = unwrap(self.trainer.model)
+        if self.trainer.is_fsdp or bad_parameter(model):
+            return self.trainer.is_fsdp
+        batch, _ = self.trainer._prepare_sample(self.rescue.epoch_itr.first_batch)
+        return math.isfinite(stage_difference(model, batch, self.task.build_sampler(model)))
+
     def bad_gradients(self, error: FloatingPointError) -> None:
         """fairseq cannot use an update's gradients: say what they hold, and end the run."""
         found = bad_gradient(unwrap(self.trainer.model))
         where = f": the gradient of {found}" if found else ""
         low, high = self.task.rl.rewards_of_update()
         self.failed(
-            EsrlError(
+            NotFinite(
                 f"update {self.trainer.get_num_updates() + 1} cannot be made, "
-                f"{first_sentence(error)}{where}; its samples' rewards are from {low:g} to "
+                f"{one_line(error)}{where}; its samples' rewards are from {low:g} to "
                 f"{high:g}: look at the reward, or lower --lr"
             ),
             in_update=True,
@@ -176,6 +192,7 @@ class Run:
         """
         if bad_parameter(unwrap(self.trainer.model)):
             raise SystemExit(self.rescue.nothing_to_save())
+        self.rescue.saved = self.trainer.get_num_updates()
 
     def end(self) -> None:
         """Say what the run came to, and what to do next."""
@@ -186,9 +203,3 @@ class Run:
             decoder_only = is_decoder_only(unwrap(self.trainer.model))
             post_process = self.criterion.cfg.reward_post_process
             logger.info("next: %s", next_command(self.cfg, post_process, decoder_only))
-
-
-def first_sentence(error: Exception) -> str:
-    """Of what fairseq says, in one line, as a part of ours."""
-    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-    return text[:1].lower() + text[1:]

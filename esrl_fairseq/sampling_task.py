@@ -8,6 +8,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
+from esrl_fairseq.checks.numbers import NotFinite
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.text import Decode
@@ -251,10 +252,10 @@ class SamplingTask(DataTask):
         half precision with a loss scale is made for, see :meth:`Run.overflows`.
 
         Raises:
-            EsrlError: with ``problem``, unless it is empty.
+            NotFinite: with ``problem``, unless it is empty.
         """
         if problem and not (self.run is not None and self.run.overflows()):
-            raise EsrlError(problem)
+            raise NotFinite(problem)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         before = loss_scale(optimizer)

@@ -15,6 +15,10 @@ from torch import Tensor
 from esrl_fairseq.errors import EsrlError
 
 
+class NotFinite(EsrlError):
+    """Something of an update, or of a validation, is NaN or infinite."""
+
+
 def first_not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> str:
     """The first of them that has NaN or infinity, with what it has; empty if none has."""
     for name, tensor in tensors:
@@ -37,6 +41,13 @@ def bad_gradient(model: Any) -> str:
     return first_not_finite((name, p.grad) for name, p in model.named_parameters())
 
 
+def largest_parameter(model: Any) -> str:
+    """The one that reaches furthest, with how far."""
+    reach = {name: float(p.detach().abs().max()) for name, p in model.named_parameters()}
+    name = max(reach, key=lambda name: reach[name])
+    return f"{name} reaches {reach[name]:.3g}"
+
+
 def refuse_bad_parameters(model: Any, what: str) -> None:
     """Refuse a model that has been loaded with NaN or infinity.
 
@@ -52,3 +63,9 @@ def refuse_bad_parameters(model: Any, what: str) -> None:
         raise EsrlError(
             f"the parameters of {what} are not all numbers: {found}; take an earlier checkpoint"
         )
+
+
+def one_line(error: Exception) -> str:
+    """Of what fairseq says, in one line, as a part of ours."""
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    return text[:1].lower() + text[1:]
