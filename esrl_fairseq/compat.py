@@ -232,6 +232,21 @@ def mend_tasks_of_pretrained_models() -> None:
     MaskedLMDictionary.load = classmethod(load)
 
 
+def train_in_bf16(parsed: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Let ``--bf16`` and ``--memory-efficient-bf16`` train on GPUs and CPUs.
+
+    Reason: fairseq's command line takes bf16 for a TPU's and then fails for want of torch_xla.
+    Remove when: it no longer does.
+
+    Args:
+        parsed: all options; changed.
+        given: what the parser found at first sight.
+    """
+    asked = getattr(given, "tpu", False) or importlib.util.find_spec("torch_xla")
+    if getattr(parsed, "bf16", False) and not asked:
+        parsed.tpu = False
+
+
 def extend_parsing(
     from_start: Callable[[argparse.Namespace], dict[str, Any]],
     explain: Callable[[str, argparse.ArgumentParser, dict[str, Any]], str],
@@ -274,7 +289,9 @@ def extend_parsing(
         given, _ = parser.parse_known_args(input_args)
         defaults.update(from_start(given))
         chosen.update(vars(given), **defaults)
-        return parse(parser, input_args, *positional, modify_parser=modify, **keywords)
+        found = parse(parser, input_args, *positional, modify_parser=modify, **keywords)
+        train_in_bf16(found[0] if isinstance(found, tuple) else found, given)
+        return found
 
     parse_args_and_arch.extended = True  # type: ignore[attr-defined]
     options.parse_args_and_arch = parse_args_and_arch

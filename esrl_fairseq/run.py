@@ -58,6 +58,11 @@ class Run:
     def check(self) -> None:
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
         check_model(unwrap(self.trainer.model))
+        if self.cfg.common.fp16 and self.trainer.device.type == "cpu":
+            raise EsrlError(
+                "--fp16 and --memory-efficient-fp16 need a GPU: fairseq ends at the first overflow "
+                "without one; choose --bf16 or --memory-efficient-bf16, or no half precision"
+            )
         check_best_metric(self.cfg, self.task, self.has_references())
         if self.start.kind == NONE:
             logger.warning(

@@ -254,7 +254,7 @@ class SamplingTask(DataTask):
         Raises:
             NotFinite: with ``problem``, unless it is empty.
         """
-        if problem and not (self.run is not None and self.run.overflows()):
+        if problem and self.run is not None and not self.run.overflows():
             raise NotFinite(problem)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
