@@ -3,6 +3,7 @@
 import argparse
 import ast
 import pathlib
+import sys
 
 import fairseq
 import numpy as np
@@ -142,6 +143,19 @@ def test_what_the_user_typed_is_his_own(tmp_path):
     hostile = checkpoint(tmp_path / "two.pt", "lstm", encoder_layers="print()", **WORDS)
     with pytest.raises(EsrlError, match="encoder_layers the Python"):
         load(hostile, "lstm", decoder_attention="[print][0] is None")
+
+
+def test_neither_modules_nor_classes_are_taken_from_it(tmp_path):
+    ran, folder = tmp_path / "ran", tmp_path / "hostile_user_dir"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(f"open({str(ran)!r}, 'w')")
+    path = checkpoint(tmp_path / "one.pt", "lstm", user_dir=str(folder), _target_="os.abort")
+    state = torch.load(path, weights_only=True)
+    state["cfg"]["common"] = {"user_dir": str(folder), "_target_": "os.abort"}
+    torch.save(state, path)
+    with pytest.raises(EsrlError, match="cutoff"):  # it was built
+        load(path, "lstm")
+    assert not ran.exists() and "hostile_user_dir" not in sys.modules
 
 
 NESTED = [
