@@ -55,7 +55,12 @@ ROADS = {
 }
 
 
-@pytest.mark.parametrize("road", ROADS)
+SLOW = ("lm-path", "architecture", "stock-criterion")
+
+
+@pytest.mark.parametrize(
+    "road", [pytest.param(road, marks=pytest.mark.slow if road in SLOW else ()) for road in ROADS]
+)
 def test_no_python_of_a_checkpoint_is_run(road, files, commands, corpus, mle, tmp_path):
     """Without the refusal most of these roads run it."""
     train = esrl_options(corpus.data, tmp_path / "run")
