@@ -55,11 +55,11 @@ ROADS = {
 }
 
 
-SLOW = ("lm-path", "architecture", "stock-criterion")
+LONG = ("lm-path", "architecture", "stock-criterion")
 
 
 @pytest.mark.parametrize(
-    "road", [pytest.param(road, marks=pytest.mark.slow if road in SLOW else ()) for road in ROADS]
+    "road", [pytest.param(road, marks=pytest.mark.long if road in LONG else ()) for road in ROADS]
 )
 def test_no_python_of_a_checkpoint_is_run(road, files, commands, corpus, mle, tmp_path):
     """Without the refusal most of these roads run it."""
