@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import pathlib
 import sys
 
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 import esrl_fairseq  # noqa: F401 (its shims)
 from esrl_fairseq.checkpoints.configuration import EVALUATED, calls, is_plain, refuse_code
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.start.architecture import defaults
 
 READERS = ("eval", "eval_str_list", "eval_str_dict", "eval_bool")
 """What fairseq gives strings to."""
@@ -202,6 +204,18 @@ def test_circles_and_common_parts():
 def test_values_of_honest_checkpoints(text):
     assert is_plain(text)
     refuse_code("good.pt", {"cfg": {"model": {"encoder_layers": text, "x": text}}})
+
+
+def test_every_architecture_of_fairseq_is_honest():
+    """The values that they have without anything said."""
+    tried = 0
+    for arch in ARCH_MODEL_REGISTRY:
+        with contextlib.suppress(AttributeError):  # some read what they did not set
+            model = {"_name": arch, **defaults(arch)}
+            refuse_code("good.pt", {"cfg": {"model": argparse.Namespace(**model)}})
+            refuse_code("good.pt", {"args": argparse.Namespace(**model)})
+            tried += "[(" in str(model)
+    assert tried > 10
 
 
 @pytest.mark.parametrize(
