@@ -29,6 +29,8 @@ from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
 
+from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
+
 
 def allow_fairseq_checkpoints() -> None:
     """Let ``torch.load`` read fairseq checkpoints with its safe loader.
@@ -50,6 +52,29 @@ def _numpy() -> list[Any]:
     numbers = (np.int64(0), np.float64(0))
     functions = {value.__reduce__()[0] for value in (np.zeros(0), *numbers)}
     return [np.ndarray, np.dtype, *(type(number.dtype) for number in numbers), *functions]
+
+
+def run_no_code_of_checkpoints() -> None:
+    """Refuse checkpoints whose configuration holds Python, before a model is built from one.
+
+    Reason: fairseq gives settings of a checkpoint to ``eval`` (``--decoder-attention`` of an LSTM,
+    ``--encoder-layers`` of fconv, …). All that read one call this function: every command, models
+    that take others' parameters, and ``from_pretrained``.
+    Remove when: fairseq reads literals there.
+    """
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    if getattr(load, "runs_no_code", False):
+        return
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path: Any, arg_overrides: Any = None, *rest: Any, **kw: Any) -> Any:
+        state = load(path, arg_overrides, *rest, **kw)
+        refuse_code(str(path), state, own=arg_overrides)
+        withhold_reward(state, own=arg_overrides)
+        return state
+
+    load_checkpoint_to_cpu.runs_no_code = True  # type: ignore[attr-defined]
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
 
 
 def give_numpy_long_back() -> None:
@@ -106,6 +131,27 @@ def tell_tasks_of_the_start() -> None:
 
     load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def at_bad_numbers(trainer: Any, call: Callable[[FloatingPointError], None]) -> None:
+    """Have ``call`` called when fairseq finds gradients that are not finite, or that differ between
+    ranks, or has no smaller loss scale left; it has to end the run.
+
+    Reason: fairseq then writes a crash.pt that no run can go on from, computes the update again
+    with hooks, which print pages, and ends with a traceback. The first that it does is to gather
+    the optimizer's state.
+    Remove when: fairseq tells the task.
+    """
+    gather = trainer.consolidate_optimizer
+
+    def consolidate_optimizer() -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, FloatingPointError):
+            trainer.consolidate_optimizer = gather  # the call may save
+            call(error)
+        gather()
+
+    trainer.consolidate_optimizer = consolidate_optimizer
 
 
 class _AtEnd(logging.Handler):
@@ -186,6 +232,21 @@ def mend_tasks_of_pretrained_models() -> None:
     MaskedLMDictionary.load = classmethod(load)
 
 
+def train_in_bf16(parsed: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Let ``--bf16`` and ``--memory-efficient-bf16`` train on GPUs and CPUs.
+
+    Reason: fairseq's command line takes bf16 for a TPU's and then fails for want of torch_xla.
+    Remove when: it no longer does.
+
+    Args:
+        parsed: all options; changed.
+        given: what the parser found at first sight.
+    """
+    asked = getattr(given, "tpu", False) or importlib.util.find_spec("torch_xla")
+    if getattr(parsed, "bf16", False) and not asked:
+        parsed.tpu = False
+
+
 def extend_parsing(
     from_start: Callable[[argparse.Namespace], dict[str, Any]],
     explain: Callable[[str, argparse.ArgumentParser, dict[str, Any]], str],
@@ -228,7 +289,9 @@ def extend_parsing(
         given, _ = parser.parse_known_args(input_args)
         defaults.update(from_start(given))
         chosen.update(vars(given), **defaults)
-        return parse(parser, input_args, *positional, modify_parser=modify, **keywords)
+        found = parse(parser, input_args, *positional, modify_parser=modify, **keywords)
+        train_in_bf16(found[0] if isinstance(found, tuple) else found, given)
+        return found
 
     parse_args_and_arch.extended = True  # type: ignore[attr-defined]
     options.parse_args_and_arch = parse_args_and_arch
@@ -282,6 +345,7 @@ def keep_old_names() -> None:
 def apply() -> None:
     """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
+    run_no_code_of_checkpoints()
     give_numpy_long_back()
     tell_tasks_of_the_start()
     give_dynamic_convolution_one_policy()

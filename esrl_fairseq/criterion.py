@@ -34,7 +34,7 @@ from esrl_fairseq.state.corpus import CorpusCounts
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
-from esrl_fairseq.state.visits import build_observer, of_draws
+from esrl_fairseq.state.visits import bad_numbers, build_observer, of_draws
 from esrl_fairseq.task import attach_sampling
 
 logger = logging.getLogger(__name__)
@@ -167,8 +167,7 @@ class EsrlCriterion(FairseqCriterion):
         samples.scores, samples.references = scores[:n], scores.log_probs[n:]
 
     def judge(self, model: Any, samples: Samples) -> None:
-        """Subtract the KL penalty and what was expected from the samples' rewards, and choose their
-        baseline."""
+        """Subtract KL penalty and what was expected from the rewards, and choose their baseline."""
         log_ratio = self.log_ratio(model, samples)
         samples.kl = float(of_draws(log_ratio, samples.rows).sum(dtype=np.float64))
         samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
@@ -186,7 +185,9 @@ class EsrlCriterion(FairseqCriterion):
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
         if samples.dummy:
             return
-        self.task.rl.add(self.observer.visit(samples))
+        visit = self.observer.visit(samples)
+        self.task.refuse_numbers(bad_numbers(visit))
+        self.task.rl.add(visit)
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
         rewards = of_draws(scored.rewards, rows)
         words = (scored.words, scored.reference_words)

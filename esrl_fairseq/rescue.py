@@ -9,6 +9,9 @@ from typing import Any
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
+from esrl_fairseq.checks.numbers import bad_parameter, largest_parameter
+from esrl_fairseq.rescoring.rescoring import unwrap
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,6 +31,7 @@ class Rescue:
         self.batches = 0  # of the epoch that whole updates have used
         self.fetched = 0  # and with those of the current update
         self.updates = trainer.get_num_updates()
+        self.saved = -1  # what fairseq's last checkpoint, if any, is of
 
     def begin(self, epoch_itr: Any) -> None:
         """The first epoch of this process follows; until then the start is all there is."""
@@ -52,6 +56,8 @@ class Rescue:
         """
         cfg, trainer = self.trainer.cfg.checkpoint, self.trainer
         updates = trainer.get_num_updates()
+        if bad_parameter(unwrap(trainer.model)):
+            return self.nothing_to_save()
         if cfg.no_save or cfg.no_last_checkpoints:
             return ""
         if updates == self.updates:
@@ -60,8 +66,26 @@ class Rescue:
             return "the last checkpoint is the last state that there is"
         self.save_last(None, self.batches if in_update else None)
         self.updates = updates
-        path = os.path.join(cfg.save_dir, f"checkpoint_last{trainer.checkpoint_suffix}.pt")
-        return f"the state after update {updates} is in {path}: the same command goes on from there"
+        where = f"the state after update {updates} is in {self.last}"
+        return f"{where}: the same command goes on from there"
+
+    @property
+    def last(self) -> str:
+        """Path of the checkpoint that the same command goes on from."""
+        name = f"checkpoint_last{self.trainer.checkpoint_suffix}.pt"
+        return os.path.join(self.trainer.cfg.checkpoint.save_dir, name)
+
+    def nothing_to_save(self) -> str:
+        """The sentence for a model that gives no numbers."""
+        model = unwrap(self.trainer.model)
+        found = bad_parameter(model) or largest_parameter(model)
+        updates, last = self.trainer.get_num_updates(), ""
+        if os.path.exists(self.last):
+            last = "is the same model" if updates == self.saved else "is as it was before"
+            last = f"; {self.last} {last}"
+        return (
+            f"update {updates} left a model that is not saved, since its {found}: lower --lr{last}"
+        )
 
     def save_last(self, val_loss: float | None, batches: int | None) -> None:
         """checkpoint_last.pt and, if ``val_loss`` is the best, checkpoint_best.pt."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from esrl_fairseq.checks.models import check_model
-from esrl_fairseq.compat import at_end_of_training
+from esrl_fairseq.checks.numbers import (
+    NotFinite,
+    bad_gradient,
+    bad_parameter,
+    one_line,
+    refuse_bad_parameters,
+)
+from esrl_fairseq.compat import at_bad_numbers, at_end_of_training
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.corpus import mean_counts
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
-from esrl_fairseq.rescoring.agreement import check_stages
+from esrl_fairseq.rescoring.agreement import check_stages, stage_difference
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
 from esrl_fairseq.sampling.conditioning import is_decoder_only
@@ -52,6 +60,11 @@ class Run:
     def check(self) -> None:
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
         check_model(unwrap(self.trainer.model))
+        if self.cfg.common.fp16 and self.trainer.device.type == "cpu":
+            raise EsrlError(
+                "--fp16 and --memory-efficient-fp16 need a GPU: fairseq ends at the first overflow "
+                "without one; choose --bf16 or --memory-efficient-bf16, or no half precision"
+            )
         check_best_metric(self.cfg, self.task, self.has_references())
         if self.start.kind == NONE:
             logger.warning(
@@ -67,6 +80,8 @@ class Run:
     def begin(self, epoch_itr: Any) -> None:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
+        refuse_bad_parameters(unwrap(self.trainer.model), self.start.path or "the new model")
+        at_bad_numbers(self.trainer, self.bad_gradients)
         # They may be refused: before the validation, which takes its time.
         self.task.open_store()
         self.task.frozen_model(unwrap(self.trainer.model))
@@ -143,24 +158,63 @@ class Run:
         It never returns. What ends the run is no ``Exception`` that fairseq would write a crash.pt
         for, which no run can go on from.
         """
+        lost = isinstance(error, NotFinite) and not self.is_sound()
+        saved = self.rescue.nothing_to_save() if lost else self.save(in_update)
         if isinstance(error, EsrlError):
-            raise SystemExit(self.last_words(str(error), in_update))
-        saved = self.save(in_update)
+            raise SystemExit("; ".join(filter(None, [str(error), saved])))
         if saved:
             logger.error(saved)
         if isinstance(error, RuntimeError):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
-    def last_words(self, sentence: str, in_update: bool | None = None) -> str:
+    def last_words(self, sentence: str) -> str:
         """Save the last state, and what the run ends with: why, and where that is."""
-        saved = self.save(self.criterion.training if in_update is None else in_update)
+        saved = self.save(self.criterion.training)
         return "; ".join(filter(None, [sentence, saved]))
 
     def save(self, in_update: bool) -> str:
         """See :meth:`Rescue.save`; a validation that failed is made up for."""
         self.task.outcome.due = self.task.outcome.due or not in_update
         return self.rescue.save(in_update)
+
+    def overflows(self) -> bool:
+        """Whether values that are not finite are half precision's, with sound parameters: fairseq
+        then leaves out the update and lowers the loss scale."""
+        common = self.cfg.common
+        return (common.fp16 or common.amp) and not bad_parameter(unwrap(self.trainer.model))
+
+    def is_sound(self) -> bool:
+        """Whether the model gives log-probabilities that are numbers."""
+        model = unwrap(self.trainer.model)
+        if self.trainer.is_fsdp or bad_parameter(model):
+            return self.trainer.is_fsdp
+        batch, _ = self.trainer._prepare_sample(self.rescue.epoch_itr.first_batch)
+        return math.isfinite(stage_difference(model, batch, self.task.build_sampler(model)))
+
+    def bad_gradients(self, error: FloatingPointError) -> None:
+        """fairseq cannot use an update's gradients: say what they hold, and end the run."""
+        found = bad_gradient(unwrap(self.trainer.model))
+        where = f": the gradient of {found}" if found else ""
+        low, high = self.task.rl.rewards_of_update()
+        self.failed(
+            NotFinite(
+                f"update {self.trainer.get_num_updates() + 1} cannot be made, "
+                f"{one_line(error)}{where}; its samples' rewards are from {low:g} to "
+                f"{high:g}: look at the reward, or lower --lr"
+            ),
+            in_update=True,
+        )
+
+    def refuse_to_save(self) -> None:
+        """A checkpoint of parameters that are not numbers would take a good one's place.
+
+        Raises:
+            SystemExit: with the sentence.
+        """
+        if bad_parameter(unwrap(self.trainer.model)):
+            raise SystemExit(self.rescue.nothing_to_save())
+        self.rescue.saved = self.trainer.get_num_updates()
 
     def end(self) -> None:
         """Say what the run came to, and what to do next."""

@@ -8,6 +8,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
+from esrl_fairseq.checks.numbers import NotFinite
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.text import Decode
@@ -251,6 +252,16 @@ class SamplingTask(DataTask):
                 self.run.failed(error, in_update=False)
             raise
 
+    def refuse_numbers(self, problem: str) -> None:
+        """End an update, or a validation, in which something is NaN or infinite; it may be what
+        half precision with a loss scale is made for, see :meth:`Run.overflows`.
+
+        Raises:
+            NotFinite: with ``problem``, unless it is empty.
+        """
+        if problem and self.run is not None and not self.run.overflows():
+            raise NotFinite(problem)
+
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
         before = loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
@@ -262,6 +273,8 @@ class SamplingTask(DataTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """fairseq merges this into a checkpoint's ``extra_state``."""
+        if self.run is not None:
+            self.run.refuse_to_save()
         return {
             type(self).__name__: {
                 "rl": self.rl.state_dict(),

@@ -1,4 +1,8 @@
-"""``--amp``: every path under autocast, near what it is without; fairseq has it on a GPU alone."""
+"""Half precision: every path is near what it is without, and what is summed is float32.
+
+``--amp`` is autocast, which fairseq has on a GPU alone; ``--bf16``, ``--fp16`` and their
+memory-efficient forms have half-precision weights.
+"""
 
 import math
 
@@ -57,7 +61,7 @@ TRIED = [("transformer", one) for one in OPTIONS] + [("lstm", one) for one in OP
 class Run:
     """One batch of one criterion, in training and in validation."""
 
-    def __init__(self, options, arch, kind=None, rows=None, drawn=None):
+    def __init__(self, options, arch, kind=None, given=None, weights=False):
         sampling = dict(
             num_samples=4, capability="entropy", min_sample_temperature=0.7,
             max_sample_temperature=1.5,
@@ -68,21 +72,27 @@ class Run:
             batch = make_batch(make_prompts())
         else:
             task, model, batch = make_task(**sampling), make_model(arch), make_batch()
+        model = model.to(kind) if weights else model  # as fairseq does it, but for --amp
         criterion = make_criterion(task, **options)
         self.samples = None
         remember = criterion.remember
         criterion.remember = lambda samples: (setattr(self, "samples", samples), remember(samples))
-        if rows is not None:  # those of another run: rounding draws other ones at times
-            criterion.sample_rows = lambda *_: (rows, drawn)
+        if given is not None:  # those of another run: rounding draws other ones at times
+            rows = given.rows
+            criterion.sample_rows = lambda *_: (rows, given.drawn)
             table = rows.tokens.repeat_interleave(rows.multiplicity, 0)
             criterion.draw_word = self.word_of(table)
         task.rl.baseline.push([0.3, 0.1, 0.6])
         task.begin_epoch(1, model)
         torch.manual_seed(1)
-        with torch.autocast("cpu", dtype=kind or torch.bfloat16, enabled=kind is not None):
+        with torch.autocast(
+            "cpu", dtype=kind or torch.bfloat16, enabled=bool(kind) and not weights
+        ):
             self.loss, _, self.log = criterion(model.train(), batch)
             self.valid = criterion.eval()(model.eval(), batch)
-        self.gradient = gradients(model, self.loss)
+        self.gradient = gradients(model, self.loss).float()
+        task.rl.commit()
+        self.queue = task.rl.baseline.state()["rewards"]
 
     @staticmethod
     def word_of(table):
@@ -97,8 +107,16 @@ def test_criterion(arch, options, kind, monkeypatch):
     """Loss, gradient, logs and scores of the same rows; all of them are finite and float32."""
     monkeypatch.setattr(frozen, "load_model", lambda *_: make_model(arch, seed=2))
     expected = Run(options, arch)
-    found = Run(options, arch, kind, expected.samples.rows, expected.samples.drawn)
+    found = Run(options, arch, kind, expected.samples)
     check(found, expected, kind)
+
+
+@pytest.mark.parametrize("kind", HALF)
+@pytest.mark.parametrize("arch, options", TRIED, ids=str)
+def test_weights_in_half_precision(arch, options, kind, monkeypatch):
+    monkeypatch.setattr(frozen, "load_model", lambda *_: make_model(arch, seed=2))
+    expected = Run(options, arch)
+    check(Run(options, arch, kind, expected.samples, weights=True), expected, kind)
 
 
 def check(found, expected, kind):
@@ -107,6 +125,8 @@ def check(found, expected, kind):
     assert torch.isfinite(found.gradient).all()
     distance = (found.gradient - expected.gradient).norm() / expected.gradient.norm()
     assert distance < HALF[kind]
+    assert found.queue.dtype == np.float32 and len(found.queue) > 3
+    np.testing.assert_allclose(found.queue, expected.queue, atol=HALF[kind])
     near = dict(rel=HALF[kind], abs=HALF[kind])
     assert float(found.loss) == pytest.approx(float(expected.loss), **near)
     for logs in ((found.log, expected.log), (found.valid[2], expected.valid[2])):
@@ -126,7 +146,7 @@ def check(found, expected, kind):
 def test_language_models(arch, kind):
     options = {"objective": "reinforce"}
     expected = Run(options, arch)
-    check(Run(options, arch, kind, expected.samples.rows, expected.samples.drawn), expected, kind)
+    check(Run(options, arch, kind, expected.samples), expected, kind)
 
 
 def precisions(model):

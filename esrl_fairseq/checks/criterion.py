@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq.dataclass.configs import CheckpointConfig
 
+from esrl_fairseq.checkpoints.configuration import refuse_withheld
 from esrl_fairseq.checks.options import (
     check_baseline_options,
     check_controls,
@@ -36,6 +37,7 @@ def check_criterion_options(cfg: Any, pretrained: str = "") -> None:
     Raises:
         EsrlError: naming the option, its value and what is allowed.
     """
+    refuse_withheld(cfg.reward)
     if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
         raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
     sharpness = cfg.objective in ("fused", "mrt")  # to the others α is a scale alone

@@ -151,7 +151,7 @@ def check_choices(given: Namespace) -> None:
     """
     if getattr(given, "criterion", None) != "esrl":
         return
-    task, model = TASK_REGISTRY[given.task], ARCH_MODEL_REGISTRY.get(given.arch)
+    task, model = TASK_REGISTRY[given.task], ARCH_MODEL_REGISTRY.get(getattr(given, "arch", None))
     if not hasattr(task, "start_sampling"):  # tasks of ours
         _refuse_task(given.task, task)
     if model is None:

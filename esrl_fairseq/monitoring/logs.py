@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.logging import metrics
+from fairseq.utils import get_perplexity
 from torch import Tensor
 
 from esrl_fairseq.core.losses import segment_sum
@@ -164,7 +165,7 @@ def _reduce_validation(total: dict[str, float]) -> None:
     if "reference_tokens" in total:
         tokens = total["reference_tokens"]
         metrics.log_scalar("loss", total["loss"] / tokens / math.log(2), tokens, round=3)
-        metrics.log_derived("ppl", lambda meters: round(2 ** meters["loss"].avg, 2))
+        metrics.log_derived("ppl", lambda meters: get_perplexity(meters["loss"].avg))
     else:  # fairseq would log -1 in its place, and keep the first checkpoint as the best
         _mean(total, "loss", "loss", "nsentences", 4)
     if "valid_reward" in total:  # otherwise see monitoring/corpus.py

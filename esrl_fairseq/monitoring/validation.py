@@ -11,6 +11,7 @@ from torch import Tensor
 from esrl_fairseq.core.sequences import given_rows
 from esrl_fairseq.monitoring.corpus import reward_log
 from esrl_fairseq.rescoring.rescoring import rescore, unwrap
+from esrl_fairseq.rewards.asking import named
 from esrl_fairseq.rewards.scorer import Scorer
 from esrl_fairseq.sampling.conditioning import is_decoder_only, reference_tokens
 
@@ -30,6 +31,13 @@ def validate(
         beam: of the search for hypotheses; 0: one sample of each input.
     """
     model = unwrap(model)
+    # First, because a search among NaN fails in words of its own.
+    likelihood = None if sample["target"] is None else nll(model, sample, task.target_dictionary)
+    if likelihood is not None and not likelihood.isfinite():
+        task.refuse_numbers(
+            "the model's log-probabilities of validation references are not finite (NaN or "
+            f"infinity) in the batch with {named(int(sample['id'][0]))}"
+        )
     best = hypotheses(model, sample, task, beam)
     scored = scorer.score(sample, best, range(len(best)))
     reward = float(scored.rewards.sum())
@@ -42,10 +50,10 @@ def validate(
         "valid_words": scored.words,
         "valid_reference_words": scored.reference_words,
     }
-    if sample["target"] is None:
+    if likelihood is None:
         loss, size = torch.tensor(-reward), len(best)
     else:
-        loss, size = nll(model, sample, task.target_dictionary), sample["ntokens"]
+        loss, size = likelihood, sample["ntokens"]
         log["reference_tokens"] = size
     return loss, size, {**log, "loss": loss, "sample_size": size}
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 
+from esrl_fairseq.checks.numbers import refuse_bad_parameters
 from esrl_fairseq.core.fingerprint import fingerprint
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.reading import read_checkpoint
@@ -48,6 +49,7 @@ class FrozenModel:
         """
         if self.model is None:
             frozen = load_model(self.path, self.task) if self.path else model.as_pretrained()
+            refuse_bad_parameters(frozen, f"the frozen model ({self.path or model.pretrained})")
             self.fingerprint = fingerprint(frozen.state_dict())
             parameter = next(model.parameters())
             frozen.to(device=parameter.device, dtype=parameter.dtype)

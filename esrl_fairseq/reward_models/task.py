@@ -17,7 +17,9 @@ from subword_nmt.apply_bpe import BPE
 from torch import Tensor
 
 from esrl_fairseq.checks.data import refuse_empty_lines
+from esrl_fairseq.checks.numbers import one_line, refuse_bad_parameters
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
+from esrl_fairseq.compat import at_bad_numbers
 from esrl_fairseq.data.batches import SameBatches
 from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import places, split_name
@@ -130,7 +132,17 @@ class RewardModelTask(FoundData, SameBatches, TranslationTask):
         check_start(trainer, ignore=UNUSED)
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
-        """Nothing is checked then."""
+        """Refuse parameters that are not numbers; end in a sentence where gradients are none."""
+        refuse_bad_parameters(trainer.get_model(), "the model that the run starts from")
+        at_bad_numbers(trainer, self.bad_gradients)
+
+    def bad_gradients(self, error: FloatingPointError) -> None:
+        """fairseq has no use for an update's gradients.
+
+        Raises:
+            EsrlError: with what it says; the last checkpoint stays.
+        """
+        raise EsrlError(f"{one_line(error)}: look at the ratings and preferences, or lower --lr")
 
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
@@ -268,5 +280,6 @@ def load_reward_model(path: str) -> tuple[RewardModel, SubwordText]:
     with torch.random.fork_rng(devices=[]):
         model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    refuse_bad_parameters(model, f"--reward-model {path}")
     model.requires_grad_(False)
     return model.eval(), task.text

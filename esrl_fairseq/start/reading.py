@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
+from esrl_fairseq.checkpoints.configuration import refuse_code
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.source import RESUMED, Start
 
@@ -50,19 +51,22 @@ def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
         mend: what to do where it is none.
 
     Raises:
-        EsrlError: there is no such file, or it is no checkpoint of fairseq.
+        EsrlError: there is no such file, it is no checkpoint of fairseq, or its configuration holds
+            code.
     """
     local = PathManager.get_local_path(path)
     problem = look_at(local)
     if problem:
         raise EsrlError(f"{named} {path} {problem}: {mend}")
     try:
-        state = torch.load(local, map_location="cpu", mmap=zipfile.is_zipfile(local))
+        mapped = zipfile.is_zipfile(local)
+        state = torch.load(local, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever a damaged file leads to
         raise EsrlError(f"{named} {path} {why_not_loaded(error)}: {mend}") from error
     problem = look_into(state)
     if problem:
         raise EsrlError(f"{named} {path} {problem}: {mend}")
+    refuse_code(path, state)
     shapes = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
     try:
         if isinstance(state.get("cfg"), dict):

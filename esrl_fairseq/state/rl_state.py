@@ -199,6 +199,11 @@ class RLState:
         """Keep a batch's visit until the update is over."""
         self._pending.append(visit)
 
+    def rewards_of_update(self) -> tuple[float, float]:
+        """The lowest and the highest of this rank's samples in the current update."""
+        rewards = [float(reward) for visit in self._pending for reward in visit.rewards]
+        return min(rewards, default=0.0), max(rewards, default=0.0)
+
     def commit(self) -> None:
         """The update is over: push its rewards, adapt λ and write its records. A collective."""
         visits = gather_visits(self._pending)

@@ -13,6 +13,7 @@ from esrl_fairseq.core.losses import segment_mean, segment_sum
 from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rewards.base import Reward
+from esrl_fairseq.rewards.given import named
 from esrl_fairseq.rewards.scorer import Scorer, build_scorer
 from esrl_fairseq.state.capability import RECORD, Records
 from esrl_fairseq.state.corpus import counts_of_inputs
@@ -57,6 +58,22 @@ class Observer:
         if self.measure == "reward":
             return records["reward_mean"]
         return np.full(len(records), np.nan)
+
+
+def bad_numbers(visit: Visit) -> str:
+    """What of a visit is NaN or infinite, in a sentence; empty if nothing is."""
+    found = ~np.isfinite(visit.records["entropy"])
+    if found.any():
+        which = named(visit.ids[found][0])
+        return f"the model's log-probabilities are not finite (NaN or infinity), first for {which}"
+    if not math.isfinite(visit.kl):
+        return f"the KL to the frozen model is {visit.kl} in the batch with {named(visit.ids[0])}"
+    if not np.isfinite(visit.rewards).all():
+        return (
+            "rewards minus the KL penalty (--kl-weight) are not finite in the batch with "
+            f"{named(visit.ids[0])}"
+        )
+    return ""
 
 
 def build_observer(cfg: Any, task: Any, reward: Reward, deciding: str) -> Observer:

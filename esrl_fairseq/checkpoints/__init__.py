@@ -1,0 +1,1 @@
+"""Files that a run goes on from: what they may hold."""
