@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 import types
 from typing import Any, Callable, NoReturn
@@ -21,8 +22,10 @@ import torch
 from fairseq import checkpoint_utils, options
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.trainer import Trainer
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
@@ -83,13 +86,16 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
-def tell_tasks_of_the_start() -> None:
+def tell_tasks_of_the_start(before: Callable[[Any], None]) -> None:
     """Call a task's ``before_loading`` and ``after_loading`` around the loading of the checkpoint
     that a training starts from, on every rank.
 
     Reason: fairseq has no hook between building and training. Only there are the whole
     configuration, the model and the start's checkpoint known, and nothing is lost yet.
     Remove when: fairseq gives tasks such a hook.
+
+    Args:
+        before: called with fairseq's trainer before either, for every task.
     """
     load = checkpoint_utils.load_checkpoint
     if getattr(load, "tells_tasks", False):
@@ -97,6 +103,7 @@ def tell_tasks_of_the_start() -> None:
 
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **keywords: Any) -> Any:
+        before(trainer)
         if not hasattr(trainer.task, "before_loading"):
             return load(cfg, trainer, **keywords)
         trainer.task.before_loading(trainer)
@@ -106,6 +113,81 @@ def tell_tasks_of_the_start() -> None:
 
     load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def keep_checkpoints_whole(
+    save: Callable[[Any, str], None],
+    copy: Callable[[str, str], bool],
+    check: Callable[[str], None],
+    explain: Callable[[str, Exception], Exception],
+    own_last: Callable[[str, str], str],
+    check_folder: Callable[[Callable[[str], None], str], None],
+) -> None:
+    """Write checkpoints whole or not at all, and read them only if they are whole.
+
+    Reason: fairseq writes a second attempt behind what the first one left of the file, writes
+    copies over the older ones in place, has nothing on the disk before it removes older
+    checkpoints, and ends in a traceback where the disk is full. torch.load reads a file with
+    flipped bits without a word.
+    Remove when: fairseq writes to the disk before it renames, and torch.load compares checksums.
+
+    Args:
+        save: writes a state to a local path.
+        copy: gives a file of the first local path the second one's name, too.
+        check: refuses a file that is damaged.
+        explain: what to raise for what a file's loading raised.
+        own_last: of a folder and a suffix, the file to go on from; empty where there is none.
+        check_folder: calls fairseq's check of a folder to save in, and words its errors.
+    """
+    if getattr(checkpoint_utils.torch_persistent_save, "whole", False):
+        return
+    stock_save, stock_read = (
+        checkpoint_utils.torch_persistent_save,
+        checkpoint_utils.load_checkpoint_to_cpu,
+    )
+    stock_load = Trainer.load_checkpoint
+
+    def is_local(path: Any) -> bool:
+        return isinstance(path, str) and not PathManager.path_requires_pathmanager(path)
+
+    @functools.wraps(stock_save)
+    def torch_persistent_save(obj: Any, filename: Any, async_write: bool = False) -> Any:
+        if not is_local(filename):
+            return stock_save(obj, filename, async_write)
+        return save(obj, filename)
+
+    class Copies(PathManager):
+        @staticmethod
+        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+            if overwrite and is_local(src_path) and is_local(dst_path):
+                return copy(src_path, dst_path)
+            copied: bool = PathManager.copy(src_path, dst_path, overwrite)
+            return copied
+
+    @functools.wraps(stock_read)
+    def load_checkpoint_to_cpu(path: str, *arguments: Any, **keywords: Any) -> Any:
+        if is_local(path):
+            check(path)
+        try:
+            return stock_read(path, *arguments, **keywords)
+        except Exception as error:  # whatever a file that is none leads to
+            raise explain(path, error) from error
+
+    @functools.wraps(stock_load)
+    def load_checkpoint(self: Any, filename: str, *arguments: Any, **keywords: Any) -> Any:
+        folder, suffix = self.cfg.checkpoint.save_dir, self.checkpoint_suffix
+        if filename == os.path.join(folder, f"checkpoint_last{suffix}.pt") and is_local(filename):
+            filename = own_last(folder, suffix) or filename
+        return stock_load(self, filename, *arguments, **keywords)
+
+    torch_persistent_save.whole = True  # type: ignore[attr-defined]
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils.PathManager = Copies
+    checkpoint_utils.verify_checkpoint_directory = functools.partial(
+        check_folder, checkpoint_utils.verify_checkpoint_directory
+    )
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+    Trainer.load_checkpoint = load_checkpoint
 
 
 class _AtEnd(logging.Handler):
@@ -283,6 +365,5 @@ def apply() -> None:
     """Apply every shim that has to come first; harmless when repeated."""
     allow_fairseq_checkpoints()
     give_numpy_long_back()
-    tell_tasks_of_the_start()
     give_dynamic_convolution_one_policy()
     mend_tasks_of_pretrained_models()

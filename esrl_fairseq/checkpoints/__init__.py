@@ -1,0 +1,1 @@
+"""Checkpoints that cannot be lost: written whole or not at all, read only if they are whole."""
