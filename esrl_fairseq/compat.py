@@ -31,6 +31,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
+from torch.utils.data._utils import worker
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -86,7 +87,7 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
-def tell_tasks_of_the_start(before: Callable[[Any], None]) -> None:
+def tell_tasks_of_the_start(before: Callable[[Any], None], after: Callable[[Any], None]) -> None:
     """Call a task's ``before_loading`` and ``after_loading`` around the loading of the checkpoint
     that a training starts from, on every rank.
 
@@ -95,7 +96,7 @@ def tell_tasks_of_the_start(before: Callable[[Any], None]) -> None:
     Remove when: fairseq gives tasks such a hook.
 
     Args:
-        before: called with fairseq's trainer before either, for every task.
+        before, after: called with fairseq's trainer before and after them, for every task.
     """
     load = checkpoint_utils.load_checkpoint
     if getattr(load, "tells_tasks", False):
@@ -104,11 +105,13 @@ def tell_tasks_of_the_start(before: Callable[[Any], None]) -> None:
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **keywords: Any) -> Any:
         before(trainer)
-        if not hasattr(trainer.task, "before_loading"):
-            return load(cfg, trainer, **keywords)
-        trainer.task.before_loading(trainer)
+        task = trainer.task
+        if hasattr(task, "before_loading"):
+            task.before_loading(trainer)
         extra_state, epoch_itr = load(cfg, trainer, **keywords)
-        trainer.task.after_loading(trainer, epoch_itr)
+        if hasattr(task, "after_loading"):
+            task.after_loading(trainer, epoch_itr)
+        after(trainer)
         return extra_state, epoch_itr
 
     load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
@@ -195,12 +198,73 @@ class _AtEnd(logging.Handler):
 
     def __init__(self, call: Callable[[], None]):
         super().__init__(logging.INFO)
-        self.call = call
+        self.call, self.over = call, False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("done training"):
-            logging.getLogger("fairseq_cli.train").removeHandler(self)
+        # It stays, since logging would skip the handler behind one that leaves.
+        if not self.over and str(record.msg).startswith("done training"):
+            self.over = True
             self.call()
+
+
+def end_at_updates(
+    flag: Callable[[], float],
+    tell: Callable[[float], None],
+    validated: Callable[[Any], None],
+    in_worker: Callable[[], None],
+) -> None:
+    """Let ranks know of each other's signals, without a further collective.
+
+    Reason: fairseq ends in the midst of an update, with nothing saved, whatever signal it gets, and
+    the processes that load its data end with it.
+    Remove when: fairseq ends by itself after the update that it is in.
+
+    Args:
+        flag: 1 where this rank has got a signal.
+        tell: gets the sum of all ranks' after each batch of which they sum the statistics.
+        validated: called with the trainer after a batch of a validation.
+        in_worker: called first in each process that loads data.
+    """
+    add_up, valid_step = Trainer._aggregate_logging_outputs, Trainer.valid_step
+    load_data = worker._worker_loop
+    if hasattr(add_up, "__wrapped__"):
+        return
+
+    @functools.wraps(add_up)
+    def aggregate(self: Any, outputs: Any, *statistics: Any, **keywords: Any) -> Any:
+        outputs, sums = add_up(self, outputs, *statistics, flag(), **keywords)
+        *sums, ranks = sums
+        tell(float(ranks))
+        return outputs, sums
+
+    @functools.wraps(valid_step)
+    def validate_step(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        output = valid_step(self, *arguments, **keywords)
+        validated(self)
+        return output
+
+    @functools.wraps(load_data)
+    def load_in_worker(*arguments: Any, **keywords: Any) -> Any:
+        in_worker()
+        return load_data(*arguments, **keywords)
+
+    Trainer._aggregate_logging_outputs = aggregate
+    Trainer.valid_step = validate_step
+    worker._worker_loop = load_in_worker
+
+
+def after_updates(call: Callable[..., Any]) -> None:
+    """Have ``call`` called instead of fairseq's ``validate_and_save``, with that and its arguments.
+
+    Reason: fairseq has no hook between two updates. Its script is imported under several names.
+    Remove when: fairseq gives tasks such a hook.
+    """
+    for script in ("fairseq_cli.train", "__main__", "__mp_main__"):
+        module = sys.modules.get(script)
+        stock = getattr(module, "validate_and_save", None)
+        if stock is not None and not hasattr(stock, "__wrapped__"):
+            wrapped = functools.wraps(stock)(functools.partial(call, stock))
+            setattr(module, "validate_and_save", wrapped)  # noqa: B010 (another's module)
 
 
 def at_end_of_training(call: Callable[[], None]) -> None:

@@ -9,7 +9,6 @@ import functools
 import logging
 import os
 import re
-import zipfile
 
 import torch
 from fairseq.file_io import PathManager
@@ -42,10 +41,10 @@ def check_file(path: str, named: str = "the checkpoint", mend: str = ANOTHER) ->
 def problem_of(path: str) -> str:
     """Why a local file is no whole checkpoint, to follow its name; empty if it is one."""
     problem = look_at(path)
-    if problem or not zipfile.is_zipfile(path):
-        return problem
-    stat = os.stat(path)
     try:
+        if problem or not is_archive(path):
+            return problem
+        stat = os.stat(path)
         return damage(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -61,6 +60,12 @@ def damage(path: str, *version: int) -> str:
     return ""
 
 
+def is_archive(path: str) -> bool:
+    """Whether it begins as one, and not as a pickle."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
 def look_at(path: str) -> str:
     """What the file is if it cannot be a checkpoint; empty if it can."""
     if not os.path.exists(path):
@@ -74,9 +79,7 @@ def look_at(path: str) -> str:
         return f"cannot be read ({error.strerror})"
     if not head:
         return "is empty"
-    if head.startswith(b"PK"):
-        return "" if zipfile.is_zipfile(path) else "is cut off, its end is missing"
-    if head.startswith(b"\x80"):  # of pickles, as torch before 1.6 wrote them
+    if head.startswith((b"PK", b"\x80")):  # an archive; a pickle, as torch before 1.6 wrote them
         return ""
     if head.startswith(b"GGUF") or head[8:9] == b"{":
         return "holds weights alone (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
-from esrl_fairseq.checkpoints.reading import ANOTHER, check_file, why_not_loaded
+from esrl_fairseq.checkpoints.reading import ANOTHER, check_file, is_archive, why_not_loaded
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.source import RESUMED, Start
 
@@ -53,7 +52,7 @@ def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
     check_file(path, named, mend)
     local = PathManager.get_local_path(path)
     try:
-        state = torch.load(local, map_location="cpu", mmap=zipfile.is_zipfile(local))
+        state = torch.load(local, map_location="cpu", mmap=is_archive(local))
     except Exception as error:  # whatever a damaged file leads to
         raise EsrlError(f"{named} {path} {why_not_loaded(error)}: {mend}") from error
     problem = look_into(state)
