@@ -77,9 +77,11 @@ class Run:
         severity = self.criterion.cfg.check_start
         if self.cfg.dataset.disable_validation:
             return
-        if self.task.outcome.due:  # the last one failed, and ended the run
+        if self.task.outcome.due:  # the last one failed, or was left, when the run ended
+            saves = self.task.outcome.due_best
             found = validate_now(self.trainer, epoch_itr)
-            self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
+            if saves:
+                self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
         if self.start.kind == RESUMED or severity == OFF:
             return
         validate_now(self.trainer, epoch_itr)
@@ -136,7 +138,10 @@ class Run:
         for, which no run can go on from.
         """
         self.task.outcome.due = self.task.outcome.due or not in_update
-        saved = self.rescue.save(in_update)
+        try:
+            saved = self.rescue.save(in_update)
+        except EsrlError as full:  # of a disk
+            saved = str(full)
         if isinstance(error, EsrlError):
             raise SystemExit("; ".join(filter(None, [str(error), saved])))
         if saved:

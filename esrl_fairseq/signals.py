@@ -126,16 +126,17 @@ class Stop:
             given: its arguments.
         """
         cfg, trainer, task, epoch_itr, _, end_of_epoch = given
-        due, last = False, is_last(cfg, trainer, epoch_itr, end_of_epoch)
+        now = (cfg, trainer, epoch_itr, end_of_epoch)
+        due, last = False, is_last(*now)
         if last or not self.known(trainer):
             self.leaves = not last
             try:
                 return stock(*given)
             except LeaveValidation:
                 due = True
-        due = due or is_due(cfg, trainer, epoch_itr, end_of_epoch)
+        due = due or validates(*now)
         if due and makes_up(task):
-            task.outcome.due = True
+            task.outcome.due, task.outcome.due_best = True, saves(*now)
         path = checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
         if due and not makes_up(task):
             self.leaves = False
@@ -173,16 +174,25 @@ def is_last(cfg: Any, trainer: Any, epoch_itr: Any, end_of_epoch: bool) -> bool:
     return bool(end_of_epoch and epochs and epoch_itr.epoch >= epochs)
 
 
-def is_due(cfg: Any, trainer: Any, epoch_itr: Any, end_of_epoch: bool) -> bool:
+def saves(cfg: Any, trainer: Any, epoch_itr: Any, end_of_epoch: bool) -> bool:
+    """Whether fairseq saves after this update."""
+    updates, interval = trainer.get_num_updates(), cfg.checkpoint.save_interval_updates
+    if end_of_epoch and epoch_itr.epoch % cfg.checkpoint.save_interval == 0:
+        return True
+    late = updates >= cfg.dataset.validate_after_updates
+    return bool(interval > 0 and updates % interval == 0 and late)
+
+
+def validates(cfg: Any, trainer: Any, epoch_itr: Any, end_of_epoch: bool) -> bool:
     """Whether fairseq validates after this update."""
-    updates = trainer.get_num_updates()
+    updates, interval = trainer.get_num_updates(), cfg.dataset.validate_interval_updates
     if cfg.dataset.disable_validation or updates < cfg.dataset.validate_after_updates:
         return False
     if end_of_epoch and epoch_itr.epoch % cfg.dataset.validate_interval == 0:
         return True
-    intervals = [cfg.dataset.validate_interval_updates]
-    intervals += [] if end_of_epoch else [cfg.checkpoint.save_interval_updates]
-    return any(interval > 0 and updates % interval == 0 for interval in intervals)
+    if not end_of_epoch and saves(cfg, trainer, epoch_itr, end_of_epoch):
+        return True
+    return bool(interval > 0 and updates % interval == 0)
 
 
 def obey_parent_alone() -> None:

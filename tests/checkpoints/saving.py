@@ -18,7 +18,9 @@ def state_after(update, size=2000):
         "args": None,
         "cfg": {"model": {"_name": "transformer"}, "task": {"_name": "translation"}},
         "model": {"bias": weights[:3].clone(), "weight": weights},
-        "optimizer_history": [{"num_updates": update, "optimizer_name": "Adam"}],
+        "optimizer_history": [
+            {"num_updates": update, "optimizer_name": "Adam", "lr_scheduler_state": {}}
+        ],
         "extra_state": {"train_iterator": {"epoch": 1}},
     }
 
