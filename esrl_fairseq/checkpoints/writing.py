@@ -23,6 +23,7 @@ from esrl_fairseq.errors import EsrlError
 logger = logging.getLogger(__name__)
 
 PAUSES = [2.5, 2.5]  # seconds before a further attempt, as in fairseq
+CRASH = "crash.pt"  # fairseq's, before it raises an error of which nothing may hide the message
 TEMPORARY = re.compile(r".+\.[0-9a-f]{16}\.partial")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,12 +32,16 @@ def save_checkpoint(state: Any, path: str) -> None:
     """Save what ``torch.save`` can, as one archive with checksums.
 
     Raises:
-        EsrlError: the disk is full, or refuses it in another way.
+        EsrlError: the disk is full, or refuses it in another way; :data:`CRASH` is then left out.
     """
     checksums = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
         put(path, lambda file: torch.save(state, file))
+    except EsrlError as error:
+        if os.path.basename(path) != CRASH:
+            raise
+        logger.error(error)
     finally:
         torch.serialization.set_crc32_options(checksums)
 

@@ -5,6 +5,8 @@ import fcntl
 import io
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -220,6 +222,12 @@ def test_other_errors(error, tmp_path, monkeypatch):
     )
 
 
+def test_nothing_hides_the_error_that_fairseq_writes_a_crash_for(tmp_path, monkeypatch, caplog):
+    Disk(monkeypatch, range(1, 10**6))
+    writing.save_checkpoint({}, str(tmp_path / "crash.pt"))
+    assert "crash.pt cannot be saved: no space" in caplog.text and not files(tmp_path)
+
+
 def test_a_copy_where_there_is_no_room(tmp_path, monkeypatch, caplog):
     """It is a hard link, and the older content of the name is kept until then."""
     for name, update in (("new.pt", 3), ("checkpoint_last.pt", 2)):
@@ -300,3 +308,84 @@ def test_a_disk_with_less_room_than_the_parameters(tmp_path, monkeypatch, caplog
 def test_writing_in_the_background_is_refused(tmp_path):
     with pytest.raises(EsrlError, match="--write-checkpoints-asynchronously .* leave it out"):
         begin(tmp_path, write_checkpoints_asynchronously=True)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_kills_at_system_calls(tmp_path):
+    """At every one of two saves that concerns files."""
+    folder = tmp_path / "run"
+    save(folder, 1)
+    save(folder, 2)
+    shutil.copytree(folder, tmp_path / "before")
+    number, reached = 0, 2
+    while True:
+        number += 1
+        pid = os.fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            save(folder, 3)
+            save(folder, 4)
+            os._exit(0)
+        os.waitpid(pid, os.WUNTRACED)
+        inject = f"inject=%file,%desc:signal=SIGKILL:when={number}"
+        tracer = subprocess.Popen(
+            ["strace", "-p", str(pid), "-e", "trace=%file,%desc", "-e", inject],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert "attached" in tracer.stderr.readline()
+        os.kill(pid, signal.SIGCONT)
+        tracer.communicate()
+        _, status = os.waitpid(pid, 0)
+        found = updates(own_last(str(folder)))
+        assert found >= reached
+        reached = found
+        nothing_is_lost(folder, found, 4)
+        if os.WIFEXITED(status):
+            break
+        writing.remove_leftovers(str(folder))
+        save(folder, 5)
+        assert len(files(folder)) == 4 and updates(folder / "checkpoint_last.pt") == 5
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "before", folder)
+    assert number > 100 and reached == 4
+
+
+@pytest.mark.long
+def test_a_small_disk(tmp_path):
+    """Of every size between too small for one checkpoint and large enough for all of them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    probe = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    subprocess.run(["umount", str(disk)], check=True)
+    saved = []
+    pauses, writing.PAUSES = writing.PAUSES, [0, 0]
+    try:
+        for pages in range(20, 140):
+            size = f"size={pages * 4}k"
+            subprocess.run([*probe[:4], size, "tmpfs", str(disk)], check=True)
+            try:
+                saved.append(saves_that_fit(disk / "run"))
+            finally:
+                subprocess.run(["umount", str(disk)], check=True)
+    finally:
+        writing.PAUSES = pauses
+    assert saved == sorted(saved) and saved[0] < 2 and saved[-1] == 4
+
+
+def saves_that_fit(folder):
+    """Save until the disk is full, or four times; nothing is lost at any time."""
+    folder.mkdir()
+    for update in range(1, 5):
+        try:
+            save(folder, update, size=8000)
+        except EsrlError as error:
+            assert "no space is left" in str(error)
+            if update > 1:
+                nothing_is_lost(folder, update - 1, update)
+            return update - 1
+        nothing_is_lost(folder, update, update)
+    return 4

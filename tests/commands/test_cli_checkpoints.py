@@ -32,7 +32,7 @@ def refused(result):
     return result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("damage", [flip, cut, empty])
+@pytest.mark.parametrize("damage", [flip, empty])
 def test_a_damaged_last_checkpoint(damage, commands, corpus, mle, whole, tmp_path):
     """The run goes on from the newest whole one, says so, and ends as if nothing had been."""
     folder = tmp_path / "run"
