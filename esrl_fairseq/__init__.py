@@ -18,9 +18,31 @@ from esrl_fairseq import (  # noqa: E402,F401  (registration)
     language_task,
     task,
 )
+from esrl_fairseq.checkpoints.reading import check_file, not_loaded, own_last  # noqa: E402
+from esrl_fairseq.checkpoints.writing import (  # noqa: E402
+    begin_saving,
+    check_folder,
+    copy_checkpoint,
+    save_checkpoint,
+)
 from esrl_fairseq.checks.hints import explain  # noqa: E402
+from esrl_fairseq.signals import STOP, obey_parent_alone  # noqa: E402
 from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
 
+
+def begin_run(trainer: object) -> None:
+    """Before a training's start is loaded, whatever its task."""
+    STOP.listen()
+    compat.after_updates(STOP.at_update)
+    compat.at_end_of_training(STOP.forget)
+    begin_saving(trainer)
+
+
+compat.keep_checkpoints_whole(
+    save_checkpoint, copy_checkpoint, check_file, not_loaded, own_last, check_folder
+)
+compat.tell_tasks_of_the_start(begin_run, STOP.begin)
+compat.end_at_updates(STOP.flag, STOP.tell, STOP.validated, obey_parent_alone)
 compat.extend_parsing(architecture_of_start, explain)
 compat.keep_old_names()
 

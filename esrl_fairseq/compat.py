@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 import types
 from typing import Any, Callable, NoReturn
@@ -21,13 +22,16 @@ import torch
 from fairseq import checkpoint_utils, options
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.trainer import Trainer
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
+from torch.utils.data._utils import worker
 
 from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
 
@@ -108,13 +112,16 @@ def forget_casts() -> None:
     torch.clear_autocast_cache()
 
 
-def tell_tasks_of_the_start() -> None:
+def tell_tasks_of_the_start(before: Callable[[Any], None], after: Callable[[Any], None]) -> None:
     """Call a task's ``before_loading`` and ``after_loading`` around the loading of the checkpoint
     that a training starts from, on every rank.
 
     Reason: fairseq has no hook between building and training. Only there are the whole
     configuration, the model and the start's checkpoint known, and nothing is lost yet.
     Remove when: fairseq gives tasks such a hook.
+
+    Args:
+        before, after: called with fairseq's trainer before and after them, for every task.
     """
     load = checkpoint_utils.load_checkpoint
     if getattr(load, "tells_tasks", False):
@@ -122,11 +129,14 @@ def tell_tasks_of_the_start() -> None:
 
     @functools.wraps(load)
     def load_checkpoint(cfg: Any, trainer: Any, **keywords: Any) -> Any:
-        if not hasattr(trainer.task, "before_loading"):
-            return load(cfg, trainer, **keywords)
-        trainer.task.before_loading(trainer)
+        before(trainer)
+        task = trainer.task
+        if hasattr(task, "before_loading"):
+            task.before_loading(trainer)
         extra_state, epoch_itr = load(cfg, trainer, **keywords)
-        trainer.task.after_loading(trainer, epoch_itr)
+        if hasattr(task, "after_loading"):
+            task.after_loading(trainer, epoch_itr)
+        after(trainer)
         return extra_state, epoch_itr
 
     load_checkpoint.tells_tasks = True  # type: ignore[attr-defined]
@@ -154,17 +164,153 @@ def at_bad_numbers(trainer: Any, call: Callable[[FloatingPointError], None]) -> 
     trainer.consolidate_optimizer = consolidate_optimizer
 
 
+def keep_checkpoints_whole(
+    save: Callable[[Any, str], None],
+    copy: Callable[[str, str], bool],
+    check: Callable[[str], None],
+    explain: Callable[[str, Exception], Exception],
+    own_last: Callable[[str, str], str],
+    check_folder: Callable[[Callable[[str], None], str], None],
+) -> None:
+    """Write checkpoints whole or not at all, and read them only if they are whole.
+
+    Reason: fairseq writes a second attempt behind what the first one left of the file, writes
+    copies over the older ones in place, has nothing on the disk before it removes older
+    checkpoints, and ends in a traceback where the disk is full. torch.load reads a file with
+    flipped bits without a word.
+    Remove when: fairseq writes to the disk before it renames, and torch.load compares checksums.
+
+    Args:
+        save: writes a state to a local path.
+        copy: gives a file of the first local path the second one's name, too.
+        check: refuses a file that is damaged.
+        explain: what to raise for what a file's loading raised.
+        own_last: of a folder and a suffix, the file to go on from; empty where there is none.
+        check_folder: calls fairseq's check of a folder to save in, and words its errors.
+    """
+    if getattr(checkpoint_utils.torch_persistent_save, "whole", False):
+        return
+    stock_save, stock_read = (
+        checkpoint_utils.torch_persistent_save,
+        checkpoint_utils.load_checkpoint_to_cpu,
+    )
+    stock_load = Trainer.load_checkpoint
+
+    def is_local(path: Any) -> bool:
+        return isinstance(path, str) and not PathManager.path_requires_pathmanager(path)
+
+    @functools.wraps(stock_save)
+    def torch_persistent_save(obj: Any, filename: Any, async_write: bool = False) -> Any:
+        if not is_local(filename):
+            return stock_save(obj, filename, async_write)
+        return save(obj, filename)
+
+    class Copies(PathManager):
+        @staticmethod
+        def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+            if overwrite and is_local(src_path) and is_local(dst_path):
+                return copy(src_path, dst_path)
+            copied: bool = PathManager.copy(src_path, dst_path, overwrite)
+            return copied
+
+    @functools.wraps(stock_read)
+    def load_checkpoint_to_cpu(path: str, *arguments: Any, **keywords: Any) -> Any:
+        if is_local(path):
+            check(path)
+        try:
+            return stock_read(path, *arguments, **keywords)
+        except Exception as error:  # whatever a file that is none leads to
+            raise explain(path, error) from error
+
+    @functools.wraps(stock_load)
+    def load_checkpoint(self: Any, filename: str, *arguments: Any, **keywords: Any) -> Any:
+        folder, suffix = self.cfg.checkpoint.save_dir, self.checkpoint_suffix
+        if filename == os.path.join(folder, f"checkpoint_last{suffix}.pt") and is_local(filename):
+            filename = own_last(folder, suffix) or filename
+        return stock_load(self, filename, *arguments, **keywords)
+
+    torch_persistent_save.whole = True  # type: ignore[attr-defined]
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+    checkpoint_utils.PathManager = Copies
+    checkpoint_utils.verify_checkpoint_directory = functools.partial(
+        check_folder, checkpoint_utils.verify_checkpoint_directory
+    )
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+    Trainer.load_checkpoint = load_checkpoint
+
+
 class _AtEnd(logging.Handler):
     """Calls back when fairseq logs that training is over."""
 
     def __init__(self, call: Callable[[], None]):
         super().__init__(logging.INFO)
-        self.call = call
+        self.call, self.over = call, False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("done training"):
-            logging.getLogger("fairseq_cli.train").removeHandler(self)
+        # It stays, since logging would skip the handler behind one that leaves.
+        if not self.over and str(record.msg).startswith("done training"):
+            self.over = True
             self.call()
+
+
+def end_at_updates(
+    flag: Callable[[], float],
+    tell: Callable[[float], None],
+    validated: Callable[[Any], None],
+    in_worker: Callable[[], None],
+) -> None:
+    """Let ranks know of each other's signals, without a further collective.
+
+    Reason: fairseq ends in the midst of an update, with nothing saved, whatever signal it gets, and
+    the processes that load its data end with it.
+    Remove when: fairseq ends by itself after the update that it is in.
+
+    Args:
+        flag: 1 where this rank has got a signal.
+        tell: gets the sum of all ranks' after each batch of which they sum the statistics.
+        validated: called with the trainer after a batch of a validation.
+        in_worker: called first in each process that loads data.
+    """
+    add_up, valid_step = Trainer._aggregate_logging_outputs, Trainer.valid_step
+    load_data = worker._worker_loop
+    if hasattr(add_up, "__wrapped__"):
+        return
+
+    @functools.wraps(add_up)
+    def aggregate(self: Any, outputs: Any, *statistics: Any, **keywords: Any) -> Any:
+        outputs, sums = add_up(self, outputs, *statistics, flag(), **keywords)
+        *sums, ranks = sums
+        tell(float(ranks))
+        return outputs, sums
+
+    @functools.wraps(valid_step)
+    def validate_step(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        output = valid_step(self, *arguments, **keywords)
+        validated(self)
+        return output
+
+    @functools.wraps(load_data)
+    def load_in_worker(*arguments: Any, **keywords: Any) -> Any:
+        in_worker()
+        return load_data(*arguments, **keywords)
+
+    Trainer._aggregate_logging_outputs = aggregate
+    Trainer.valid_step = validate_step
+    worker._worker_loop = load_in_worker
+
+
+def after_updates(call: Callable[..., Any]) -> None:
+    """Have ``call`` called instead of fairseq's ``validate_and_save``, with that and its arguments.
+
+    Reason: fairseq has no hook between two updates. Its script is imported under several names.
+    Remove when: fairseq gives tasks such a hook.
+    """
+    for script in ("fairseq_cli.train", "__main__", "__mp_main__"):
+        module = sys.modules.get(script)
+        stock = getattr(module, "validate_and_save", None)
+        if stock is not None and not hasattr(stock, "__wrapped__"):
+            wrapped = functools.wraps(stock)(functools.partial(call, stock))
+            setattr(module, "validate_and_save", wrapped)  # noqa: B010 (another's module)
 
 
 def at_end_of_training(call: Callable[[], None]) -> None:
@@ -347,6 +493,5 @@ def apply() -> None:
     allow_fairseq_checkpoints()
     run_no_code_of_checkpoints()
     give_numpy_long_back()
-    tell_tasks_of_the_start()
     give_dynamic_convolution_one_policy()
     mend_tasks_of_pretrained_models()

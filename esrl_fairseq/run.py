@@ -95,9 +95,11 @@ class Run:
         if self.cfg.dataset.disable_validation:
             check_counts(self.task.rl.corpus.missing)
             return
-        if self.task.outcome.due:  # the last one failed, and ended the run
+        if self.task.outcome.due:  # the last one failed, or was left, when the run ended
+            saves = self.task.outcome.due_best
             found = validate_now(self.trainer, epoch_itr)
-            self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
+            if saves:
+                self.rescue.save_last(found, epoch_itr.iterations_in_epoch)
         unjudged = self.start.kind == RESUMED or severity == OFF
         if not unjudged or self.task.rl.corpus.missing:
             validate_now(self.trainer, epoch_itr)
@@ -176,7 +178,10 @@ class Run:
     def save(self, in_update: bool) -> str:
         """See :meth:`Rescue.save`; a validation that failed is made up for."""
         self.task.outcome.due = self.task.outcome.due or not in_update
-        return self.rescue.save(in_update)
+        try:
+            return self.rescue.save(in_update)
+        except EsrlError as full:  # of a disk
+            return str(full)
 
     def overflows(self) -> bool:
         """Whether values that are not finite are half precision's, with sound parameters: fairseq

@@ -20,7 +20,8 @@ USER_DIR = Path(__file__).resolve().parents[1] / "esrl_fairseq"
 TIMEOUT = 180
 
 SERVER = """
-import json, logging, os, sys, time
+import json, logging, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 import fairseq, fairseq.trainer, fairseq.sequence_generator, sacrebleu, sacremoses, torch._dynamo
 try:
     from transformers import AutoTokenizer, LlamaForCausalLM

@@ -1,1 +1,1 @@
-"""Files that a run goes on from: what they may hold."""
+"""Checkpoints: written whole or not at all, read only if they are whole and hold no code."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.words import Words, make_dictionary
@@ -95,6 +96,7 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
     """
     if not Path(path).is_file():
         raise EsrlError(f"there is no checkpoint {path}: give one of fairseq-train")
+    check_file(path, "--checkpoint")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         weights, options = dict(found["model"]), found["cfg"]["model"]

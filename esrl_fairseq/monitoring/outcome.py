@@ -20,7 +20,8 @@ class Outcome:
         best: the highest after the start; None before the first validation.
         best_update: the update after which it was.
         last, last_update: the latest one.
-        due: whether a validation failed, and is to be made up for.
+        due: whether a validation failed or was left, and is to be made up for.
+        due_best: whether that one may give the best checkpoint.
     """
 
     start: float | None = None
@@ -29,10 +30,11 @@ class Outcome:
     last: float | None = None
     last_update: int = 0
     due: bool = False
+    due_best: bool = True
 
     def add(self, reward: float, update: int) -> None:
         """A validation after ``update`` updates, 0 being the start."""
-        self.due = False
+        self.due, self.due_best = False, True
         if update == 0:
             self.start = reward
             return

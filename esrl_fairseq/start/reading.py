@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import re
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +12,12 @@ from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 from esrl_fairseq.checkpoints.configuration import refuse_code
+from esrl_fairseq.checkpoints.reading import ANOTHER, check_file, is_archive, why_not_loaded
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.source import RESUMED, Start
 
-ANOTHER = "give a checkpoint of fairseq-train, such as checkpoint_best.pt in its --save-dir"
 AFRESH = "go on from another of its checkpoints with --restore-file, or choose another --save-dir"
-"""How to mend a file that is none; of the run's own."""
+"""How to mend a file that is none, of the run's own; :data:`ANOTHER` of any other."""
 
 
 @dataclass
@@ -54,13 +51,10 @@ def read_checkpoint(path: str, named: str, mend: str = ANOTHER) -> Checkpoint:
         EsrlError: there is no such file, it is no checkpoint of fairseq, or its configuration holds
             code.
     """
+    check_file(path, named, mend)
     local = PathManager.get_local_path(path)
-    problem = look_at(local)
-    if problem:
-        raise EsrlError(f"{named} {path} {problem}: {mend}")
     try:
-        mapped = zipfile.is_zipfile(local)
-        state = torch.load(local, map_location="cpu", weights_only=True, mmap=mapped)
+        state = torch.load(local, map_location="cpu", weights_only=True, mmap=is_archive(local))
     except Exception as error:  # whatever a damaged file leads to
         raise EsrlError(f"{named} {path} {why_not_loaded(error)}: {mend}") from error
     problem = look_into(state)
@@ -93,50 +87,6 @@ def read_start(start: Start) -> Checkpoint:
     if start.kind == RESUMED:
         return read_checkpoint(start.path, "the last checkpoint of this run,", AFRESH)
     return read_checkpoint(start.path, start.option)
-
-
-def look_at(path: str) -> str:
-    """What the file is if it cannot be a checkpoint; empty if it can."""
-    if not os.path.exists(path):
-        return "does not exist"
-    if os.path.isdir(path):
-        return "is a folder" + inside(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if not head:
-        return "is empty"
-    if head.startswith(b"PK"):
-        return "" if zipfile.is_zipfile(path) else "is cut off, its end is missing"
-    if head.startswith(b"\x80"):  # of pickles, as torch before 1.6 wrote them
-        return ""
-    if head.startswith(b"GGUF") or head[8:9] == b"{":
-        return "holds weights alone (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
-    printable = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-    return "is a text file" if printable else "is no checkpoint"
-
-
-def inside(folder: str) -> str:
-    """What a folder holds that may be meant, in brackets."""
-    found = sorted(name for name in os.listdir(folder) if name.endswith(".pt"))
-    if "checkpoint_best.pt" in found:
-        found = ["checkpoint_best.pt"]
-    if found:
-        return f" (with {found[0]})"
-    if os.path.exists(os.path.join(folder, "config.json")):
-        return " (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
-    return ""
-
-
-def why_not_loaded(error: Exception) -> str:
-    """What ``torch.load`` said, in a few words."""
-    forbidden = re.search(r"GLOBAL (\S+)|class (\S+) was not an allowed", str(error))
-    if forbidden:
-        name = forbidden[1] or forbidden[2]
-        return f"wants to run {name}, which torch's safe loader refused; nothing of it was executed"
-    return f"is cut off, damaged or no checkpoint ({type(error).__name__})"
 
 
 def look_into(state: Any) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq.dataclass.configs import CheckpointConfig
+
+from esrl_fairseq.checkpoints.reading import own_last
 
 RESUMED, STARTED, NONE = "resumed", "started", "none"
 
@@ -34,13 +35,16 @@ def find_start(cfg: Any, suffix: str = "") -> Start:
     Args:
         cfg: ``cfg.checkpoint``.
         suffix: of this rank's checkpoint files.
+
+    Raises:
+        EsrlError: the run's last checkpoint is damaged, and so are all others.
     """
     own = cfg.restore_file == CheckpointConfig.restore_file
     if not own:
         path = cfg.restore_file.replace(".pt", f"{suffix}.pt")
         return Start(path, "--restore-file", STARTED)
-    last = os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
-    if os.path.exists(last):
+    last = own_last(cfg.save_dir, suffix)
+    if last:
         return Start(last, "", RESUMED)
     if cfg.finetune_from_model is not None:
         return Start(cfg.finetune_from_model, "--finetune-from-model", STARTED)

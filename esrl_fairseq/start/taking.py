@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from typing import Any
 
+from esrl_fairseq.checkpoints.writing import check_saving
 from esrl_fairseq.checks.models import check_choices
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import (
@@ -37,6 +38,7 @@ def architecture_of_start(given: Namespace) -> dict[str, Any]:
         EsrlError: there is neither ``--arch`` nor a checkpoint, or it cannot be read; or criterion
             esrl cannot train what is chosen.
     """
+    check_saving(given)
     check_choices(given)
     if getattr(given, "arch", "") is not None:
         return {}

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.sampling_task import SamplingTask
@@ -131,6 +132,6 @@ def test_where_a_run_starts(tmp_path):
     assert find_start(cfg(restore_file="a.pt"), "-shard0").path == "a-shard0.pt"
     assert find_start(cfg(finetune_from_model="b.pt")).path == "b.pt"
     last = tmp_path / "checkpoint_last.pt"
-    last.touch()
+    torch.save({}, last)
     assert find_start(cfg(finetune_from_model="b.pt")) == Start(str(last), "", RESUMED)
     assert isinstance(task(), SamplingTask)

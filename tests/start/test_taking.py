@@ -59,5 +59,5 @@ def test_what_is_none(tmp_path):
     with pytest.raises(EsrlError, match=f"{path} is of --arch elsewhere, which is not known here"):
         architecture_of_start(command(tmp_path))
     (tmp_path / "checkpoint_last.pt").write_text("text")
-    with pytest.raises(EsrlError, match="last checkpoint of this run, .* text file: go on from an"):
+    with pytest.raises(EsrlError, match="last checkpoint of this run, .* text file, and no other"):
         architecture_of_start(command(tmp_path))

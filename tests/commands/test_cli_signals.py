@@ -1,0 +1,190 @@
+"""A signal ends a run with everything saved, and the same command goes on bit for bit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from command_lines import COMMON, JOINED, MODEL, USER_DIR, esrl_options
+from test_cli_resume import comparable, load, same_model
+
+LAST = 14  # an epoch has 10
+SLOW = """
+import time
+def f(sources, hypotheses, references):
+    time.sleep({seconds})
+    return [len(text) / 100 for text in hypotheses]
+"""
+
+
+def options(corpus, start, save_dir, *more):
+    """Every update is followed by a validation."""
+    return [
+        *[*esrl_options(corpus.data, save_dir), MODEL, JOINED, "--finetune-from-model", start],
+        f"--num-samples 3 --max-update {LAST} --no-epoch-checkpoints",
+        "--validate-interval-updates 1",
+        *more,
+    ]
+
+
+def mle_options(corpus, start, save_dir):
+    """A training of fairseq's own."""
+    return [
+        *[corpus.data, "--user-dir", USER_DIR, MODEL, JOINED, COMMON, "--save-dir", save_dir],
+        "--criterion label_smoothed_cross_entropy --lr 1e-3 --finetune-from-model",
+        *[start, f"--max-update {LAST} --no-epoch-checkpoints --validate-interval-updates 4"],
+    ]
+
+
+def wait_for(running, updates):
+    """Until so many updates are logged."""
+    while not (lines := running.logged("train_inner")) or lines[-1]["num_updates"] < updates:
+        time.sleep(0.002)
+
+
+def wait_for_text(running, text, times=1):
+    while running.stdout().count(text) < times:
+        time.sleep(0.002)
+
+
+def group_of(pid):
+    """The processes that a signal of a terminal or a scheduler reaches."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children)]
+
+
+def updates(folder):
+    return load(folder / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
+
+
+def ended(result, number):
+    """Whether a signal ended a command in the way of this package."""
+    text = result.stdout + result.stderr
+    assert result.returncode == 128 + number and "Traceback" not in text, text[-3000:]
+    return True
+
+
+@pytest.fixture(scope="module")
+def whole(commands, corpus, mle):
+    """Runs that were never interrupted."""
+    found = {}
+    for make in (options, mle_options):
+        folder = commands.folder / f"whole-{make.__name__}"
+        found[make] = folder, commands.succeed("fairseq-train", *make(corpus, mle, folder))
+    return found
+
+
+@pytest.mark.parametrize(
+    "number, make, workers",
+    [
+        (signal.SIGTERM, options, 0),
+        (signal.SIGINT, options, 2),
+        (signal.SIGUSR1, mle_options, 1),
+    ],
+)
+def test_the_same_command_goes_on(number, make, workers, commands, corpus, mle, whole, tmp_path):
+    """The processes that load data are signalled, too, as by Ctrl-C."""
+    words = ["fairseq-train", *make(corpus, mle, tmp_path), f"--num-workers {workers}"]
+    running = commands.start(*words)
+    wait_for(running, 2)
+    group = group_of(running.pid)
+    for pid in reversed(group):
+        os.kill(pid, number)
+    result = running.wait()
+    assert ended(result, number)
+    assert len(group) >= 1 + workers
+    saved = updates(tmp_path)
+    assert 2 <= saved < LAST and saved >= result.logged("train_inner")[-1]["num_updates"]
+    assert f"ended after update {saved}, whose state is in {tmp_path}" in result.stdout
+    assert "a second signal ends it at once" in result.stderr
+    resumed = commands.succeed(*words)
+    folder, result = whole[make]
+    # What fairseq's own training logs of an epoch begins anew where it goes on.
+    expected = [line for line in comparable(result, saved) if line[0] != "train"]
+    assert [line for line in comparable(resumed, saved) if line[0] != "train"] == expected
+    assert same_model(folder, tmp_path)
+
+
+def test_two_ranks_end_after_the_same_update(commands, corpus, mle, tmp_path):
+    """One of them is signalled."""
+
+    def command(rank):
+        words = options(corpus, mle, tmp_path / "run", "--batch-size 10 --disable-validation")
+        return ["fairseq-train", *words, "--max-update 1000 --max-epoch 50"]
+
+    running = []
+    start = commands.start
+    commands.start = lambda *words: running.append(start(*words)) or Signalled(running[-1], running)
+    try:
+        commands.two_ranks(command)
+    finally:
+        commands.start = start
+    assert 2 <= updates(tmp_path / "run") < 500
+
+
+class Signalled:
+    """One of two ranks: the second gets SIGTERM, and both end by it."""
+
+    def __init__(self, command, all_ranks):
+        self.command, self.all_ranks = command, all_ranks
+
+    def wait(self):
+        if self.command is self.all_ranks[0]:
+            wait_for(self.command, 2)
+            os.kill(self.all_ranks[1].pid, signal.SIGTERM)
+        result = self.command.wait()
+        assert ended(result, signal.SIGTERM)
+        result.returncode = 0
+        return result
+
+
+def slow(commands, seconds):
+    """Options of a reward that takes its time."""
+    (commands.folder / f"slow{seconds}.py").write_text(SLOW.format(seconds=seconds))
+    return f"--reward python:slow{seconds}.f"
+
+
+def test_a_validation_is_left_and_made_up_for(commands, corpus, mle, tmp_path):
+    more = [slow(commands, 1), "--batch-size-valid 2 --max-update 2 --num-samples 2"]
+    more += ["--validate-interval-updates 2 --max-epoch 1"]
+    words = ["fairseq-train", *options(corpus, mle, tmp_path, *more), "--max-update 4"]
+    running = commands.start(*words)
+    wait_for(running, 2)
+    begin = time.monotonic()
+    os.kill(running.pid, signal.SIGTERM)
+    assert ended(running.wait(), signal.SIGTERM)
+    assert time.monotonic() - begin < 9  # of 10 seconds of the validation alone
+    state = load(tmp_path / "checkpoint_last.pt")
+    assert state["extra_state"]["EsrlTranslationTask"]["outcome"]["due"]
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    assert not (tmp_path / "checkpoint_best.pt").exists()
+
+
+def test_a_second_signal_ends_it_at_once(commands, corpus, mle, tmp_path):
+    """In the first update, which takes a minute; before it, one is enough."""
+    words = options(corpus, mle, tmp_path, slow(commands, 60), "--disable-validation")
+    running = commands.start("fairseq-train", *words)
+    wait_for_text(running, "Start iterating over samples")
+    time.sleep(1)
+    os.kill(running.pid, signal.SIGTERM)
+    time.sleep(0.6)
+    assert "again: ends" not in running.streams[2].read_text()
+    begin = time.monotonic()
+    os.kill(running.pid, signal.SIGINT)
+    result = running.wait()
+    assert ended(result, signal.SIGINT) and time.monotonic() - begin < 20
+    assert "SIGINT again: ends at once" in result.stderr
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_before_the_first_update(commands, corpus, mle, tmp_path):
+    words = options(corpus, mle, tmp_path, slow(commands, 60), "--check-start warn")
+    running = commands.start("fairseq-train", *words)
+    wait_for_text(running, "begin validation on")
+    time.sleep(0.5)
+    begin = time.monotonic()
+    os.kill(running.pid, signal.SIGTERM)
+    result = running.wait()
+    assert ended(result, signal.SIGTERM) and time.monotonic() - begin < 30
+    assert "ends before the first update, there is nothing to save" in result.stderr
