@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import inspect
 import pathlib
 import sys
 
@@ -118,7 +119,7 @@ def test_python_is_never_run(arch, setting, tmp_path, monkeypatch):
     with pytest.raises(EsrlError, match=f"hostile.pt is refused, .* in model.{setting} the Python"):
         load(path, arch)
     assert not ran.exists()
-    stock = checkpoint_utils.load_checkpoint_to_cpu.__wrapped__
+    stock = inspect.unwrap(checkpoint_utils.load_checkpoint_to_cpu)
     monkeypatch.setattr(checkpoint_utils, "load_checkpoint_to_cpu", stock)
     with pytest.raises(BaseException):  # noqa: B017 (whatever a file is no good for)
         load(path, arch)
