@@ -14,7 +14,7 @@ from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring.rescoring import Scores
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.scorer import Scorer, build_scorer
-from esrl_fairseq.state.capability import RECORD, Records
+from esrl_fairseq.state.capability import MOST, RECORD, Records
 from esrl_fairseq.state.rl_state import Visit
 from esrl_fairseq.state.samples import Samples
 
@@ -33,9 +33,8 @@ class Observer:
 
     def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
-        assert samples.scores is not None
         ids = samples.batch["id"].cpu().numpy()
-        records = input_records(samples.rows, samples.scored.rewards, samples.scores, len(ids))
+        records = input_records(samples.rows, samples.scored.rewards, len(ids))
         records["capability"] = self.capability(samples, records)
         seen = records["samples"] > 0
         ids, records = ids[seen], records[seen]
@@ -52,7 +51,9 @@ class Observer:
             given = (samples.batch, rows.tokens.tolist(), rows.input_index.tolist())
             return mean_of_draws(self.measure.score(*given).rewards, rows, len(records))
         if self.measure == "entropy":
-            return np.clip(1 - records["entropy"] / math.log(self.words), 0, 1)
+            assert samples.scores is not None
+            entropy = mean_entropy(rows, samples.scores, len(records))
+            return np.clip(1 - entropy / math.log(self.words), 0, 1)
         if self.measure == "reward":
             return records["reward_mean"]
         return np.full(len(records), np.nan)
@@ -81,7 +82,7 @@ def build_observer(cfg: Any, task: Any, reward: Reward, deciding: str) -> Observ
     return Observer(len(task.target_dictionary), measure, cfg.capability_noise)
 
 
-def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) -> Records:
+def input_records(rows: Rows, rewards: np.ndarray, inputs: int) -> Records:
     """The store's records [inputs], but capability and epoch, from the inputs' draws.
 
     Args:
@@ -91,14 +92,18 @@ def input_records(rows: Rows, rewards: np.ndarray, scores: Scores, inputs: int) 
     rewards = rewards.astype(np.float64)
     mean = mean_of_draws(rewards, rows, inputs)
     spread = mean_of_draws(rewards**2, rows, inputs) - mean**2
-    # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
-    tokens = np.maximum(mean_of_draws(scores.lengths, rows, inputs), 1e-9)
     records = np.zeros(inputs, dtype=RECORD)
-    records["samples"] = segment_sum(weights.double(), index, inputs).numpy()
+    records["samples"] = segment_sum(weights.double(), index, inputs).clamp(max=MOST).numpy()
     records["reward_mean"] = mean
     records["reward_std"] = np.sqrt(np.maximum(spread, 0))
-    records["entropy"] = mean_of_draws(scores.entropy, rows, inputs) / tokens
     return records
+
+
+def mean_entropy(rows: Rows, scores: Scores, inputs: int) -> np.ndarray:
+    """Mean token entropy of each input's draws, float64 [inputs], in nats."""
+    # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
+    tokens = np.maximum(mean_of_draws(scores.lengths, rows, inputs), 1e-9)
+    return mean_of_draws(scores.entropy, rows, inputs) / tokens
 
 
 def mean_of_draws(values: Any, rows: Rows, inputs: int) -> np.ndarray:
