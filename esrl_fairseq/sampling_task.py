@@ -177,8 +177,9 @@ class SamplingTask(DataTask):
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
         check_start(trainer)
-        start = find_start(trainer.cfg.checkpoint, trainer.checkpoint_suffix)
-        self.rl.resumed_from = os.path.dirname(start.path)
+        cfg = trainer.cfg.checkpoint
+        self.rl.save_dir = None if cfg.no_save else cfg.save_dir  # of stock tasks, too
+        self.rl.resumed_from = os.path.dirname(find_start(cfg, trainer.checkpoint_suffix).path)
         if self.trained_by_reward:
             self.run = Run(trainer)
             self.run.check()

@@ -112,12 +112,15 @@ class RLState:
             hold all.
         store_dir: folder for the files of large capability stores; None: ``save_dir``. Only the
             first rank writes there, the others hold the same records in memory.
+
+    Attributes:
+        resumed_from: folder of the checkpoint that the run starts from.
     """
 
     def __init__(self, save_dir: str | None, store_dir: str | None = None):
         self.save_dir = save_dir
-        self.store_dir = store_dir or save_dir
-        self.resumed_from = ""  # folder of the checkpoint, if it is another one
+        self.store_dir = store_dir
+        self.resumed_from = ""
         self.files: StoreFiles | None = None
         self.baseline: Baseline = FifoBaseline(1)
         self.kl = KLState()
@@ -145,8 +148,8 @@ class RLState:
         """
         if shard in self.stores:
             self.stores[shard].check_data(size, fingerprint)
-        if own_rank() == 0 and self.save_dir and self.store_dir and self.files is None:
-            self.files = StoreFiles(self.store_dir, self.save_dir)
+        if own_rank() == 0 and self.save_dir and self.files is None:
+            self.files = StoreFiles(self.store_dir or self.save_dir, self.save_dir)
         if shard not in self.stores:
             self.stores[shard] = CapabilityStore(size, fingerprint)
         self.shard = shard
@@ -257,7 +260,7 @@ class RLState:
         self.reference_epoch = state["reference_epoch"]
         if "replay" in state:  # not in checkpoints of versions that made one update only
             self.replay.load_state_dict(state["replay"])
-        folders = [folder for folder in (self.store_dir, self.resumed_from) if folder]
+        folders = [self.store_dir or self.save_dir or "", self.resumed_from]
         try:
             self.stores = {
                 shard: restored(store, folders) for shard, store in state["stores"].items()

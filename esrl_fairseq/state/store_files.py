@@ -162,7 +162,7 @@ def opened(file: SavedFile, folders: list[str]) -> Iterator[tuple[Readable, bool
     Raises:
         Damaged: it is not there or has another length, or, once it is read, another content.
     """
-    paths = [os.path.join(folder, FOLDER, file.name) for folder in folders]
+    paths = [os.path.join(folder, FOLDER, file.name) for folder in dict.fromkeys(folders)]
     there = [path for path in paths if os.path.exists(path)]
     if not there or not NAMES.fullmatch(file.name.encode()):
         raise Damaged(f"there is no {' or '.join(paths)}")

@@ -1,10 +1,9 @@
 """Files of large stores: shared by checkpoints, kept as long as one needs them; disks that fail."""
 
 import errno
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -290,69 +289,45 @@ def test_a_link_instead_of_the_lock_is_not_followed_into_nothing(tmp_path):
     assert not make_state(folder, saved).store.records["samples"].any()
 
 
-OPENING = f"""
-import sys, time
-sys.path.insert(0, {os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))!r})
-from esrl_fairseq.state.store_files import StoreFiles
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    files = StoreFiles({{folder!r}}, {{folder!r}})
-except SystemExit as error:
-    print("another run" in str(error), flush=True)
-else:
-    print("mine", flush=True)
-sys.stdin.readline()
-"""
+def open_at_once(folder, barrier, answers, leave):
+    barrier.wait()
+    try:
+        files = StoreFiles(str(folder), str(folder))
+    except EsrlError as error:
+        answers.put(str(error))
+    else:
+        answers.put(files.run)
+    leave.wait()
 
 
-def race(folder, processes, rounds):
-    """How often more or fewer than one process got a new folder."""
-    code = OPENING.format(folder="FOLDER")
-    code = code.replace("'FOLDER'", "sys.stdin.readline().strip()")
-    wrong = 0
+def in_processes(folder, processes):
+    """What each of them gets that opens the folder at the same time: the files, or a refusal."""
+    context = multiprocessing.get_context("fork")
+    barrier, answers, leave = context.Barrier(processes), context.Queue(), context.Event()
+    arguments = (folder, barrier, answers, leave)
+    started = [context.Process(target=open_at_once, args=arguments) for _ in range(processes)]
+    for process in started:
+        process.start()
+    found = [answers.get(timeout=60) for _ in started]
+    leave.set()
+    for process in started:
+        process.join()
+    return sorted(found, key=len)
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(300, marks=pytest.mark.long)])
+def test_one_process_of_many_gets_a_new_folder(tmp_path, rounds):
+    """And the others the sentence, every time."""
     for number in range(rounds):
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(processes)
-        ]
-        for process in started:
-            assert process.stdout.readline() == "ready\n"
-        for process in started:
-            process.stdin.write("\n" + f"{folder / str(number)}\n" * 2)
-            process.stdin.flush()
-        answers = [process.stdout.readline().strip() for process in started]
-        for process in started:
-            process.communicate("\n")
-        wrong += sorted(answers) != ["True"] * (processes - 1) + ["mine"]
-    return wrong
-
-
-def test_one_process_of_many_gets_a_new_folder(tmp_path):
-    assert race(tmp_path, 4, 1) == 0
-
-
-@pytest.mark.long
-def test_one_process_of_many_gets_a_new_folder_every_time(tmp_path):
-    assert race(tmp_path, 12, 25) == 0
+        first, *others = in_processes(tmp_path / str(number), 8)
+        assert len(first) == 8 and all(other.startswith("another run is") for other in others)
 
 
 def test_the_lock_ends_with_its_process(tmp_path):
     """And the file stays, so that all lock the same one."""
     held = StoreFiles(str(tmp_path), str(tmp_path))
-    code = f"from esrl_fairseq.state.store_files import *; StoreFiles({str(tmp_path)!r}, '.')"
-
-    def other_process():
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-    refused = other_process()
-    assert refused.returncode == 1
-    assert f"another run is using {tmp_path}" in refused.stderr and LOCK in refused.stderr
+    (refused,) = in_processes(tmp_path, 1)
+    assert refused.startswith(f"another run is using {tmp_path}") and LOCK in refused
+    run = held.run
     del held
-    assert other_process().returncode == 0
-    assert os.path.exists(tmp_path / LOCK)
+    assert in_processes(tmp_path, 1) == [run] and (tmp_path / LOCK).exists()
