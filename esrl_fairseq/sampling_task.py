@@ -119,7 +119,8 @@ class SamplingTask(DataTask):
     def shard_marks(self) -> list[str]:
         """What tells the shards of the training data from each other; they are looked at once."""
         if self.marks is None:
-            folders = utils.split_paths(self.cfg.data)
+            folders = utils.split_paths(self.cfg.data or "")  # a program's own data have none
+            folders = [folder for folder in folders if folder]
             self.marks = shard_marks(folders, self.cfg.train_subset, self.file_endings)
         return self.marks
 

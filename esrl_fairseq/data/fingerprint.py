@@ -104,7 +104,7 @@ def shard_marks(folders: Sequence[str], split: str, endings: tuple[str, str]) ->
     """
     pattern = rf"{re.escape(split)}\d*"
     if any(endings):
-        one, other = map(re.escape, endings)
+        one, other = (re.escape(str(ending)) for ending in endings)
         pattern += rf"\.({one}-{other}|{other}-{one}|({one}|{other})-None)\.({one}|{other})"
     names = re.compile(rf"{pattern}(\.bin|\.idx)?")
     return [
