@@ -80,8 +80,8 @@ class SamplingConfig(FairseqDataclass):
     capability_store: Optional[str] = field(
         default=None,
         metadata={
-            "help": "folder for the capability store of a data set beyond a million samples, of which "
-            "checkpoints hold but the names of files (default: --save-dir)"
+            "help": "folder for the capability store of a data set beyond a million samples, of "
+            "which checkpoints hold the names of files alone (default: --save-dir)"
         },
     )
     save_dir: Optional[str] = II("checkpoint.save_dir")

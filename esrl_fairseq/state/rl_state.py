@@ -24,7 +24,7 @@ from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.state.capability import MOST, RECORD, CapabilityStore, Records, restored
-from esrl_fairseq.state.ranks import from_all_ranks, own_rank
+from esrl_fairseq.state.ranks import from_all_ranks, from_first_rank, own_rank
 from esrl_fairseq.state.reading import restore_baseline, unreadable
 from esrl_fairseq.state.replay import Replay
 from esrl_fairseq.state.store_files import StoreFiles
@@ -148,11 +148,23 @@ class RLState:
         """
         if shard in self.stores:
             self.stores[shard].check_data(size, fingerprint)
-        if own_rank() == 0 and self.save_dir and self.files is None:
-            self.files = StoreFiles(self.store_dir or self.save_dir, self.save_dir)
+        if self.shard < 0 and self.save_dir:
+            self._take_folder(self.store_dir or self.save_dir, self.save_dir)
         if shard not in self.stores:
             self.stores[shard] = CapabilityStore(size, fingerprint)
         self.shard = shard
+
+    def _take_folder(self, parent: str, save_dir: str) -> None:
+        """The first rank takes it, and if it cannot, all ranks end with its sentence."""
+        refusal = ""
+        if own_rank() == 0 and self.files is None:
+            try:
+                self.files = StoreFiles(parent, save_dir)
+            except EsrlError as error:
+                refusal = str(error)
+        refusal = from_first_rank(refusal)
+        if refusal:
+            raise EsrlError(refusal)
 
     def begin_epoch(self, epoch: int) -> None:
         """Refresh what is an epoch's, unless a checkpoint already brought this epoch's.

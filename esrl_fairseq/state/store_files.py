@@ -115,7 +115,7 @@ class StoreFiles:
 
         Where a checkpoint cannot be read, nothing is removed.
         """
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # no folder yet; or nothing can be removed, which does no harm
             old = {name for name in os.listdir(self.path) if name.startswith(self.run)}
             old -= {file.name for file in needed}
             if old:

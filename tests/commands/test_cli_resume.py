@@ -8,9 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_lines import JOINED, MODEL, Result, esrl_options
+
+from esrl_fairseq.state.capability import EARLIER_RECORD, RECORD, restored
 
 EVERY = 6  # updates between checkpoints; an epoch has 10
 LAST = 26
@@ -133,10 +136,17 @@ def test_queue_and_store_matter(part, commands, corpus, mle, killed, uninterrupt
 
 
 def test_a_checkpoint_of_an_earlier_version(commands, corpus, mle, killed, uninterrupted, tmp_path):
-    """It holds the queue where the kinds of baseline are now; it resumes all the same."""
+    """It holds the queue where the kinds of baseline are now, and all records of the store with an
+    entropy each; it resumes all the same."""
 
     def make_older(rl):
         rl["rewards"] = rl.pop("baseline")["state"]["rewards"]
+        store = restored(rl["stores"][0], [])
+        earlier = np.zeros(store.size, EARLIER_RECORD)
+        for name in RECORD.names:
+            earlier[name] = store.records[name]
+        content = torch.frombuffer(bytearray(earlier.tobytes()), dtype=torch.uint8)
+        rl["stores"] = {0: {"fingerprint": store.fingerprint[:64], "records": content}}
 
     result = resume(commands, corpus, mle, killed, tmp_path / "older", make_older)
     assert "--reward-baseline" not in result.stdout + result.stderr

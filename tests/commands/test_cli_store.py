@@ -10,7 +10,7 @@ from test_cli_resume import comparable, load, same_model
 from esrl_fairseq.state.capability import restored
 
 LARGE = """
-import os, sys
+import os
 from esrl_fairseq.state import capability
 
 capability.WHOLE = 0  # every data set is a large one
@@ -27,6 +27,8 @@ def damaging(sources, hypotheses, references):
         for name in os.listdir(folder):
             os.truncate(os.path.join(folder, name), 10)
     return words(sources, hypotheses, references)
+
+words.range = damaging.range = (0.0, 1.0)
 """
 
 

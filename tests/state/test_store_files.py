@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.state import capability, store_files
@@ -186,6 +187,34 @@ def test_a_checkpoint_copied_alone(tmp_path, caplog):
     assert again.store.records.tobytes() == content == found[2]
     moved = make_state(tmp_path / "gone", load(tmp_path / "gone" / "checkpoint1.pt"))
     assert moved.store.records.tobytes() == found[1]
+
+
+def resume_on_rank(rank, folder, answers):
+    """The first rank of two has the files; the other one's folder is empty."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    state = make_state(
+        folder / ("run" if rank == 0 else "none"), load(folder / "run/checkpoint1.pt")
+    )
+    answers.put((rank, state.store.records.tobytes(), state.files is None))
+    dist.destroy_process_group()
+
+
+def test_the_first_rank_reads_for_all(tmp_path):
+    (tmp_path / "run").mkdir()
+    found = trained(tmp_path / "run", 2)[1]  # its lock ends with its state
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    started = [
+        context.Process(target=resume_on_rank, args=(rank, tmp_path, answers)) for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    assert sorted(answers.get(timeout=60) for _ in started) == [
+        (0, found[1], False),
+        (1, found[1], True),
+    ]
+    for process in started:
+        process.join()
 
 
 def flip(path):
