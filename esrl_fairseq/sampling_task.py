@@ -5,14 +5,13 @@ import os
 from typing import Any, Callable, Optional
 
 import torch
-from fairseq import utils
 from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
-from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint, shard_marks
+from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
@@ -65,7 +64,6 @@ class SamplingTask(DataTask):
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
     pretrained = ""  # what the model was before any training here, if it can be had again
-    marks: Optional[list[str]] = None
     word_decoder: Optional[Callable[[], Decode]] = None
     """Loads what turns the data's words into text, where the model has it."""
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
@@ -115,14 +113,6 @@ class SamplingTask(DataTask):
         if self.rl.shard != self.shard:
             dataset = self.datasets[self.cfg.train_subset]
             self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
-
-    def shard_marks(self) -> list[str]:
-        """What tells the shards of the training data from each other; they are looked at once."""
-        if self.marks is None:
-            folders = utils.split_paths(self.cfg.data or "")  # a program's own data have none
-            folders = [folder for folder in folders if folder]
-            self.marks = shard_marks(folders, self.cfg.train_subset, self.file_endings)
-        return self.marks
 
     def frozen_model(self, model: Any) -> Any:
         """The frozen model of the KL penalty, beside ``model`` (not wrapped); None without one."""
@@ -286,7 +276,7 @@ class SamplingTask(DataTask):
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
         if SHARDS in state:  # not in those before they were kept
-            check_shards(state[SHARDS], self.shard_marks(), utils.split_paths(self.cfg.data))
+            check_shards(state[SHARDS], self.shard_marks(), self.folders)
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])
         self.outcome.load_state_dict(state.get("outcome", {}))  # not in those before it was kept

@@ -374,7 +374,6 @@ def test_visit(kind):
         expected = {
             "reward_mean": rewards[own].mean(),
             "reward_std": rewards[own].std(),
-            "entropy": mean_entropy,
         }
         capability = {"entropy": 1 - mean_entropy / math.log(len(TARGET))}
         if kind == "none":
