@@ -277,6 +277,6 @@ class RLState:
             self.stores = {
                 shard: restored(store, folders) for shard, store in state["stores"].items()
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, MemoryError) as error:
             raise unreadable("capability store", repr(error)) from error
         self.shard = -1

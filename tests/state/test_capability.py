@@ -183,6 +183,7 @@ def test_a_checkpoint_of_an_earlier_version():
     [
         lambda store: store.pop("samples"),
         lambda store: store.update(samples="many"),
+        lambda store: store.update(samples=10**17),
         lambda store: store.update(packed=store["packed"][:-1]),
         lambda store: store.update(files=[["a"]]),
         lambda store: store.clear(),
