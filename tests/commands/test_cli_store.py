@@ -74,7 +74,7 @@ def resumed(commands, options, whole, name, folder):
     updates = load(folder / name)["optimizer_history"][-1]["num_updates"]
     result = commands.succeed(*options(folder))
     expected = comparable(whole[1], updates)
-    assert expected and comparable(result, updates) == expected
+    assert bool(expected) == (updates < 36) and comparable(result, updates) == expected
     assert same_model(whole[0], folder)
     assert stores(folder)[1][0].tobytes() == stores(whole[0])[1][0].tobytes()
     return updates
