@@ -21,6 +21,9 @@ from workload import Workload, workloads
 from esrl_fairseq.core.baselines import Baseline, NoBaseline
 from esrl_fairseq.core.controls import PERMUTED, perturb_capability
 from esrl_fairseq.state.capability import Records
+from esrl_fairseq.state.rl_state import Visit
+from esrl_fairseq.state.samples import Samples
+from esrl_fairseq.state.visits import mean_entropy
 
 COLUMNS = (
     "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cost", "reason",
@@ -89,9 +92,10 @@ CASES = (
 
 @dataclass
 class Start:
-    """What every gradient begins from: the first visit's records and rewards."""
+    """What every gradient begins from: the first visit's records, entropies and rewards."""
 
     records: Records
+    entropy: np.ndarray
     queue: Baseline
 
 
@@ -120,8 +124,7 @@ def main() -> None:
 def measure(work: Workload, k: int, options: argparse.Namespace) -> list[common.Row]:
     """One row a case, from the same inputs, model and first visit."""
     bench = make_bench(work, k, "inverse_cdf", options.max_sampled_tokens)
-    records = first_visit(bench, options.seed)
-    start = Start(records, work.task.rl.baseline)
+    start = make_start(bench, options.seed)
     # Random numbers of their own: no case has a seed below 0.
     seeds = -np.arange(1, REFERENCES * options.references + 1).reshape(REFERENCES, -1)
     references = [
@@ -152,7 +155,7 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     """The gradient of one update [parameters], with nothing remembered of it; seconds, samples."""
     work, task, criterion = bench.work, bench.work.task, bench.criterion
     task.rl.store.records[:] = start.records
-    task.rl.store.records["capability"] = capability(case, start.records)
+    task.rl.store.records["capability"] = capability(case, start)
     task.rl.reference_epoch = 0
     task.begin_epoch(2, work.model)
     task.rl.baseline = start.queue if case.queue else NoBaseline()
@@ -175,13 +178,29 @@ def gradient(bench: Bench, case: Case, start: Start, seed: int) -> tuple[Tensor,
     return total.float().cpu(), {"seconds": seconds, "samples": draws / inputs}
 
 
-def capability(case: Case, records: Records) -> np.ndarray:
+def make_start(bench: Bench, seed: int) -> Start:
+    """The first visit, in which the mean entropy of each input's samples is noted."""
+    observer, size = bench.criterion.observer, len(bench.work.task.datasets["train"])
+    entropy, visit = np.full(size, np.nan), observer.visit
+
+    def noting(samples: Samples) -> Visit:
+        ids = samples.batch["id"].cpu().numpy()
+        entropy[ids] = mean_entropy(samples.rows, samples.drawn, len(ids))
+        return visit(samples)
+
+    observer.visit = noting
+    records = first_visit(bench, seed)
+    observer.visit = visit
+    return Start(records, entropy, bench.work.task.rl.baseline)
+
+
+def capability(case: Case, start: Start) -> np.ndarray:
     """What ``case`` takes for the capability of each input."""
     if case.capability == "entropy":
-        return -records["entropy"]  # only its order matters
-    found = records["capability"].copy()
+        return -start.entropy  # only its order matters
+    found = start.records["capability"].copy()
     if case.capability != "known":
-        ids = np.flatnonzero(records["samples"])
+        ids = np.flatnonzero(start.records["samples"])
         found[ids] = perturb_capability(found[ids], case.capability, 1, ids)
     return found
 

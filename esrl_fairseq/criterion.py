@@ -186,7 +186,7 @@ class EsrlCriterion(FairseqCriterion):
         if samples.dummy:
             return
         visit = self.observer.visit(samples)
-        self.task.refuse_numbers(bad_numbers(visit))
+        self.task.refuse_numbers(bad_numbers(samples, visit))
         self.task.rl.add(visit)
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
         rewards = of_draws(scored.rewards, rows)

@@ -1,7 +1,7 @@
 """What any task needs of its data: checks when they are loaded, same batches after a resume."""
 
 import logging
-from typing import Any
+from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.data import LanguagePairDataset
@@ -13,6 +13,7 @@ from esrl_fairseq.checks.data import (
     refuse_empty_lines,
 )
 from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.fingerprint import shard_marks
 from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import NamedLines, split_name
 
@@ -33,6 +34,7 @@ class DataTask(FoundData, SameBatches):
         " With --only-source it writes none for the target: copy that of the data that the model "
         "was trained on"
     )
+    marks: Optional[list[str]] = None
     shard = 0
     """Of the training data, the one that is loaded."""
 
@@ -68,6 +70,17 @@ class DataTask(FoundData, SameBatches):
         if training or self.references_for.startswith("--reward"):
             return self.references_for
         return "--eval-bleu" if getattr(self.cfg, "eval_bleu", False) else ""
+
+    @property
+    def folders(self) -> list[str]:
+        """Of the data, one a shard; none where a program brings its own."""
+        return utils.split_paths(self.cfg.data) if self.cfg.data else []
+
+    def shard_marks(self) -> list[str]:
+        """What tells the shards of the training data from each other; they are looked at once."""
+        if self.marks is None:
+            self.marks = shard_marks(self.folders, self.cfg.train_subset, self.file_endings)
+        return self.marks
 
     @property
     def file_endings(self) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """What any task needs for ESRL: dynamic sampling, stage one, state that checkpoints keep."""
 
 import logging
+import os
 from typing import Any, Callable, Optional
 
 import torch
@@ -11,6 +12,7 @@ from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_fa
 from esrl_fairseq.checks.numbers import NotFinite
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
+from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
@@ -27,12 +29,13 @@ from esrl_fairseq.sampling.options import (
 from esrl_fairseq.sampling.plans import least_plan, make_plan
 from esrl_fairseq.start.comparing import check_start
 from esrl_fairseq.start.dictionary import ENTRY, fingerprints
-from esrl_fairseq.state.capability import data_fingerprint
+from esrl_fairseq.start.source import find_start
 from esrl_fairseq.state.rl_state import RLState
 
 logger = logging.getLogger(__name__)
 
-
+SHARDS = "shards"
+"""Of a task's state in checkpoints: what tells the shards of its training data from each other."""
 MEMORY_ADVICE = (
     "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
     "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
@@ -75,7 +78,7 @@ class SamplingTask(DataTask):
         self.options = options
         # Of a program's own configuration, without the other parts of fairseq's, it is no bool.
         save_dir = None if options.no_save is True else options.save_dir
-        self.rl = RLState(options.capability_store or save_dir)
+        self.rl = RLState(save_dir, options.capability_store)
         self.monitor = Monitor()
         self.outcome = Outcome()
         self.sampler: Optional[RowSampler] = None
@@ -110,8 +113,8 @@ class SamplingTask(DataTask):
         return model
 
     def open_store(self) -> None:
-        """Open the current shard's capability store, once a shard."""
-        if self.shard not in self.rl.stores or self.rl.shard != self.shard:
+        """Open the current shard's capability store, unless it is open."""
+        if self.rl.shard != self.shard:
             dataset = self.datasets[self.cfg.train_subset]
             self.rl.open_store(self.shard, len(dataset), data_fingerprint(dataset))
 
@@ -169,6 +172,9 @@ class SamplingTask(DataTask):
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
         check_start(trainer)
+        cfg = trainer.cfg.checkpoint
+        self.rl.save_dir = None if cfg.no_save else cfg.save_dir  # of stock tasks, too
+        self.rl.resumed_from = os.path.dirname(find_start(cfg, trainer.checkpoint_suffix).path)
         if self.trained_by_reward:
             self.run = Run(trainer)
             self.run.check()
@@ -281,11 +287,14 @@ class SamplingTask(DataTask):
                 "monitor": self.monitor.state_dict(),
                 "outcome": self.outcome.state_dict(),
                 ENTRY: fingerprints(self),
+                SHARDS: self.shard_marks(),
             }
         }
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_checkpoint_dict`; fairseq skips it with ``--reset-dataloader``."""
+        if SHARDS in state:  # not in those before they were kept
+            check_shards(state[SHARDS], self.shard_marks(), self.folders)
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])
         self.outcome.load_state_dict(state.get("outcome", {}))  # not in those before it was kept

@@ -276,7 +276,7 @@ class TestState:
     def test_mean_is_over_draws(self):
         """Neither over batches nor over inputs: (3 + 1)/(1 + 3) = 1 nat is the target."""
         state = RLState(None)
-        state.open_store(0, 4, bytes(32))
+        state.open_store(0, 4, "0" * 128)
         state.kl = KLState(0.5, 1.0)
         for kl, draws in ((3.0, 1), (1.0, 3)):
             state.add(visit(draws, kl))

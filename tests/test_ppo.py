@@ -162,7 +162,7 @@ class Trainer:
 
     def remembered(self):
         rl = self.task.rl
-        return rl.baseline.rewards.tolist(), rl.store.snapshot(), self.task.monitor.rows
+        return rl.baseline.rewards.tolist(), rl.store.records.tobytes(), self.task.monitor.rows
 
     def drawn(self, batch):
         """The rows that the next first pass draws."""

@@ -79,7 +79,10 @@ class SamplingConfig(FairseqDataclass):
     )
     capability_store: Optional[str] = field(
         default=None,
-        metadata={"help": "folder of the capability store's files (default: --save-dir)"},
+        metadata={
+            "help": "folder for the capability store of a data set beyond a million samples, of "
+            "which checkpoints hold the names of files alone (default: --save-dir)"
+        },
     )
     save_dir: Optional[str] = II("checkpoint.save_dir")
     no_save: bool = II("checkpoint.no_save")

@@ -1,61 +1,53 @@
-"""The capability store: an indexed side dataset of each input's last visit (docs/method.md 7).
+"""The capability store: what each input's last visit showed (docs/method.md 7).
 
-One file a data shard: a fixed header and one fixed-size record a sample, so access is O(1) and the
-file is memory mapped. The header pins format version, number of samples and a fingerprint of the
-data; anything that does not fit is refused, never reused.
+One a data shard: a record of fixed size for each sample, in memory. A checkpoint holds the whole
+store of a small shard. Of a large one it names files that checkpoints share
+(:mod:`~esrl_fairseq.state.store_files`): each has the records that changed between two of them.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
+import io
 import logging
-import os
-import struct
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.state.ranks import from_first_rank, own_rank
+from esrl_fairseq.state.store_files import Damaged, Readable, SavedFile, StoreFiles, opened
 
 logger = logging.getLogger(__name__)
 
-MAGIC = b"ESRLCAPA"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQ32s8x")  # magic, version, record bytes, samples, fingerprint
 RECORD = np.dtype(
     [
         ("capability", "<f4"),  # in [0, 1]; NaN: never visited, or not measured
         ("reward_mean", "<f4"),
         ("reward_std", "<f4"),
-        ("entropy", "<f4"),  # mean token entropy in nats, at temperature 1
-        ("samples", "<u4"),
-        ("epoch", "<u4"),
+        ("samples", "<u2"),  # 0: never visited
+        ("epoch", "<u2"),
     ]
 )
-UNKNOWN = np.array((np.nan, np.nan, np.nan, np.nan, 0, 0), dtype=RECORD)
+EARLIER_RECORD = np.dtype(
+    [(name, "<f4") for name in ("capability", "reward_mean", "reward_std", "entropy")]
+    + [("samples", "<u4"), ("epoch", "<u4")]
+)
+"""In checkpoints from before there were files; they hold the whole array."""
+MOST = np.iinfo(np.uint16).max
+"""Samples and epochs beyond count as this many."""
+FAST = np.dtype("c16")
+"""Of a record's size: NumPy picks numbers ten times as fast as records."""
 Records = NDArray[Any]
 
-
-def data_fingerprint(dataset: Any, probes: int = 64) -> bytes:
-    """SHA-256 over the lengths of all samples and the tokens of some, 32 bytes.
-
-    Args:
-        dataset: a fairseq ``LanguagePairDataset``.
-        probes: how many evenly spaced samples to hash in full.
-    """
-    digest = hashlib.sha256()
-    for sizes in (dataset.src_sizes, dataset.tgt_sizes):
-        if sizes is not None:
-            digest.update(np.asarray(sizes, dtype="<i8").tobytes())
-    for index in np.unique(np.linspace(0, len(dataset) - 1, probes).astype(np.int64)):
-        sample = dataset[int(index)]
-        for side in ("source", "target"):
-            if sample[side] is not None:
-                digest.update(sample[side].numpy().astype("<i8").tobytes())
-    return digest.digest()
+WHOLE = 1 << 20
+"""Samples up to which a checkpoint holds the store itself: 16 MB."""
+CHUNK = 1 << 20
+"""Samples that are read and written together."""
+LONGEST = 2
+"""Times the store's own size that its files may have together before it is written anew."""
 
 
 class CapabilityStore:
@@ -63,39 +55,16 @@ class CapabilityStore:
 
     Args:
         size: samples in the shard.
-        fingerprint: 32 bytes, see :func:`data_fingerprint`.
-        path: file to map; ``None`` keeps the records in memory (ranks other than 0).
-
-    An existing file is checked against ``size`` and ``fingerprint`` before anything is written.
-
-    Raises:
-        EsrlError: the file is not a store, truncated, of another version or of other data, or
-            another run has it.
+        fingerprint: of the shard, see :func:`~esrl_fairseq.data.fingerprint.data_fingerprint`.
     """
 
-    def __init__(self, size: int, fingerprint: bytes, path: str | None = None):
+    def __init__(self, size: int, fingerprint: str):
         self.size = size
         self.fingerprint = fingerprint
-        self.path = path
-        self.records: Records
-        if path is None:
-            self.records = np.full(size, UNKNOWN)
-            return
-        if os.path.exists(path):
-            check_store_file(path, size, fingerprint)
-        else:
-            self._create(path)
-        self._file = lock_store_file(path)
-        self.records = np.memmap(self._file, RECORD, "r+", offset=HEADER.size, shape=(size,))
-
-    def _create(self, path: str) -> None:
-        """Write an empty store beside ``path`` and move it there, so no half file can remain."""
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as f:
-            f.write(HEADER.pack(MAGIC, VERSION, RECORD.itemsize, self.size, self.fingerprint))
-            np.full(self.size, UNKNOWN).tofile(f)
-        os.replace(partial, path)
+        self.records: Records = np.zeros(size, RECORD)
+        forget(self.records)
+        self.files: list[SavedFile] = []  # in this order they give all records but these:
+        self.changed = np.zeros(size, bool)
 
     def capability(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Known capabilities of ``ids``, NaN where never visited or not measured."""
@@ -104,79 +73,174 @@ class CapabilityStore:
     def write(self, ids: ArrayLike, records: Records) -> None:
         """Replace the records of ``ids``."""
         self.records[np.asarray(ids)] = records
+        self.changed[np.asarray(ids)] = True
 
-    def clear(self) -> None:
-        """Forget every visit."""
-        self.records[:] = UNKNOWN
-
-    def snapshot(self) -> bytes:
-        """All records as bytes, for a checkpoint."""
-        return self.records.tobytes()
-
-    def restore(self, fingerprint: bytes, snapshot: bytes) -> None:
-        """Replace all records by a checkpoint's.
+    def check_data(self, size: int, fingerprint: str) -> None:
+        """Refuse other data than those that the records are of.
 
         Raises:
-            EsrlError: the snapshot belongs to other data.
+            EsrlError: with how to mend it.
         """
-        if fingerprint != self.fingerprint or len(snapshot) != self.size * RECORD.itemsize:
-            raise EsrlError(
-                "the checkpoint's capability store belongs to other training data; "
-                "resume with the data that it was trained on, or start anew with "
-                "--restore-file CHECKPOINT --reset-dataloader --reset-optimizer "
-                "--reset-lr-scheduler --reset-meters"
+        if size == self.size and fingerprint.startswith(self.fingerprint):
+            self.fingerprint = fingerprint  # earlier versions knew its beginning only
+            return
+        what = f"it had {self.size} samples, this one has {size}"
+        if size == self.size:
+            what = "as many samples, but of other tokens, order or dictionary"
+        raise EsrlError(
+            f"the checkpoint's capability store belongs to other training data ({what}): resume "
+            "with the data that it was trained on, or start anew with --restore-file CHECKPOINT "
+            "--reset-dataloader --reset-optimizer --reset-lr-scheduler --reset-meters"
+        )
+
+    def state(self, shard: int, folder: StoreFiles | None) -> dict[str, Any]:
+        """For a checkpoint: the names of files, and what is not in them.
+
+        Args:
+            folder: where large stores are saved; None: the checkpoint gets all records.
+        """
+        known = self.records["samples"] > 0
+        packed = known
+        if folder is not None and self.size > WHOLE:
+            packed = self._save(shard, folder, known)
+        elif own_rank() and self.size > WHOLE:
+            packed = np.zeros(self.size, bool)  # the first rank's are read
+        return {
+            "samples": self.size,
+            "fingerprint": self.fingerprint,
+            "files": [list(file) for file in self.files],
+            "packed": _tensor(b"".join(pack(self.records, packed)) if packed.any() else b""),
+        }
+
+    def _save(self, shard: int, folder: StoreFiles, known: NDArray[Any]) -> NDArray[Any]:
+        """Write what no file has; which records that failed for, ``[samples]`` of bool."""
+        if not folder.have(self.files):
+            logger.warning(
+                "files of the capability store in %s are gone, cut off or another run's: all of it "
+                "is written anew, and earlier checkpoints may have lost theirs",
+                folder.path,
             )
-        self.records[:] = np.frombuffer(snapshot, dtype=RECORD)
+            self.files = []
+        rest = self.changed if self.files else known
+        together = sum(file.bytes for file in self.files) + packed_bytes(rest)
+        try:
+            if together > LONGEST * packed_bytes(known):
+                self.files = [folder.write(shard, pack(self.records, known))]
+            elif rest.any():
+                self.files = [*self.files, folder.write(shard, pack(self.records, rest))]
+        except OSError as error:
+            logger.warning(
+                "the capability store cannot be written to %s (%s): the checkpoint itself gets the "
+                "%d records that it is about",
+                *(folder.path, error.strerror, rest.sum()),
+            )
+            return rest
+        self.changed[:] = False
+        return self.changed
 
 
-def lock_store_file(path: str) -> IO[bytes]:
-    """Open a store's file for this process alone, as long as it lives or until it is closed.
+def restored(state: dict[str, Any], folders: list[str]) -> CapabilityStore:
+    """The store that a checkpoint has :meth:`CapabilityStore.state` of; a collective.
 
-    The lock is of the kind that forked data workers do not inherit (they may outlive a killed run).
-    It ends when this process closes the file, through whichever object.
+    Files that are missing or damaged are said to be so in a warning; the store is then empty.
 
-    Raises:
-        EsrlError: another process has it.
+    Args:
+        folders: where its files may be; those in the first one are shared with further checkpoints.
     """
-    file = open(path, "r+b")  # noqa: SIM115 (it stays open)
+    if "records" in state:
+        return _of_an_earlier_version(state)
+    store = CapabilityStore(state["samples"], state["fingerprint"])
+    files = [SavedFile(*file) for file in state["files"]]
+    if files:
+        if own_rank() == 0:
+            store.files = _read_files(store, files, folders)
+        for start in range(0, store.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            store.records[part] = from_first_rank(store.records[part])
+    if not store.files:
+        store.changed = store.records["samples"] > 0
+    if len(state["packed"]):
+        changed = unpack(store.records, io.BytesIO(state["packed"].numpy()))
+        store.changed |= changed
+    return store
+
+
+def _read_files(
+    store: CapabilityStore, files: list[SavedFile], folders: list[str]
+) -> list[SavedFile]:
+    """Fill ``store``; the files, where further checkpoints can share them."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.close()
-            raise EsrlError(
-                f"another run is using the capability store {path}: wait for its end, or give each "
-                "run a --save-dir (and --capability-store) of its own"
-            ) from error
-        logger.warning("%s cannot be locked (%s): let no other run use it", path, error)
-    return file
+        own = True
+        for file in files:
+            with opened(file, folders) as (content, first):
+                unpack(store.records, content)
+                own = own and first
+        return files if own else []
+    except Damaged as error:
+        logger.warning(
+            "the checkpoint's capability store cannot be read (%s): the visits of its %d inputs so "
+            "far are forgotten; to keep them, stop, copy this folder along with the checkpoint, "
+            "and resume again",
+            *(error, store.size),
+        )
+        forget(store.records)
+        return []
 
 
-def check_store_file(path: str, size: int, fingerprint: bytes) -> None:
-    """Refuse a file that is not the store of exactly this data.
+def _of_an_earlier_version(state: dict[str, Any]) -> CapabilityStore:
+    """From a checkpoint that holds the array of all records."""
+    found = np.frombuffer(state["records"].numpy(), EARLIER_RECORD)
+    store = CapabilityStore(len(found), state["fingerprint"])
+    for name in RECORD.names or ():
+        values = found[name]
+        store.records[name] = values if values.dtype.kind == "f" else np.minimum(values, MOST)
+    store.changed = store.records["samples"] > 0
+    return store
+
+
+def forget(records: Records) -> None:
+    """Make them records of inputs that were never visited."""
+    records[:] = 0
+    for name in ("capability", "reward_mean", "reward_std"):
+        records[name] = np.nan
+
+
+def pack(records: Records, chosen: NDArray[Any]) -> Iterator[bytes]:
+    """The chosen records, as bytes: of each :data:`CHUNK` samples a bit each, then the records."""
+    for start in range(0, len(records), CHUNK):
+        part = slice(start, start + CHUNK)
+        yield np.packbits(chosen[part]).tobytes()
+        yield records[part].view(FAST)[chosen[part]].tobytes()
+
+
+def packed_bytes(chosen: NDArray[Any]) -> int:
+    """The length of what :func:`pack` gives."""
+    return -(-len(chosen) // 8) + int(np.count_nonzero(chosen)) * RECORD.itemsize
+
+
+def unpack(records: Records, file: Readable) -> NDArray[Any]:
+    """Replace records by packed ones; which ones those were, ``[samples]`` of bool.
 
     Raises:
-        EsrlError: with what is wrong and how to mend it.
+        ValueError: the bytes end too early.
     """
-    mend = "move it away, or name another place with --capability-store"
-    with open(path, "rb") as f:
-        head = f.read(HEADER.size)
-    if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise EsrlError(f"{path} is not a capability store (or its header is cut off): {mend}")
-    _, version, record_bytes, samples, owner = HEADER.unpack(head)
-    if version != VERSION or record_bytes != RECORD.itemsize:
-        raise EsrlError(
-            f"capability store {path} has format version {version}, this program reads "
-            f"version {VERSION}: {mend}"
-        )
-    if samples != size or owner != fingerprint:
-        differs = f"{samples} samples, this one has {size}"
-        if samples == size:
-            differs = f"also of {size} samples, but their lines, order or dictionary are other ones"
-        raise EsrlError(f"capability store {path} belongs to another data set ({differs}): {mend}")
-    expected = HEADER.size + size * RECORD.itemsize
-    if os.path.getsize(path) != expected:
-        raise EsrlError(
-            f"capability store {path} is truncated or damaged: {os.path.getsize(path)} bytes "
-            f"instead of {expected}: {mend}"
-        )
+    every = np.zeros(len(records), bool)
+    for start in range(0, len(records), CHUNK):
+        part = slice(start, start + CHUNK)
+        count = len(records[part])
+        bits = _read(file, -(-count // 8), np.dtype("u1"))
+        chosen = np.unpackbits(bits, count=count).astype(bool)
+        records[part].view(FAST)[chosen] = _read(file, int(np.count_nonzero(chosen)), FAST)
+        every[part] = chosen
+    return every
+
+
+def _read(file: Readable, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    found = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    if len(found) != count:
+        raise ValueError(f"{len(found)} numbers are left of {count}")
+    return found
+
+
+def _tensor(content: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())

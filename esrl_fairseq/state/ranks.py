@@ -24,3 +24,11 @@ def from_all_ranks(own: Any) -> list[Any]:
     gathered: list[Any] = [None] * number_of_ranks()
     dist.all_gather_object(gathered, own)
     return gathered
+
+
+def from_first_rank(own: Any) -> Any:
+    """What the first rank gives; every rank must call it."""
+    given = [own]
+    if number_of_ranks() > 1:
+        dist.broadcast_object_list(given, src=0)
+    return given[0]

@@ -9,9 +9,7 @@ baseline never sees its own rewards, and several batches an update equal one lar
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,17 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esrl_fairseq.core.baselines import KINDS, Baseline, FifoBaseline
+from esrl_fairseq.core.baselines import Baseline, FifoBaseline
 from esrl_fairseq.core.expectations import Inputs, known_inputs, offsets
 from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.state.capability import RECORD, CapabilityStore, Records
+from esrl_fairseq.state.capability import MOST, RECORD, CapabilityStore, Records, restored
 from esrl_fairseq.state.corpus import CorpusCounts
-from esrl_fairseq.state.ranks import from_all_ranks, own_rank
+from esrl_fairseq.state.ranks import from_all_ranks, from_first_rank, own_rank
+from esrl_fairseq.state.reading import restore_baseline, unreadable
 from esrl_fairseq.state.replay import Replay
+from esrl_fairseq.state.store_files import StoreFiles
 
-logger = logging.getLogger(__name__)
+ENOUGH = 1 << 20
+"""Inputs whose means, variances and quantiles tell those of all, to a thousandth."""
 
 
 @dataclass
@@ -97,7 +98,7 @@ class KLState:
         self.reference = reference
         if self.target is not None:
             if not 0 < weight < math.inf:
-                raise _unreadable("KL weight", f"it is {weight!r}")
+                raise unreadable("KL weight", f"it is {weight!r}")
             self.weight = weight
 
 
@@ -110,50 +111,64 @@ class RLState:
     """Reward baseline, KL weight, capability stores and kept samples of a run.
 
     Args:
-        store_dir: folder for the store files; ``None`` keeps them in memory. Only rank 0 has
-            files, the others hold the same records in memory.
+        save_dir: folder of the run's checkpoints; None where there are none, or where they are to
+            hold all.
+        store_dir: folder for the files of large capability stores; None: ``save_dir``. Only the
+            first rank writes there, the others hold the same records in memory.
+
+    Attributes:
+        resumed_from: folder of the checkpoint that the run starts from.
     """
 
-    def __init__(self, store_dir: str | None):
-        self.store_dir = store_dir if own_rank() == 0 else None
+    def __init__(self, save_dir: str | None, store_dir: str | None = None):
+        self.save_dir = save_dir
+        self.store_dir = store_dir
+        self.resumed_from = ""
+        self.files: StoreFiles | None = None
         self.baseline: Baseline = FifoBaseline(1)
         self.kl = KLState()
         self.replay = Replay()
         self.corpus = CorpusCounts()
         self.stores: dict[int, CapabilityStore] = {}
-        self.shard = 0
+        self.shard = -1  # none is open
         self.epoch = 1
         self.reference: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self.mean_variance = math.nan
         self.inputs = Inputs()
         self.reference_epoch = 0  # of these three
         self._pending: list[Visit] = []
-        self._snapshots: dict[int, dict[str, Any]] = {}  # of shards not opened since the resume
 
     @property
     def store(self) -> CapabilityStore:
         """The current shard's store."""
         return self.stores[self.shard]
 
-    def open_store(self, shard: int, size: int, fingerprint: bytes) -> None:
+    def open_store(self, shard: int, size: int, fingerprint: str) -> None:
         """Make ``shard`` the current one: from the checkpoint if it has it, otherwise empty.
 
         Raises:
-            EsrlError: the file or the checkpoint belongs to other data.
+            EsrlError: the checkpoint belongs to other data, another run has the folder of the
+                store, or nothing can be written there.
         """
-        self.shard = shard
         if shard in self.stores:
-            return
-        path = self.store_dir and os.path.join(self.store_dir, f"capability.{shard}.store")
-        store = CapabilityStore(size, fingerprint, path)
-        snapshot = self._snapshots.pop(shard, None)
-        if snapshot is None:
-            store.clear()  # left by a run that did not reach a checkpoint, or by an earlier one
-        else:
-            store.restore(
-                bytes.fromhex(snapshot["fingerprint"]), snapshot["records"].numpy().tobytes()
-            )
-        self.stores[shard] = store
+            self.stores[shard].check_data(size, fingerprint)
+        if self.shard < 0 and self.save_dir:
+            self._take_folder(self.store_dir or self.save_dir, self.save_dir)
+        if shard not in self.stores:
+            self.stores[shard] = CapabilityStore(size, fingerprint)
+        self.shard = shard
+
+    def _take_folder(self, parent: str, save_dir: str) -> None:
+        """The first rank takes it, and if it cannot, all ranks end with its sentence."""
+        refusal = ""
+        if own_rank() == 0 and self.files is None:
+            try:
+                self.files = StoreFiles(parent, save_dir)
+            except EsrlError as error:
+                refusal = str(error)
+        refusal = from_first_rank(refusal)
+        if refusal:
+            raise EsrlError(refusal)
 
     def begin_epoch(self, epoch: int) -> None:
         """Refresh what is an epoch's, unless a checkpoint already brought this epoch's.
@@ -164,17 +179,24 @@ class RLState:
         self.replay.begin_epoch(epoch)
         if epoch == self.reference_epoch:
             return
-        self.reference = cdf_reference(self._all("capability"))
-        samples = self._all("samples")
-        self.mean_variance = mean_variance(self._all("reward_std"), samples)
-        self.inputs = known_inputs(self._all("reward_mean"), samples, self.mean_variance)
+        records = self._enough_records()
+        samples = records["samples"]
+        self.reference = cdf_reference(records["capability"])
+        self.mean_variance = mean_variance(records["reward_std"], samples)
+        self.inputs = known_inputs(records["reward_mean"], samples, self.mean_variance)
         self.reference_epoch = epoch
 
-    def _all(self, field: str) -> NDArray[Any]:
-        """A field of the records of all shards, in an order that resuming does not change."""
-        shards = {shard: _records(snapshot) for shard, snapshot in self._snapshots.items()}
-        shards.update({shard: store.records for shard, store in self.stores.items()})
-        return np.concatenate([[], *(shards[shard][field] for shard in sorted(shards))])
+    def _enough_records(self) -> Records:
+        """All records, or :data:`ENOUGH` drawn ones: always the same in the same epoch."""
+        stores = [self.stores[shard] for shard in sorted(self.stores)]
+        ends = np.cumsum([0, *(store.size for store in stores)])
+        if ends[-1] <= ENOUGH:
+            return np.concatenate([np.zeros(0, RECORD), *(store.records for store in stores)])
+        # One of each stretch of equal length, in which none is drawn more often than others.
+        stretch = np.arange(ENOUGH) + np.random.default_rng(self.epoch).random(ENOUGH)
+        drawn = np.minimum(stretch * (ends[-1] / ENOUGH), ends[-1] - 1).astype(np.int64)
+        parts = np.split(drawn, np.searchsorted(drawn, ends[1:-1]))
+        return np.concatenate([s.records[p - end] for s, p, end in zip(stores, parts, ends)])
 
     def quantiles(self, ids: Tensor) -> NDArray[np.float64]:
         """u_i of ``ids`` [inputs], NaN for inputs not yet known."""
@@ -215,17 +237,20 @@ class RLState:
         inputs = sum(len(visit.ids) for visit in visits)
         self.corpus.commit([visit.counts for visit in visits], inputs)
         for visit in visits:
-            visit.records["epoch"] = self.epoch
+            visit.records["epoch"] = min(self.epoch, MOST)
             self.store.write(visit.ids, visit.records)
         self._pending = []
         self.replay.commit()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only, so the safe loader reads it."""
-        stores = dict(self._snapshots)
-        for shard, store in self.stores.items():
-            records = torch.frombuffer(bytearray(store.snapshot()), dtype=torch.uint8)
-            stores[shard] = {"fingerprint": store.fingerprint.hex(), "records": records}
+        """Tensors, numbers and strings only, so the safe loader reads it.
+
+        What large stores saw since the last checkpoint is written to files (:attr:`files`).
+        """
+        if self.files is not None:
+            needed = [file for store in self.stores.values() for file in store.files]
+            self.files.remove_unneeded(needed)
+        stores = {shard: store.state(shard, self.files) for shard, store in self.stores.items()}
         return {
             "baseline": {
                 "kind": self.baseline.kind,
@@ -242,10 +267,10 @@ class RLState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; stores are filled when their shard is opened.
+        """Restore :meth:`state_dict`. A collective.
 
         Raises:
-            EsrlError: the state of the reward baseline or of the KL penalty cannot be read.
+            EsrlError: the state of baseline, KL penalty or capability store cannot be read.
         """
         # Checkpoints of versions that had no other kind hold the queue itself.
         old = {"kind": FifoBaseline.kind, "state": {"rewards": state.get("rewards")}}
@@ -260,43 +285,11 @@ class RLState:
         if "replay" in state:  # not in checkpoints of versions that made one update only
             self.replay.load_state_dict(state["replay"])
         self.corpus.load_state_dict(state.get("corpus", {}))
-        self._snapshots = dict(state["stores"])
-        self.stores = {}
-
-
-def restore_baseline(baseline: Baseline, saved: Any) -> None:
-    """Continue ``baseline`` from a checkpoint; one of another kind begins anew, with a warning.
-
-    Raises:
-        EsrlError: ``saved`` is not what :meth:`RLState.state_dict` keeps of a baseline.
-    """
-    kind = saved.get("kind") if isinstance(saved, dict) else None
-    if kind not in KINDS:
-        raise _unreadable("reward baseline", f"its kind {kind!r} is none of {', '.join(KINDS)}")
-    if kind != baseline.kind:
-        logger.warning(
-            "the checkpoint was trained with --reward-baseline %s, this run has %s, which begins "
-            "without the rewards seen so far",
-            kind,
-            baseline.kind,
-        )
-        return
-    arrays = saved.get("state")
-    if not isinstance(arrays, dict) or not all(map(torch.is_tensor, arrays.values())):
-        raise _unreadable("reward baseline", f"there are no tensors of kind {kind!r}")
-    try:
-        baseline.restore({name: tensor.numpy() for name, tensor in arrays.items()})
-    except ValueError as error:
-        raise _unreadable("reward baseline", str(error)) from error
-
-
-def _unreadable(part: str, why: str) -> EsrlError:
-    return EsrlError(
-        f"the checkpoint's {part} cannot be read ({why}): choose another checkpoint, or start anew "
-        "with --restore-file CHECKPOINT --reset-dataloader --reset-optimizer --reset-lr-scheduler "
-        "--reset-meters"
-    )
-
-
-def _records(snapshot: dict[str, Any]) -> Records:
-    return np.frombuffer(snapshot["records"].numpy(), dtype=RECORD)
+        folders = [self.store_dir or self.save_dir or "", self.resumed_from]
+        try:
+            self.stores = {
+                shard: restored(store, folders) for shard, store in state["stores"].items()
+            }
+        except (KeyError, TypeError, ValueError, MemoryError) as error:
+            raise unreadable("capability store", repr(error)) from error
+        self.shard = -1

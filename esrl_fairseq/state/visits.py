@@ -15,7 +15,7 @@ from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rewards.base import Reward
 from esrl_fairseq.rewards.given import named
 from esrl_fairseq.rewards.scorer import Scorer, build_scorer
-from esrl_fairseq.state.capability import RECORD, Records
+from esrl_fairseq.state.capability import MOST, RECORD, Records
 from esrl_fairseq.state.corpus import counts_of_inputs
 from esrl_fairseq.state.rl_state import Visit
 from esrl_fairseq.state.samples import Samples
@@ -36,7 +36,7 @@ class Observer:
     def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
         ids = samples.batch["id"].cpu().numpy()
-        records = input_records(samples.rows, samples.scored.rewards, samples.drawn, len(ids))
+        records = input_records(samples.rows, samples.scored.rewards, len(ids))
         records["capability"] = self.capability(samples, records)
         seen = records["samples"] > 0
         ids, records = ids[seen], records[seen]
@@ -54,17 +54,19 @@ class Observer:
             given = (samples.batch, rows.tokens.tolist(), rows.input_index.tolist())
             return mean_of_draws(self.measure.score(*given).rewards, rows, len(records))
         if self.measure == "entropy":
-            return np.clip(1 - records["entropy"] / math.log(self.words), 0, 1)
+            entropy = mean_entropy(rows, samples.drawn, len(records))
+            return np.clip(1 - entropy / math.log(self.words), 0, 1)
         if self.measure == "reward":
             return records["reward_mean"]
         return np.full(len(records), np.nan)
 
 
-def bad_numbers(visit: Visit) -> str:
-    """What of a visit is NaN or infinite, in a sentence; empty if nothing is."""
-    found = ~np.isfinite(visit.records["entropy"])
+def bad_numbers(samples: Samples, visit: Visit) -> str:
+    """What of a batch is NaN or infinite, in a sentence; empty if nothing is."""
+    drawn = samples.drawn
+    found = ~(drawn.log_probs + drawn.entropy).isfinite().cpu()
     if found.any():
-        which = named(visit.ids[found][0])
+        which = named(int(samples.batch["id"][samples.rows.input_index.cpu()[found][0]]))
         return f"the model's log-probabilities are not finite (NaN or infinity), first for {which}"
     if not math.isfinite(visit.kl):
         return f"the KL to the frozen model is {visit.kl} in the batch with {named(visit.ids[0])}"
@@ -99,7 +101,7 @@ def build_observer(cfg: Any, task: Any, reward: Reward, deciding: str) -> Observ
     return Observer(len(task.target_dictionary), measure, cfg.capability_noise)
 
 
-def input_records(rows: Rows, rewards: np.ndarray, drawn: Scores, inputs: int) -> Records:
+def input_records(rows: Rows, rewards: np.ndarray, inputs: int) -> Records:
     """The store's records [inputs], but capability and epoch, from the inputs' draws.
 
     Args:
@@ -109,14 +111,18 @@ def input_records(rows: Rows, rewards: np.ndarray, drawn: Scores, inputs: int) -
     rewards = rewards.astype(np.float64)
     mean = mean_of_draws(rewards, rows, inputs)
     spread = mean_of_draws(rewards**2, rows, inputs) - mean**2
-    # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
-    tokens = np.maximum(mean_of_draws(drawn.lengths, rows, inputs), 1e-9)
     records = np.zeros(inputs, dtype=RECORD)
-    records["samples"] = segment_sum(weights.double(), index, inputs).numpy()
+    records["samples"] = segment_sum(weights.double(), index, inputs).clamp(max=MOST).numpy()
     records["reward_mean"] = mean
     records["reward_std"] = np.sqrt(np.maximum(spread, 0))
-    records["entropy"] = mean_of_draws(drawn.entropy, rows, inputs) / tokens
     return records
+
+
+def mean_entropy(rows: Rows, drawn: Scores, inputs: int) -> np.ndarray:
+    """Mean token entropy of each input's draws, float64 [inputs], in nats."""
+    # A mean over tokens, so sums over tokens are divided, not means of rows averaged.
+    tokens = np.maximum(mean_of_draws(drawn.lengths, rows, inputs), 1e-9)
+    return mean_of_draws(drawn.entropy, rows, inputs) / tokens
 
 
 def mean_of_draws(values: Any, rows: Rows, inputs: int) -> np.ndarray:

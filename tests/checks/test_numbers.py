@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers import make_batch, make_criterion, make_model, make_task
+from helpers import EOS, make_batch, make_criterion, make_model, make_rows, make_task
 from torch import nn
 
 from esrl_fairseq.checks.numbers import (
@@ -19,11 +19,13 @@ from esrl_fairseq.checks.numbers import (
     refuse_bad_parameters,
 )
 from esrl_fairseq.compat import at_bad_numbers
+from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescoring import frozen
 from esrl_fairseq.run import Run
 from esrl_fairseq.state.capability import RECORD
 from esrl_fairseq.state.rl_state import Visit
+from esrl_fairseq.state.samples import Samples
 from esrl_fairseq.state.visits import bad_numbers
 
 
@@ -48,20 +50,23 @@ def test_parameters_and_gradients():
         refuse_bad_parameters(model, "x.pt")
 
 
-def visit(entropy=(1.0, 2.0), rewards=(0.5, 0.1), kl=0.0):
-    records = np.zeros(len(entropy), dtype=RECORD)
-    records["entropy"] = entropy
-    return Visit(np.array([7, 9]), records, np.array(rewards, dtype=np.float32), kl)
+def shown(entropy=(1.0, 2.0), log_probs=(-1.0, -2.0), rewards=(0.5, 0.25), kl=0.0):
+    """What bad_numbers says of a batch with one sample of each of two inputs."""
+    rows = make_rows([[EOS], [EOS]], [0, 1])
+    known = Scores(torch.tensor(log_probs), torch.tensor(entropy), torch.ones(2))
+    batch = {"id": torch.tensor([7, 9])}
+    samples = Samples(batch, None, rows, known, None, np.float32(rewards), False)
+    visit = Visit(np.array([7, 9]), np.zeros(2, RECORD), np.float32(rewards), kl)
+    return bad_numbers(samples, visit)
 
 
 def test_what_a_batch_shows():
-    assert bad_numbers(visit()) == ""
-    assert "log-probabilities are not finite" in bad_numbers(visit((1, np.nan)))
-    assert bad_numbers(visit((1, np.nan))).endswith("first for sample 9")
-    assert "the KL to the frozen model is inf in the batch with sample 7" in bad_numbers(
-        visit(kl=math.inf)
-    )
-    assert "--kl-weight" in bad_numbers(visit(rewards=(0, -np.inf)))
+    assert shown() == ""
+    for one in ({"entropy": (1, math.nan)}, {"log_probs": (-1, -math.inf)}):
+        assert "log-probabilities are not finite" in shown(**one)
+        assert shown(**one).endswith("first for sample 9")
+    assert "the KL to the frozen model is inf in the batch with sample 7" in shown(kl=math.inf)
+    assert "--kl-weight" in shown(rewards=(0, -np.inf))
 
 
 def run_with(model, **common):

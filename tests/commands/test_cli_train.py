@@ -13,7 +13,7 @@ from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
 from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from esrl_fairseq.sampling.options import elimination_ratio
-from esrl_fairseq.state.capability import HEADER, RECORD
+from esrl_fairseq.state.capability import restored
 
 LOGGED = (
     "reward reward_std baseline loss loss_mrt loss_reinforce share_mrt samples samples_hist "
@@ -37,9 +37,10 @@ def largest_difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def store(path):
-    """The records of a capability store's file."""
-    return np.fromfile(path, dtype=RECORD, offset=HEADER.size)
+def store(save_dir, shard=0):
+    """The records of the capability store at the end of a run."""
+    state = load(save_dir / "checkpoint_last.pt")["extra_state"]["EsrlTranslationTask"]["rl"]
+    return restored(state["stores"][shard], [str(save_dir)]).records
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_main_road_logs_and_saves(tuned, mle):
         line["reward"] for line in result.logged("valid")
     )
     assert largest_difference(parameters(mle), parameters(save_dir / "checkpoint_last.pt")) > 0
-    assert (store(save_dir / "capability.0.store")["epoch"] == 2).all()
+    assert (store(save_dir)["epoch"] == 2).all()
 
 
 def test_generate_and_interactive_agree(commands, corpus, tuned):
@@ -131,7 +132,6 @@ def test_stock_task_gets_a_sampler(commands, corpus, mle, tmp_path):
     assert result.stdout.count("attached a sampler with default options (8 samples an input") == 1
     assert result.logged("train_inner")[-1]["samples"] == 8
     assert result.logged("valid")[0]["reward"] > 0
-    assert not list(tmp_path.glob("*.store"))  # kept in memory and in the checkpoint
 
 
 def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
@@ -268,7 +268,7 @@ def test_shards_with_stock_options_of_the_task(commands, corpus, mle, tmp_path):
     assert all(line["samples"] < 7 for line in epochs[2:])
     assert all(line["bleu"] > 0 for line in result.logged("valid"))
     for number, size in enumerate((120, 80)):
-        records = store(tmp_path / "esrl" / f"capability.{number}.store")
+        records = store(tmp_path / "esrl", number)
         assert len(records) == size and (records["epoch"] == 3 + number).all()
 
 
@@ -375,7 +375,7 @@ def test_hydra_train_with_a_config_file(commands, corpus, mle, tmp_path):
     )
     text = result.stdout + result.stderr + "".join(p.read_text() for p in tmp_path.glob("*.log"))
     assert '"samples": "4"' in text and "nll_references" in text
-    assert store(tmp_path / "run" / "capability.0.store")["samples"].min() >= 1
+    assert store(tmp_path / "run")["samples"].min() >= 1
     tuned = parameters(tmp_path / "run" / "checkpoint_last.pt")
     assert largest_difference(parameters(mle), tuned) > 0
 
@@ -408,6 +408,6 @@ def test_two_ranks(commands, corpus, mle, tmp_path):
     rl, rl_other = (ckpt["extra_state"]["EsrlTranslationTask"]["rl"] for ckpt in (one, other))
     queues = [state["baseline"]["state"]["rewards"] for state in (rl, rl_other)]
     assert torch.equal(*queues) and len(queues[0]) == 1000
-    assert torch.equal(rl["stores"][0]["records"], rl_other["stores"][0]["records"])
-    assert (store(tmp_path / "store0" / "capability.0.store")["epoch"] == 2).all()
-    assert not (tmp_path / "store1").exists()
+    assert torch.equal(rl["stores"][0]["packed"], rl_other["stores"][0]["packed"])
+    assert (store(tmp_path / "rank0")["epoch"] == 2).all()
+    assert (tmp_path / "store0").exists() and not (tmp_path / "store1").exists()

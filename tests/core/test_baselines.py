@@ -58,7 +58,7 @@ def test_a_queue_needs_room():
 def test_rewards_count_only_after_the_update():
     """Read before push: batches of one update do not see each other; commit keeps their order."""
     state = RLState(None)
-    state.open_store(0, 4, bytes(32))
+    state.open_store(0, 4, "0" * 128)
     state.baseline = FifoBaseline(4)
     state.baseline.push([0.25])
     state.add(visit([0, 1], [1.0, 2.0]))
@@ -271,7 +271,7 @@ def test_an_old_checkpoint_without_queue_is_refused():
 def test_an_update_of_several_batches_is_pushed_once():
     """--update-freq and ranks: one update, whatever it was made of; without draws, none."""
     state = RLState(None)
-    state.open_store(0, 4, bytes(32))
+    state.open_store(0, 4, "0" * 128)
     state.baseline = WindowBaseline(2)
     for rewards in ([1.0, 2.0], [3.0], []):
         state.add(visit([0], rewards))

@@ -116,6 +116,19 @@ def test_noise_of_known_gradients():
     assert found["noise_low"] < 9 < found["noise_high"] < 1.2 * found["noise"]
 
 
+def test_store(tmp_path):
+    """Fewer than 20 bytes a sample in memory and in files, and nothing of it in checkpoints."""
+    file = tmp_path / "rows.json"
+    options = ("--samples", "1.1e6", "--between", "3", "--tokens", "4", "--rounds", "1")
+    run("store.py", *options, "--folder", tmp_path, "--json", file)
+    rows = {row["what"]: row for row in json.loads(file.read_text())}
+    assert rows["memory a sample"]["bytes"] < 20
+    assert rows["checkpoint, all samples changed"]["bytes"] < 20 * 1.1e6
+    assert rows["checkpoint, 3 updates later"]["bytes"] < 20 * 3 * 4096 + 1.1e6 / 8
+    assert rows["fingerprint"]["bytes"] > 2 * 1.1e6 * (4 * 2 + 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
 def test_reward(tmp_path):
     """Every reward; the values equal the library's; the share of an update is known."""
     *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")

@@ -301,7 +301,7 @@ def distributed_worker(rank, folder):
         log_probs = rescore(wrapped, net_input, rows, PAD, EOS, max_tokens=9).log_probs
         (weights(rows) * log_probs).sum().backward()
     state = RLState(folder)
-    state.open_store(0, 4, bytes(32))
+    state.open_store(0, 4, "0" * 128)
     state.baseline.size = 10
     records = np.zeros(1, RECORD)
     records["capability"] = (rank + 1) / 4
@@ -314,7 +314,7 @@ def distributed_worker(rank, folder):
             "gradient": torch.cat([p.grad.flatten() for p in model.parameters()]),
             "rewards": state.baseline.rewards.tolist(),
             "capability": state.store.capability(range(4)).tolist(),
-            "has_file": state.store.path is not None,
+            "has_file": state.files is not None,
             "counts": state.corpus.moving["corpus-bleu"].mean.tolist(),
         },
         f"{folder}/{rank}.pt",
