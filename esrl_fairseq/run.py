@@ -12,6 +12,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
+from esrl_fairseq.processes.running import lost, rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
@@ -39,6 +40,7 @@ class Run:
         self.rescue = Rescue(trainer)
         self.subset_open = False  # whether the next validated subset is a validation's first
         self.stats: Mapping[str, Any] = {}
+        self.in_update = False  # its batches may be used by then, or not
 
     def find_start(self) -> Start:
         """Where the parameters come from; a model of Hugging Face is one, too."""
@@ -65,6 +67,7 @@ class Run:
     def begin(self, epoch_itr: Any) -> None:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
+        rescue_by(self.save_without_others)
         # They may be refused: before the validation, which takes its time.
         self.task.open_store()
         self.task.frozen_model(unwrap(self.trainer.model))
@@ -108,12 +111,13 @@ class Run:
 
     def begin_update(self) -> None:
         """The batches of an update follow."""
+        self.in_update = True
         self.rescue.begin_update()
         self.progress.begin_update()
 
     def begin_validation(self) -> None:
         """The subsets of a validation follow."""
-        self.subset_open = True
+        self.subset_open, self.in_update = True, False
 
     def validated(self, stats: Mapping[str, Any]) -> None:
         """A subset was validated."""
@@ -127,6 +131,7 @@ class Run:
 
     def updated(self, outputs: list[dict[str, Any]]) -> None:
         """An update is over; ``outputs`` are the sums that its batches logged."""
+        self.in_update = False
         self.progress.add(outputs, self.task.rl.replay.update + 1)
 
     def failed(self, error: Exception, in_update: bool) -> None:
@@ -135,6 +140,8 @@ class Run:
         It never returns. What ends the run is no ``Exception`` that fairseq would write a crash.pt
         for, which no run can go on from.
         """
+        if lost(error):
+            raise error  # the others have failed, see save_without_others
         self.task.outcome.due = self.task.outcome.due or not in_update
         saved = self.rescue.save(in_update)
         if isinstance(error, EsrlError):
@@ -144,6 +151,10 @@ class Run:
         if isinstance(error, RuntimeError):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def save_without_others(self) -> str:
+        """Another rank has failed: what :meth:`Rescue.save` tells."""
+        return self.rescue.save(self.in_update)
 
     def end(self) -> None:
         """Say what the run came to, and what to do next."""

@@ -15,6 +15,7 @@ from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import Outcome
 from esrl_fairseq.monitoring.warnings import Monitor
+from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.run import Run
 from esrl_fairseq.sampling.generation import RowSampler
@@ -164,6 +165,7 @@ class SamplingTask(DataTask):
 
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
+        refuse_copies()
         check_start(trainer)
         if self.trained_by_reward:
             self.run = Run(trainer)
