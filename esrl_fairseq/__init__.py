@@ -19,10 +19,12 @@ from esrl_fairseq import (  # noqa: E402,F401  (registration)
     task,
 )
 from esrl_fairseq.checks.hints import explain  # noqa: E402
+from esrl_fairseq.data import place  # noqa: E402
 from esrl_fairseq.processes import launch, running  # noqa: E402
 from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
 
 compat.extend_parsing(architecture_of_start, explain)
+compat.keep_place_in_batches(place.state_at, place.resumed_state, place.dealt_to)
 compat.launch_by(launch.prepare, running.join, running.Guarded)
 compat.tell_of_progress(running.step, running.part, running.doing)
 compat.keep_old_names()

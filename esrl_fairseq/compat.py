@@ -21,6 +21,7 @@ from typing import Any, Callable, NoReturn
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, options
+from fairseq.data import iterators
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
@@ -392,6 +393,77 @@ def let_ddp_train_on_cpu() -> None:
     distributed_fairseq_model.DistributedDataParallel = on_its_device
 
 
+def keep_place_in_batches(
+    state_at: Callable[[Any, dict[str, Any]], dict[str, Any]],
+    resumed: Callable[[dict[str, Any], Any], dict[str, Any]],
+    dealt_to: Callable[..., list[Any]],
+) -> None:
+    """Let a run go on in the middle of an epoch on another number of ranks.
+
+    Reason: fairseq's checkpoints count the batches of one rank, so that on other ranks some come
+    twice or not at all.
+    Remove when: fairseq's checkpoints count those of all.
+
+    Args:
+        state_at: adds to an iterator's state what that needs.
+        resumed: the state of a checkpoint as an iterator's own.
+        dealt_to: an iterator's batches of an epoch, given fairseq's way to them.
+    """
+    iterator = iterators.EpochBatchIterator
+    state_dict, load, order = (
+        iterator.state_dict,
+        iterator.load_state_dict,
+        iterator.ordered_batches,
+    )
+    if hasattr(load, "__wrapped__"):
+        return
+    iterator.state_dict = functools.wraps(state_dict)(lambda self: state_at(self, state_dict(self)))
+    iterator.load_state_dict = functools.wraps(load)(
+        lambda self, state: load(self, resumed(state, self))
+    )
+    iterator.ordered_batches = functools.wraps(order)(
+        lambda self, *how: dealt_to(self, order, *how)
+    )
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(read)
+    def with_number_of_ranks(*arguments: Any, **keywords: Any) -> Any:
+        """Of checkpoints that were made without this; the first rank sends it to the others."""
+        state = read(*arguments, **keywords)
+        place = (state.get("extra_state") or {}).get("train_iterator")
+        if place and "order_of" not in place and state.get("cfg"):
+            cfg = state["cfg"]
+            parts = cfg["common"].get("model_parallel_size") or 1
+            place["order_of"] = cfg["distributed_training"]["distributed_world_size"] // parts
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = with_number_of_ranks
+
+
+class _Groups(iterators.GroupedIterator):
+    """Groups of batches, counted from where the epoch goes on."""
+
+    def __init__(self, iterable: Any, chunk_size: int, skip_remainder_batch: bool = False):
+        super().__init__(iterable, chunk_size)
+        used, left = getattr(iterable, "n", 0), len(iterable) - getattr(iterable, "n", 0)
+        skip = skip_remainder_batch and left >= chunk_size
+        groups = left // chunk_size if skip else -(-left // chunk_size)
+        self.total = self.n + groups
+        if skip:
+            self._itr = iterators._chunk_iterator(iterable, chunk_size, True)
+            iterable.take(used + groups * chunk_size)
+
+
+def count_groups_of_what_is_left() -> None:
+    """Let an epoch that goes on with another ``--update-freq`` end with its last batch.
+
+    Reason: fairseq counts the groups from the epoch's beginning, so that a place between two of
+    them loses one at the end, and the epoch is trained twice.
+    Remove when: fairseq counts what is left.
+    """
+    iterators.GroupedIterator = _Groups
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -427,4 +499,5 @@ def apply() -> None:
     tell_tasks_of_the_start()
     give_dynamic_convolution_one_policy()
     mend_tasks_of_pretrained_models()
+    count_groups_of_what_is_left()
     let_ddp_train_on_cpu()

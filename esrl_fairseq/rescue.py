@@ -10,6 +10,8 @@ from fairseq import checkpoint_utils
 from fairseq.distributed.fully_sharded_data_parallel import FSDP
 from omegaconf import OmegaConf
 
+from esrl_fairseq.data.place import state_at
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,9 +105,10 @@ class _Place:
         if self.batches is None:
             state: dict[str, Any] = self.epoch_itr.state_dict()
             return state
-        return {
+        state = {
             "version": 2,
             "epoch": self.epoch,
             "iterations_in_epoch": self.batches,
             "shuffle": self.epoch_itr.shuffle,
         }
+        return state_at(self.epoch_itr, state)

@@ -249,6 +249,7 @@ class SamplingTask(DataTask):
             raise
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        self.rl.gather()
         before = loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
         if loss_scale(optimizer) < before:

@@ -124,6 +124,7 @@ class RLState:
         self.inputs = Inputs()
         self.reference_epoch = 0  # of these three
         self._pending: list[Visit] = []
+        self._visits: list[Visit] | None = None  # of all ranks, once gathered
         self._snapshots: dict[int, dict[str, Any]] = {}  # of shards not opened since the resume
 
     @property
@@ -183,7 +184,7 @@ class RLState:
 
     def begin_update(self) -> None:
         """Before an update's batches: forget those of one that fairseq gave up."""
-        self._pending = []
+        self._pending, self._visits = [], None
         self.replay.begin_update()
 
     def offsets(self, ids: Tensor) -> NDArray[np.float32]:
@@ -195,9 +196,19 @@ class RLState:
         """Keep a batch's visit until the update is over."""
         self._pending.append(visit)
 
+    def gather(self) -> None:
+        """Before the optimizer steps: learn what all ranks showed. A collective.
+
+        Later nothing waits for another rank: one that is lost leaves no half update.
+        """
+        self._visits = gather_visits(self._pending)
+        self.replay.gather()
+
     def commit(self) -> None:
-        """The update is over: push its rewards, adapt λ and write its records. A collective."""
-        visits = gather_visits(self._pending)
+        """The update is over: push its rewards, adapt λ and write its records."""
+        if self._visits is None:
+            self.gather()
+        visits = self._visits or []
         if visits:
             rewards = np.concatenate([visit.rewards for visit in visits])
             self.baseline.push(rewards)
@@ -206,7 +217,7 @@ class RLState:
         for visit in visits:
             visit.records["epoch"] = self.epoch
             self.store.write(visit.ids, visit.records)
-        self._pending = []
+        self._pending, self._visits = [], None
         self.replay.commit()
 
     def state_dict(self) -> dict[str, Any]:
