@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from fairseq import checkpoint_utils
-from fairseq.distributed.fully_sharded_data_parallel import FSDP
 from omegaconf import OmegaConf
 
 from esrl_fairseq.data.place import state_at
@@ -59,7 +58,9 @@ class Rescue:
             return ""
         if updates == self.updates:
             return ""
-        if not self.can_save():
+        if trainer.data_parallel_rank > 0:
+            return ""  # the first rank learns of it, and saves
+        if self.sharded():
             return "the last checkpoint is the last state that there is"
         self.save_last(None, self.batches if in_update else None)
         self.updates = updates
@@ -74,14 +75,12 @@ class Rescue:
         place = _Place(self.epoch_itr, batches)
         checkpoint_utils.save_checkpoint(cfg, self.trainer, place, val_loss)
 
-    def can_save(self) -> bool:
-        """Whether this process can save without the others, which may not have failed."""
+    def sharded(self) -> bool:
+        """Whether each rank has a part of the state, so that none can save without the others."""
         trainer = self.trainer
-        alone = trainer.data_parallel_world_size == 1
-        sharded = trainer.cfg.distributed_training.zero_sharding == "os" or isinstance(
-            trainer.model, FSDP
-        )
-        return alone or (trainer.data_parallel_rank == 0 and not sharded)
+        several = trainer.data_parallel_world_size > 1
+        zero = trainer.cfg.distributed_training.zero_sharding == "os"
+        return several and (zero or trainer.is_fsdp)
 
 
 class _Place:

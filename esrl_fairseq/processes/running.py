@@ -137,6 +137,7 @@ def fail(watch: Watch, error: BaseException) -> None:
         watch.wait_for_others()
         raise error
     verdict = watch.find_gone() or f"the connection between the ranks was lost ({in_words(error)})"
+    watch.verdict = verdict
     watch.publish(verdict)
     saved = watch.rescue() if watch.rescue is not None else ""
     raise SystemExit("; ".join(filter(None, [verdict, saved])))

@@ -128,17 +128,9 @@ class Watch:
             os._exit(1)
 
     def publish(self, verdict: str) -> None:
-        """Let the other ranks know why the run ends; in a thread, since it may never return."""
-
-        def say() -> None:
-            try:
-                self.store.compare_set(FAILED, "", verdict)
-            except Exception:
-                pass  # they notice that the store is gone
-
-        thread = threading.Thread(target=say, daemon=True)
-        thread.start()
-        thread.join(5)
+        """Let the other ranks know why the run ends."""
+        if NO_ANSWER not in verdict:
+            within(5, lambda: self.store.compare_set(FAILED, "", verdict))
 
     def find_missing(self) -> str:
         """Who is behind, or does not answer, after a wait that was too long."""
@@ -175,9 +167,7 @@ class Watch:
             time.sleep(3 * self.interval + 0.5)
             found.append(self.places())
 
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        thread.join(6 * self.interval + 6)
+        within(6 * self.interval + 6, read)
         if len(found) < 2:
             return None, []
         before, after = found
@@ -196,16 +186,29 @@ class Watch:
         """Until they have ended, too: the first of them may be saving."""
         deadline = time.monotonic() + self.limit
         others = [f"esrl/ended/{rank}" for rank in range(self.size) if rank != self.rank]
-        try:
+
+        def wait() -> None:
             while time.monotonic() < deadline and not self.store.check(others):
                 time.sleep(0.05)
-        except Exception:
-            pass  # the store is gone, with rank 0
+
+        within(self.limit, wait)
 
     def end(self) -> None:
         """This rank is through with the run, for better or worse."""
         self.over = True
+        if NO_ANSWER not in self.verdict:
+            within(5, lambda: self.store.set(f"esrl/ended/{self.rank}", "1"))
+
+
+def within(seconds: float, work: Callable[[], Any]) -> None:
+    """Ask the store, which may be gone, or not answer for ever."""
+
+    def safely() -> None:
         try:
-            self.store.set(f"esrl/ended/{self.rank}", "1")
+            work()
         except Exception:
-            pass  # nobody is there to know
+            pass  # it is gone, with the rank that had it
+
+    thread = threading.Thread(target=safely, daemon=True)
+    thread.start()
+    thread.join(seconds)
