@@ -178,9 +178,13 @@ class Commands:
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result
 
-    def ranks(self, number, *command):
+    def ranks(self, number, *command, environment=None):
         """Start a command on so many ranks, as ``torchrun`` does, and return them."""
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            **(environment or {}),
+        }
         shared["WORLD_SIZE"] = str(number)
         own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
         return [self.start(*command, environment={**shared, **variables}) for variables in own]
