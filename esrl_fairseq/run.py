@@ -12,6 +12,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
+from esrl_fairseq.processes.backends import refuse_shards
 from esrl_fairseq.processes.running import lost, rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
@@ -51,6 +52,7 @@ class Run:
 
     def check(self) -> None:
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
+        refuse_shards(self.trainer)
         check_model(unwrap(self.trainer.model))
         check_best_metric(self.cfg, self.task, self.has_references())
         if self.start.kind == NONE:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.processes.backends import check_backend
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def prepare(cfg: Any) -> None:
     """
     gpus = 0 if cfg.common.cpu or not torch.cuda.is_available() else torch.cuda.device_count()
     if not (cfg.common.tpu or cfg.distributed_training.pipeline_model_parallel):
-        choose(cfg.distributed_training, dict(os.environ), gpus, max(1, torch.cuda.device_count()))
+        choose(cfg.distributed_training, os.environ, gpus, max(1, torch.cuda.device_count()))
+    check_backend(cfg, gpus)
 
 
 def choose(cfg: Any, env: Mapping[str, str], gpus: int, default_size: int) -> None:
@@ -150,10 +152,17 @@ def choose(cfg: Any, env: Mapping[str, str], gpus: int, default_size: int) -> No
     launch = find_launch(env)
     if launch is not None:
         follow(cfg, launch, env, gpus, default_size)
+    elif not gpus and cfg.distributed_world_size == default_size > 1 and not asks_for_ranks(cfg):
+        cfg.distributed_world_size = 1  # fairseq's default, of GPUs that --cpu does not use
     elif cfg.distributed_world_size > 1:
         start_alone(cfg, gpus)
     if cfg.distributed_world_size > 1 and not gpus and cfg.distributed_backend == "nccl":
         cfg.distributed_backend = "gloo"
+
+
+def asks_for_ranks(cfg: Any) -> bool:
+    """Whether an option says that there are several ranks, apart from their number."""
+    return cfg.distributed_init_method is not None or cfg.distributed_rank > 0
 
 
 def follow(cfg: Any, launch: Launch, env: Mapping[str, str], gpus: int, default_size: int) -> None:

@@ -1,16 +1,20 @@
 """Which rank a process is, for launchers, machines and options that are made up."""
 
 import os
+import pickle
 import stat
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_lines import USER_DIR
 from fairseq.dataclass.configs import DistributedTrainingConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.processes import launch
+from esrl_fairseq.processes import backends, launch, running
 from esrl_fairseq.processes.launch import choose, prepare
 
 MASTER = {"MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
@@ -74,6 +78,10 @@ def test_one_process_is_none_of_several():
     shell = {key: SLURM[key] for key in SLURM if key not in ("SLURM_PROCID", "SLURM_LOCALID")}
     assert place(chosen(shell))[:3] == (0, 1, None)
     assert chosen(shell, gpus=8).distributed_world_size == 8
+    # --cpu where there are GPUs, whose number is the default.
+    cfg = DistributedTrainingConfig(distributed_world_size=8, device_id=0)
+    choose(cfg, {}, 0, 8)
+    assert place(cfg)[:3] == (0, 1, None)
 
 
 def test_mpirun():
@@ -151,6 +159,7 @@ def test_cpu_is_chosen_although_there_are_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     ranks = DistributedTrainingConfig(distributed_world_size=2, device_id=0)
+    ranks.zero_sharding = "none"
     common = SimpleNamespace(cpu=True, tpu=False)
     prepare(SimpleNamespace(common=common, distributed_training=ranks))
     assert place(ranks) == (3, 4, "env://", True, 0, "gloo")
@@ -159,11 +168,56 @@ def test_cpu_is_chosen_although_there_are_gpus(monkeypatch):
     assert place(ranks) == (3, 4, "env://", True, 1, "nccl")
 
 
+@pytest.mark.parametrize(
+    "size, gpus, options, message",
+    [
+        (1, 0, {"ddp_backend": "fully_sharded"}, "fully_sharded trains on GPUs alone"),
+        (2, 0, {"ddp_backend": "slowmo"}, "slowmo trains on GPUs alone"),
+        (2, 2, {"ddp_backend": "slowmo"}, "slowmo needs fairscale: pip install fairscale"),
+        (2, 2, {"ddp_backend": "fully_sharded"}, "fully_sharded needs fairscale"),
+        (2, 0, {"zero_sharding": "os"}, "--zero-sharding os needs fairscale"),
+        (1, 0, {"ddp_backend": "slowmo"}, None),
+        (2, 0, {"ddp_backend": "pytorch_ddp"}, None),
+        (2, 0, {"ddp_backend": "no_c10d"}, None),
+    ],
+)
+def test_backends(size, gpus, options, message, monkeypatch):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    ranks = DistributedTrainingConfig(distributed_world_size=size, zero_sharding="none")
+    for name, value in options.items():
+        setattr(ranks, name, value)
+    cfg = SimpleNamespace(distributed_training=ranks)
+    if message is None:
+        return backends.check_backend(cfg, gpus)
+    with pytest.raises(EsrlError, match=message):
+        backends.check_backend(cfg, gpus)
+
+
+def test_no_samples_from_a_model_in_shards():
+    with pytest.raises(EsrlError, match="leaves each rank a part of the weights"):
+        backends.refuse_shards(SimpleNamespace(is_fsdp=True))
+    backends.refuse_shards(SimpleNamespace(is_fsdp=False))
+
+
 def test_ranks_that_do_not_know_of_each_other_stop(monkeypatch):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(EsrlError, match="each would train a copy.*world_size=4.*this one's is 3"):
         launch.refuse_copies()
+
+
+def test_processes_that_fairseq_starts_are_ours():
+    """One for each GPU: what they are sent brings this package, before they join the others."""
+    guarded = pickle.dumps(running.Guarded(print))
+    program = (
+        f"import sys, pickle; sys.path.insert(0, {str(USER_DIR.parent)!r})\n"
+        "from fairseq.distributed import utils\n"
+        "assert not hasattr(utils.distributed_init, '__wrapped__')\n"
+        f"pickle.loads({guarded!r})({{}})\n"
+        "assert hasattr(utils.distributed_init, '__wrapped__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "{}\n", result.stderr
 
 
 def test_ddp_on_cpu(monkeypatch):
