@@ -26,7 +26,7 @@ from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
 compat.extend_parsing(architecture_of_start, explain)
 compat.keep_place_in_batches(place.state_at, place.resumed_state, place.dealt_to)
 compat.launch_by(launch.prepare, running.join, running.Guarded)
-compat.tell_of_progress(running.step, running.part, running.doing)
+compat.tell_of_progress(running.step, running.part, running.saving, running.watched)
 compat.keep_old_names()
 
 __version__ = "0.1.0"

@@ -33,7 +33,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -284,9 +284,8 @@ def launch_by(
         prepare(cfg)
         try:
             return call(cfg, guarded(main), **keywords)
-        except (ProcessExitedException, ProcessRaisedException) as error:
-            # Of ranks that fairseq started, each of which has said why.
-            raise SystemExit(getattr(error, "exit_code", None) or 1) from error
+        except ProcessExitedException as error:  # of ranks that fairseq started: it said why
+            raise SystemExit(error.exit_code or 1) from error
 
     @functools.wraps(init)
     def distributed_init(cfg: Any) -> Any:
@@ -329,10 +328,14 @@ def abort_groups() -> None:
 
 
 def tell_of_progress(
-    step: Callable[[str], None], part: Callable[[bool], None], doing: Callable[[str], None]
+    step: Callable[[str], None],
+    part: Callable[[bool], None],
+    saving: Callable[[], None],
+    watched: Callable[[], bool],
 ) -> None:
     """Say how far a training is: ``step`` where all ranks begin the same thing, ``part`` where one
-    has finished a part of it (True: the last), ``doing`` where one does something alone.
+    has finished a part of it (True: the last), ``saving`` where one saves; ``watched``
+    says whether somebody listens.
 
     Reason: fairseq's ``--heartbeat-timeout`` counts passes through the model in training alone, so
     that a long validation ends the run, and its signal does not reach a rank that waits for
@@ -361,7 +364,7 @@ def tell_of_progress(
     before("train_step", updates("busy with its batches of update {}"))
     before("valid_step", updates("busy with a batch of the validation before update {}"))
     before("_aggregate_logging_outputs", lambda trainer: part(True))
-    before("save_checkpoint", lambda trainer: doing("saving a checkpoint"))
+    before("save_checkpoint", lambda trainer: saving())
     init = Trainer.__init__
 
     @functools.wraps(init)
@@ -370,7 +373,10 @@ def tell_of_progress(
         criterion.register_forward_hook(lambda *_: part(False))
 
     Trainer.__init__ = build
-    distributed_fairseq_model.DistributedTimeoutWrapper = lambda module, timeout: module
+    wrapper = distributed_fairseq_model.DistributedTimeoutWrapper
+    distributed_fairseq_model.DistributedTimeoutWrapper = lambda module, timeout: (
+        module if watched() else wrapper(module, timeout)
+    )
 
 
 def let_ddp_train_on_cpu() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -50,14 +53,14 @@ def join(cfg: Any) -> None:
         dist.init_process_group(
             ranks.distributed_backend, method, timedelta(seconds=wait), size, rank
         )
+        take_group(timedelta(seconds=limit + MARGIN))
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EsrlError(
+        raise sentence(
             f"rank {rank} of {size} did not find the others by {method} within {wait} seconds "
             f"(--heartbeat-timeout): do all run, each with a --distributed-rank of its own, and is "
             f"the port free? ({why})"
         ) from error
-    take_group(timedelta(seconds=limit + MARGIN))
     if dist.get_backend() == "nccl":
         dist.all_reduce(torch.zeros(1).cuda())
     connections = Connections(before, port_of_store(method))
@@ -74,10 +77,10 @@ def port_of_store(method: str) -> int | None:
 
 def lost(error: BaseException) -> bool:
     """Whether the other ranks, or the way to them, failed a collective operation."""
+    if not (dist.is_initialized() and isinstance(error, RuntimeError)):
+        return False
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
-    )
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
 
 
 def step(words: str) -> None:
@@ -92,16 +95,27 @@ def part(last: bool) -> None:
         current.part(last)
 
 
-def doing(words: str) -> None:
-    """It does something alone."""
+def saving() -> None:
+    """It saves a checkpoint, as not all ranks do."""
     if current is not None:
-        current.doing(words)
+        current.saving()
+
+
+def watched() -> bool:
+    """Whether this process is watched."""
+    return current is not None
 
 
 def rescue_by(save: Callable[[], str]) -> None:
     """Have ``save`` keep what there is if the other ranks fail; it says what came of it."""
     if current is not None:
         current.rescue = save
+
+
+def sentence(text: str) -> SystemExit:
+    """The error that ends a rank with a sentence; torch shows any other as a traceback."""
+    started_by_fairseq = multiprocessing.parent_process() is not None
+    return SystemExit(text) if started_by_fairseq else EsrlError(text)
 
 
 class Guarded:
@@ -116,11 +130,18 @@ class Guarded:
 
     def __call__(self, cfg: Any, **keywords: Any) -> None:
         try:
+            self.guard(cfg, keywords)
+        except EsrlError as error:
+            raise sentence(str(error)) from error
+
+    def guard(self, cfg: Any, keywords: dict[str, Any]) -> None:
+        """The same; an error ends all ranks."""
+        try:
             self.main(cfg, **keywords)
         except BaseException as error:
-            if current is None:
-                raise
-            fail(current, error)
+            if current is not None:
+                fail(current, error)
+            raise
         finally:
             if current is not None:
                 current.end()
@@ -136,11 +157,26 @@ def fail(watch: Watch, error: BaseException) -> None:
         watch.end()
         watch.wait_for_others()
         raise error
+    saved = rescue(watch)
     verdict = watch.find_gone() or f"the connection between the ranks was lost ({in_words(error)})"
     watch.verdict = verdict
     watch.publish(verdict)
-    saved = watch.rescue() if watch.rescue is not None else ""
     raise SystemExit("; ".join(filter(None, [verdict, saved])))
+
+
+def rescue(watch: Watch) -> str:
+    """Save what there is; what came of it. A launcher that ends all ranks has to wait for it."""
+    if watch.rescue is None:
+        return ""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if in_main else None
+    try:
+        return watch.rescue()
+    except (Exception, SystemExit) as error:
+        return f"the last state could not be saved ({in_words(error)})"
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def in_words(error: BaseException) -> str:

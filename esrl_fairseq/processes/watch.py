@@ -24,6 +24,7 @@ GRACE = 60
 """Seconds that the main thread has to notice that the run ends."""
 LAST_PART = 10**9
 FAILED = "esrl/failed"
+SAVING = "saving a checkpoint"
 NO_ANSWER = (
     "rank 0, where the ranks' store is, does not answer: it or its machine is gone or stands still"
 )
@@ -83,9 +84,9 @@ class Watch:
         self.place = [step, LAST_PART if last else part + 1, words]
         self.since = time.monotonic()
 
-    def doing(self, words: str) -> None:
+    def saving(self) -> None:
         """It does what not all ranks do."""
-        self.place = [*self.place[:2], words]
+        self.place = [*self.place[:2], SAVING]
         self.since = time.monotonic()
 
     def tell(self) -> None:
@@ -115,8 +116,13 @@ class Watch:
         # One that has stood still for so long will not notice by itself.
         stands = time.monotonic() - self.since > self.limit
         self.connections.close()
-        deadline = time.monotonic() + (5 if stands else min(self.limit, GRACE))
-        while time.monotonic() < deadline and not (self.ending or self.over):
+        began = time.monotonic()
+        while not (self.ending or self.over):
+            patience = 5 if stands else min(self.limit, GRACE)
+            if self.place[2] == SAVING:
+                patience = self.limit
+            if time.monotonic() - began > patience:
+                break
             time.sleep(0.05)
         self.end_now()
 
