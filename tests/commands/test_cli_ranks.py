@@ -178,7 +178,7 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
     [
         ("raises", "rank 1 of 2 failed: reward 'python:faults.reward' raised KeyError", 30, ""),
         ("SIGKILL", "rank 1 of 2 is gone", 30, "--heartbeat-timeout 60"),
-        ("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 4, "legacy_ddp"),
+        ("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 10, "legacy_ddp"),
         pytest.param("SIGSTOP", "rank 1 of 2 is silent", 8, "", marks=pytest.mark.long),
         pytest.param("raises", "rank 1 of 2 failed", 30, "legacy_ddp", marks=pytest.mark.long),
         pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "legacy_ddp", marks=pytest.mark.long),
@@ -195,7 +195,7 @@ def test_one_rank_fails(what, sentence, limit, more, commands, corpus, mle, tmp_
     assert sentence in last and "the state after update 3 is in" in last
     assert load(tmp_path)["optimizer_history"][-1]["num_updates"] == 3
     assert load(tmp_path)["extra_state"]["train_iterator"]["batches"] == 6
-    assert seconds < limit + 25
+    assert seconds < limit + 60
     if what != "raises":
         return
     resumed = finished(commands.ranks(2, *options(corpus, mle, tmp_path, "--max-epoch 1")))[0]
@@ -209,7 +209,7 @@ def test_the_first_rank_fails(what, commands, corpus, mle, tmp_path):
     limit = ["--heartbeat-timeout 8"]
     other, own, seconds = fault(commands, corpus, mle, tmp_path, what, 0, *limit)
     assert other.returncode == 1 and own.returncode != 0 and "Traceback" not in other.stderr
-    assert "rank 0" in other.stderr.splitlines()[-1] and seconds < 45
+    assert "rank 0" in other.stderr.splitlines()[-1] and seconds < 90
 
 
 def test_a_lone_process_ends_with_a_sentence(commands, corpus, mle, tmp_path):
