@@ -62,16 +62,17 @@ class Watch:
         self.interval = min(max(limit / 20, 0.1), 2.0)
         self.place: list[Any] = [0, 0, "starting"]  # steps, parts of the step, in words
         self.since = time.monotonic()  # when it got there
-        self.heard = time.monotonic()  # of the store
         self.verdict = ""  # why the run ends
         self.ending = False  # the main thread knows
-        self.over = False
+        self.over = threading.Event()
+        self.threads: list[threading.Thread] = []
         self.rescue: Callable[[], str] | None = None
 
     def start(self) -> None:
         """Begin to watch."""
         for work in (self.tell, self.look):
-            threading.Thread(target=work, daemon=True, name=f"esrl-{work.__name__}").start()
+            self.threads.append(threading.Thread(target=work, daemon=True))
+            self.threads[-1].start()
 
     def step(self, words: str) -> None:
         """This rank is at the next step that all ranks take."""
@@ -92,32 +93,31 @@ class Watch:
     def tell(self) -> None:
         """A thread: say where this rank is; hear whether the run has failed."""
         beat = 0
-        while not self.over:
+        while not self.over.is_set():
             beat += 1
             try:
                 self.store.set(f"esrl/{self.rank}", json.dumps([*self.place, beat]))
                 if not self.verdict and self.store.check([FAILED]):
                     self.verdict = self.store.get(FAILED).decode()
-            except Exception:  # it is gone: look() tells by the time
-                time.sleep(self.interval)
-                continue
-            self.heard = time.monotonic()
-            time.sleep(self.interval)
+            except Exception:
+                pass  # it is gone: the rank that had it is missed
+            self.over.wait(self.interval)
 
     def look(self) -> None:
         """A thread: end this process where the run cannot go on."""
-        while not self.over and not self.verdict:
-            time.sleep(self.interval)
+        while not self.over.wait(self.interval) and not self.verdict:
             if time.monotonic() - self.since > self.limit:
-                self.verdict = self.verdict or self.find_missing()
-                self.publish(self.verdict)
-        if self.over:
+                found = self.find_missing()
+                if time.monotonic() - self.since > self.limit:  # still
+                    self.verdict = self.verdict or found
+                    self.publish(self.verdict)
+        if self.over.is_set():
             return
         # One that has stood still for so long will not notice by itself.
         stands = time.monotonic() - self.since > self.limit
         self.connections.close()
         began = time.monotonic()
-        while not (self.ending or self.over):
+        while not (self.ending or self.over.is_set()):
             patience = 5 if stands else min(self.limit, GRACE)
             if self.place[2] == SAVING:
                 patience = self.limit
@@ -128,7 +128,7 @@ class Watch:
 
     def end_now(self) -> None:
         """End without the main thread, which does something that cannot be interrupted."""
-        if not (self.ending or self.over):
+        if not (self.ending or self.over.is_set()):
             sys.stderr.write(f"{self.verdict}\n")
             sys.stderr.flush()
             os._exit(1)
@@ -170,10 +170,10 @@ class Watch:
 
         def read() -> None:
             found.append(self.places())
-            time.sleep(3 * self.interval + 0.5)
+            time.sleep(3 * self.interval + 1)
             found.append(self.places())
 
-        within(6 * self.interval + 6, read)
+        within(6 * self.interval + 8, read)
         if len(found) < 2:
             return None, []
         before, after = found
@@ -201,7 +201,9 @@ class Watch:
 
     def end(self) -> None:
         """This rank is through with the run, for better or worse."""
-        self.over = True
+        self.over.set()
+        for thread in self.threads:  # Python may not end while one of them is in torch's code
+            thread.join(5)
         if NO_ANSWER not in self.verdict:
             within(5, lambda: self.store.set(f"esrl/ended/{self.rank}", "1"))
 
