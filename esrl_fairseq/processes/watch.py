@@ -22,6 +22,8 @@ LIMIT = 600
 """Seconds that a rank waits for another, where ``--heartbeat-timeout`` gives none."""
 GRACE = 60
 """Seconds that the main thread has to notice that the run ends."""
+ANSWER = 8
+"""Seconds in which the store has to answer."""
 LAST_PART = 10**9
 FAILED = "esrl/failed"
 SAVING = "saving a checkpoint"
@@ -124,14 +126,14 @@ class Watch:
             if time.monotonic() - began > patience:
                 break
             time.sleep(0.05)
-        self.end_now()
+        if not (self.ending or self.over.is_set()):
+            self.end_now()
 
     def end_now(self) -> None:
         """End without the main thread, which does something that cannot be interrupted."""
-        if not (self.ending or self.over.is_set()):
-            sys.stderr.write(f"{self.verdict}\n")
-            sys.stderr.flush()
-            os._exit(1)
+        sys.stderr.write(f"{self.verdict}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
     def publish(self, verdict: str) -> None:
         """Let the other ranks know why the run ends."""
@@ -173,7 +175,7 @@ class Watch:
             time.sleep(3 * self.interval + 1)
             found.append(self.places())
 
-        within(6 * self.interval + 8, read)
+        within(6 * self.interval + ANSWER, read)
         if len(found) < 2:
             return None, []
         before, after = found
