@@ -145,6 +145,7 @@ def test_resumed_on_other_ranks(legs, commands, corpus, mle, user_dir, tmp_path)
     assert load(tmp_path / "run")["extra_state"]["train_iterator"]["epoch"] == 2
 
 
+@pytest.mark.long
 def test_other_batches_are_refused_or_accepted(commands, corpus, mle, tmp_path):
     commands.succeed(*options(corpus, mle, tmp_path / "run", "--max-update 4"))
     command = options(corpus, mle, tmp_path / "run", "--batch-size 40 --max-epoch 1")
@@ -177,8 +178,8 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
     "what, sentence, limit, more",
     [
         ("raises", "rank 1 of 2 failed: reward 'python:faults.reward' raised KeyError", 30, ""),
-        ("SIGKILL", "rank 1 of 2 is gone", 30, "--heartbeat-timeout 60"),
-        ("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 10, "legacy_ddp"),
+        pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "", marks=pytest.mark.long),
+        ("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 6, "legacy_ddp"),
         pytest.param("SIGSTOP", "rank 1 of 2 is silent", 8, "", marks=pytest.mark.long),
         pytest.param("raises", "rank 1 of 2 failed", 30, "legacy_ddp", marks=pytest.mark.long),
         pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "legacy_ddp", marks=pytest.mark.long),
@@ -196,7 +197,7 @@ def test_one_rank_fails(what, sentence, limit, more, commands, corpus, mle, tmp_
     assert load(tmp_path)["optimizer_history"][-1]["num_updates"] == 3
     assert load(tmp_path)["extra_state"]["train_iterator"]["batches"] == 6
     assert seconds < limit + 60
-    if what != "raises":
+    if what != "SIGSTOP":
         return
     resumed = finished(commands.ranks(2, *options(corpus, mle, tmp_path, "--max-epoch 1")))[0]
     assert resumed.logged("train")[0]["num_updates"] == 5
