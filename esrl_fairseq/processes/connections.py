@@ -50,15 +50,15 @@ class Connections:
 
     def shut(self, number: int) -> None:
         """One of them, unless it is the store's or nothing is connected to it."""
-        with socket.socket(fileno=os.dup(number)) as other:
-            try:
+        try:
+            with socket.socket(fileno=os.dup(number)) as other:
                 if other.family not in (socket.AF_INET, socket.AF_INET6):
                     return
                 if self.port in (port_of(other.getsockname()), port_of(other.getpeername())):
                     return
                 other.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # not connected
+        except OSError:
+            return  # not connected, or closed by the main thread, which noticed the one before
 
 
 def port_of(address: Any) -> int:

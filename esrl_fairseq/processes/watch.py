@@ -117,7 +117,10 @@ class Watch:
             return
         # One that has stood still for so long will not notice by itself.
         stands = time.monotonic() - self.since > self.limit
-        self.connections.close()
+        try:
+            self.connections.close()
+        except Exception as error:  # whatever torch says: this thread has to go on
+            sys.stderr.write(f"the connections cannot be closed ({error})\n")
         began = time.monotonic()
         while not (self.ending or self.over.is_set()):
             patience = 5 if stands else min(self.limit, GRACE)
