@@ -15,14 +15,18 @@ import logging
 import os
 import sys
 import types
+import warnings
+from datetime import timedelta
 from typing import Any, Callable, NoReturn
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, options
+from fairseq.data import iterators
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.models import distributed_fairseq_model
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
@@ -31,6 +35,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data._utils import worker
 
 from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
@@ -469,6 +474,219 @@ def hide_torchaudio_that_does_not_load() -> None:
         sys.modules["torchaudio"] = None  # type: ignore[assignment]  # to Python: not installed
 
 
+def launch_by(
+    prepare: Callable[[Any], None], join: Callable[[Any], None], guarded: Callable[[Any], Any]
+) -> None:
+    """Let us say which rank a training's process is, join the ranks, and stand around its main.
+
+    Reason: fairseq believes a launcher's environment only where it is told of several ranks, so
+    that ``torchrun`` trains copies on CPU and on machines with one GPU; on CPU it starts no process
+    at all and ends with exit code 0. It joins the ranks with torch's limits, 30 minutes with gloo,
+    and a rank that fails leaves the others without a word.
+    Remove when: fairseq follows the environment first, and gives the groups a limit.
+
+    Args:
+        prepare: writes into the configuration which rank this process is.
+        join: makes the process group.
+        guarded: fairseq's main to what is called instead of it.
+    """
+    call, init = distributed_utils.call_main, distributed_utils.distributed_init
+    if hasattr(call, "__wrapped__"):
+        return
+
+    @functools.wraps(call)
+    def call_main(cfg: Any, main: Any, **keywords: Any) -> Any:
+        if not (inspect.getsourcefile(main) or "").endswith("train.py"):
+            return call(cfg, main, **keywords)
+        prepare(cfg)
+        try:
+            return call(cfg, guarded(main), **keywords)
+        except ProcessExitedException as error:  # of ranks that fairseq started: it said why
+            raise SystemExit(error.exit_code or 1) from error
+
+    @functools.wraps(init)
+    def distributed_init(cfg: Any) -> Any:
+        join(cfg)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Distributed is already initialized")
+            return init(cfg)
+
+    distributed_utils.call_main = call_main
+    distributed_utils.distributed_init = distributed_init
+
+
+def take_group(timeout: timedelta) -> None:
+    """Let all of fairseq's and our collective operations fail after ``timeout``.
+
+    Reason: fairseq makes its group later and without one; torch has no public name for the limit
+    of the group that exists, which was made with another one.
+    Remove when: fairseq gives its groups a limit.
+    """
+    torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+    distributed_utils.get_global_group._global_group = torch.distributed.new_group(timeout=timeout)
+
+
+def ranks_store() -> Any:
+    """The store in which the ranks found each other, for the use of another thread.
+
+    Reason: torch has no public name for it.
+    Remove when: it has.
+    """
+    return torch.distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+
+
+def abort_groups() -> None:
+    """Have the operations fail in which this rank waits for others. On gloo it does nothing.
+
+    Reason: torch has no public name for it.
+    Remove when: it has, or gloo's operations can be interrupted.
+    """
+    torch.distributed.distributed_c10d._abort_process_group()
+
+
+def tell_of_progress(
+    step: Callable[[str], None],
+    part: Callable[[bool], None],
+    saving: Callable[[], None],
+    watched: Callable[[], bool],
+) -> None:
+    """Say how far a training is: ``step`` where all ranks begin the same thing, ``part`` where one
+    has finished a part of it (True: the last), ``saving`` where one saves; ``watched``
+    says whether somebody listens.
+
+    Reason: fairseq's ``--heartbeat-timeout`` counts passes through the model in training alone, so
+    that a long validation ends the run, and its signal does not reach a rank that waits for
+    another. It is replaced.
+    Remove when: fairseq watches all that ranks do together.
+    """
+    if hasattr(Trainer.train_step, "__tells__"):
+        return
+
+    def before(name: str, tell: Callable[[Any], None]) -> None:
+        stock = getattr(Trainer, name)
+
+        @functools.wraps(stock)
+        def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            tell(self)
+            return stock(self, *arguments, **keywords)
+
+        method.__tells__ = True  # type: ignore[attr-defined]
+        setattr(Trainer, name, method)
+
+    def updates(words: str) -> Callable[[Any], None]:
+        return lambda trainer: step(words.format(trainer.get_num_updates() + 1))
+
+    before("load_checkpoint", lambda trainer: step("reading the checkpoint"))
+    before("get_train_iterator", lambda trainer: step("reading the training data"))
+    before("train_step", updates("busy with its batches of update {}"))
+    before("valid_step", updates("busy with a batch of the validation before update {}"))
+    before("_aggregate_logging_outputs", lambda trainer: part(True))
+    before("save_checkpoint", lambda trainer: saving())
+    init = Trainer.__init__
+
+    @functools.wraps(init)
+    def build(self: Any, cfg: Any, task: Any, model: Any, criterion: Any, *more: Any) -> None:
+        init(self, cfg, task, model, criterion, *more)
+        criterion.register_forward_hook(lambda *_: part(False))
+
+    Trainer.__init__ = build
+    wrapper = distributed_fairseq_model.DistributedTimeoutWrapper
+    distributed_fairseq_model.DistributedTimeoutWrapper = lambda module, timeout: (
+        module if watched() else wrapper(module, timeout)
+    )
+
+
+def let_ddp_train_on_cpu() -> None:
+    """Let ``--ddp-backend pytorch_ddp``, fairseq's default, train on CPU.
+
+    Reason: fairseq gives torch's ``DistributedDataParallel`` the number of a GPU, which it refuses
+    for a model that is on none.
+    Remove when: fairseq gives it none on CPU.
+    """
+    stock = distributed_fairseq_model.DistributedDataParallel
+    if not isinstance(stock, type):
+        return
+
+    @functools.wraps(stock, updated=())
+    def on_its_device(module: Any, **keywords: Any) -> Any:
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            keywords.update(device_ids=None, output_device=None)
+        return stock(module, **keywords)
+
+    distributed_fairseq_model.DistributedDataParallel = on_its_device
+
+
+def keep_place_in_batches(
+    state_at: Callable[[Any, dict[str, Any]], dict[str, Any]],
+    resumed: Callable[[dict[str, Any], Any], dict[str, Any]],
+    dealt_to: Callable[..., list[Any]],
+) -> None:
+    """Let a run go on in the middle of an epoch on another number of ranks.
+
+    Reason: fairseq's checkpoints count the batches of one rank, so that on other ranks some come
+    twice or not at all.
+    Remove when: fairseq's checkpoints count those of all.
+
+    Args:
+        state_at: adds to an iterator's state what that needs.
+        resumed: the state of a checkpoint as an iterator's own.
+        dealt_to: an iterator's batches of an epoch, given fairseq's way to them.
+    """
+    iterator = iterators.EpochBatchIterator
+    state_dict, load, order = (
+        iterator.state_dict,
+        iterator.load_state_dict,
+        iterator.ordered_batches,
+    )
+    if hasattr(load, "__wrapped__"):
+        return
+    iterator.state_dict = functools.wraps(state_dict)(lambda self: state_at(self, state_dict(self)))
+    iterator.load_state_dict = functools.wraps(load)(
+        lambda self, state: load(self, resumed(state, self))
+    )
+    iterator.ordered_batches = functools.wraps(order)(
+        lambda self, *how: dealt_to(self, order, *how)
+    )
+    read = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(read)
+    def with_number_of_ranks(*arguments: Any, **keywords: Any) -> Any:
+        """Of checkpoints that were made without this; the first rank sends it to the others."""
+        state = read(*arguments, **keywords)
+        place = (state.get("extra_state") or {}).get("train_iterator")
+        if place and "order_of" not in place and state.get("cfg"):
+            cfg = state["cfg"]
+            parts = cfg["common"].get("model_parallel_size") or 1
+            place["order_of"] = cfg["distributed_training"]["distributed_world_size"] // parts
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = with_number_of_ranks
+
+
+class _Groups(iterators.GroupedIterator):
+    """Groups of batches, counted from where the epoch goes on."""
+
+    def __init__(self, iterable: Any, chunk_size: int, skip_remainder_batch: bool = False):
+        super().__init__(iterable, chunk_size)
+        used, left = getattr(iterable, "n", 0), len(iterable) - getattr(iterable, "n", 0)
+        skip = skip_remainder_batch and left >= chunk_size
+        groups = left // chunk_size if skip else -(-left // chunk_size)
+        self.total = self.n + groups
+        if skip:
+            self._itr = iterators._chunk_iterator(iterable, chunk_size, True)
+            iterable.take(used + groups * chunk_size)
+
+
+def count_groups_of_what_is_left() -> None:
+    """Let an epoch that goes on with another ``--update-freq`` end with its last batch.
+
+    Reason: fairseq counts the groups from the epoch's beginning, so that a place between two of
+    them loses one at the end, and the epoch is trained twice.
+    Remove when: fairseq counts what is left.
+    """
+    iterators.GroupedIterator = _Groups
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -504,3 +722,5 @@ def apply() -> None:
     give_numpy_long_back()
     give_dynamic_convolution_one_policy()
     mend_tasks_of_pretrained_models()
+    count_groups_of_what_is_left()
+    let_ddp_train_on_cpu()

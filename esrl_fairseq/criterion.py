@@ -31,8 +31,8 @@ from esrl_fairseq.sampling.conditioning import reference_tokens
 from esrl_fairseq.sampling.options import deciding_capability, fewest_samples, often_one_sample
 from esrl_fairseq.sampling_task import SamplingTask
 from esrl_fairseq.state.corpus import CorpusCounts
+from esrl_fairseq.state.kl_state import KLState
 from esrl_fairseq.state.replay import Replay
-from esrl_fairseq.state.rl_state import KLState
 from esrl_fairseq.state.samples import Samples
 from esrl_fairseq.state.visits import bad_numbers, build_observer, of_draws
 from esrl_fairseq.task import attach_sampling

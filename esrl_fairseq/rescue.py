@@ -10,6 +10,7 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 from esrl_fairseq.checks.numbers import bad_parameter, largest_parameter
+from esrl_fairseq.data.place import state_at
 from esrl_fairseq.rescoring.rescoring import unwrap
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,9 @@ class Rescue:
             return ""
         if updates == self.updates:
             return ""
-        if not self.can_save():
+        if trainer.data_parallel_rank > 0:
+            return ""  # the first rank learns of it, and saves
+        if self.sharded():
             return "the last checkpoint is the last state that there is"
         self.save_last(None, self.batches if in_update else None)
         self.updates = updates
@@ -95,12 +98,12 @@ class Rescue:
         place = _Place(self.epoch_itr, batches)
         checkpoint_utils.save_checkpoint(cfg, self.trainer, place, val_loss)
 
-    def can_save(self) -> bool:
-        """Whether this process can save without the others, which may not have failed."""
+    def sharded(self) -> bool:
+        """Whether each rank has a part of the state, so that none can save without the others."""
         trainer = self.trainer
-        alone = trainer.data_parallel_world_size == 1
-        sharded = trainer.cfg.distributed_training.zero_sharding == "os" or trainer.is_fsdp
-        return alone or (trainer.data_parallel_rank == 0 and not sharded)
+        several = trainer.data_parallel_world_size > 1
+        zero = trainer.cfg.distributed_training.zero_sharding == "os"
+        return several and (zero or trainer.is_fsdp)
 
 
 class _Place:
@@ -124,9 +127,10 @@ class _Place:
         if self.batches is None:
             state: dict[str, Any] = self.epoch_itr.state_dict()
             return state
-        return {
+        state = {
             "version": 2,
             "epoch": self.epoch,
             "iterations_in_epoch": self.batches,
             "shuffle": self.epoch_itr.shuffle,
         }
+        return state_at(self.epoch_itr, state)

@@ -21,6 +21,8 @@ from esrl_fairseq.monitoring.corpus import mean_counts
 from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
 from esrl_fairseq.monitoring.summary import summary
+from esrl_fairseq.processes.backends import refuse_shards
+from esrl_fairseq.processes.running import lost, rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages, stage_difference
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.rescue import Rescue
@@ -49,6 +51,7 @@ class Run:
         self.criterion.scorer.watch.last_words = self.last_words
         self.subset_open = False  # whether the next validated subset is a validation's first
         self.stats: Mapping[str, Any] = {}
+        self.in_update = False  # its batches may be used by then, or not
 
     def find_start(self) -> Start:
         """Where the parameters come from; a model of Hugging Face is one, too."""
@@ -59,6 +62,7 @@ class Run:
 
     def check(self) -> None:
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
+        refuse_shards(self.trainer)
         check_model(unwrap(self.trainer.model))
         if self.cfg.common.fp16 and self.trainer.device.type == "cpu":
             raise EsrlError(
@@ -82,6 +86,7 @@ class Run:
         self.rescue.begin(epoch_itr)
         refuse_bad_parameters(unwrap(self.trainer.model), self.start.path or "the new model")
         at_bad_numbers(self.trainer, self.bad_gradients)
+        rescue_by(self.save_without_others)
         # They may be refused: before the validation, which takes its time.
         self.task.open_store()
         self.task.frozen_model(unwrap(self.trainer.model))
@@ -130,12 +135,13 @@ class Run:
 
     def begin_update(self) -> None:
         """The batches of an update follow."""
+        self.in_update = True
         self.rescue.begin_update()
         self.progress.begin_update()
 
     def begin_validation(self) -> None:
         """The subsets of a validation follow."""
-        self.subset_open = True
+        self.subset_open, self.in_update = True, False
 
     def validated(self, stats: Mapping[str, Any], meters: Any) -> None:
         """A subset was validated; ``meters`` are of all ranks."""
@@ -152,6 +158,7 @@ class Run:
 
     def updated(self, outputs: list[dict[str, Any]]) -> None:
         """An update is over; ``outputs`` are the sums that its batches logged."""
+        self.in_update = False
         self.progress.add(outputs, self.task.rl.replay.update + 1)
 
     def failed(self, error: Exception, in_update: bool) -> None:
@@ -160,8 +167,10 @@ class Run:
         It never returns. What ends the run is no ``Exception`` that fairseq would write a crash.pt
         for, which no run can go on from.
         """
-        lost = isinstance(error, NotFinite) and not self.is_sound()
-        saved = self.rescue.nothing_to_save() if lost else self.save(in_update)
+        if lost(error):
+            raise error  # the others have failed, see save_without_others
+        unsound = isinstance(error, NotFinite) and not self.is_sound()
+        saved = self.rescue.nothing_to_save() if unsound else self.save(in_update)
         if isinstance(error, EsrlError):
             raise SystemExit("; ".join(filter(None, [str(error), saved])))
         if saved:
@@ -169,6 +178,10 @@ class Run:
         if isinstance(error, RuntimeError):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def save_without_others(self) -> str:
+        """Another rank has failed: what :meth:`Rescue.save` tells."""
+        return self.save(self.in_update)
 
     def last_words(self, sentence: str) -> str:
         """Save the last state, and what the run ends with: why, and where that is."""

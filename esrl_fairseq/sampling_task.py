@@ -4,12 +4,11 @@ import logging
 import os
 from typing import Any, Callable, Optional
 
-import torch
 from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
-from esrl_fairseq.checks.numbers import NotFinite
+from esrl_fairseq.checks.numbers import NotFinite, loss_scale
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
@@ -19,6 +18,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring import corpus
 from esrl_fairseq.monitoring.outcome import Outcome
 from esrl_fairseq.monitoring.warnings import Monitor
+from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.run import Run
 from esrl_fairseq.sampling.generation import RowSampler
@@ -141,15 +141,19 @@ class SamplingTask(DataTask):
     def build_sampler(self, model: Any) -> RowSampler:
         """Stage one for ``model`` (not wrapped), built once."""
         if self.sampler is None:
-            self.sampler = RowSampler(
-                [model],
-                self.target_dictionary,
-                max_len_a=self.options.sample_max_len_a,
-                max_len_b=self.options.sample_max_len_b,
-                min_len=self.options.sample_min_len,
-                eos=self.eos,
-            )
+            self.sampler = RowSampler([model], self.target_dictionary, **self.limits)
         return self.sampler
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What samplers and searches get of lengths, and what ends a sequence."""
+        options = self.options
+        return {
+            "max_len_a": options.sample_max_len_a,
+            "max_len_b": options.sample_max_len_b,
+            "min_len": options.sample_min_len,
+            "eos": self.eos,
+        }
 
     @property
     def languages(self) -> tuple[str, str]:
@@ -159,18 +163,13 @@ class SamplingTask(DataTask):
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
         generator = SequenceGenerator(
-            [model],
-            self.target_dictionary,
-            beam_size=beam,
-            max_len_a=self.options.sample_max_len_a,
-            max_len_b=self.options.sample_max_len_b,
-            min_len=self.options.sample_min_len,
-            eos=self.eos,
+            [model], self.target_dictionary, beam_size=beam, **self.limits
         )
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
+        refuse_copies()
         check_start(trainer)
         cfg = trainer.cfg.checkpoint
         self.rl.save_dir = None if cfg.no_save else cfg.save_dir  # of stock tasks, too
@@ -269,6 +268,7 @@ class SamplingTask(DataTask):
             raise NotFinite(problem)
 
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        self.rl.gather()
         before = loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
         if loss_scale(optimizer) < before:
@@ -298,9 +298,3 @@ class SamplingTask(DataTask):
         self.rl.load_state_dict(state["rl"])
         self.monitor.load_state_dict(state["monitor"])
         self.outcome.load_state_dict(state.get("outcome", {}))  # not in those before it was kept
-
-
-def loss_scale(optimizer: Any) -> float:
-    """That of ``--amp``, which falls where a step is skipped; otherwise 1."""
-    scaler = getattr(optimizer, "scaler", None)
-    return scaler.get_scale() if isinstance(scaler, torch.amp.GradScaler) else 1.0

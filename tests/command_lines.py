@@ -50,6 +50,7 @@ for number, name in enumerate(job["streams"]):
     flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     os.dup2(os.open(name, flags), number)
 sys.stdin = open(0)
+os.environ.update(job["environment"])
 os.chdir(job["cwd"])
 sys.argv = job["argv"]
 exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
@@ -147,13 +148,14 @@ class Commands:
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
-    def start(self, name, *options, stdin=""):
-        """Start a command and return it without waiting."""
+    def start(self, name, *options, stdin="", environment=None):
+        """Start a command and return it without waiting; with more variables in its environment."""
         self.count += 1
         streams = [self.folder / f"{self.count}.{stream}" for stream in ("in", "out", "err")]
         streams[0].write_text(stdin)
         argv = [script(name), *words(options)]
         job = {"argv": argv, "cwd": str(self.folder), "streams": [str(path) for path in streams]}
+        job["environment"] = environment or {}
         return Running(self, self.ask(job), streams)
 
     def run(self, name, *options, stdin="", fresh=False):
@@ -176,6 +178,17 @@ class Commands:
         result = self.run(name, *options, **keywords)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result
+
+    def ranks(self, number, *command, environment=None):
+        """Start a command on so many ranks, as ``torchrun`` does, and return them."""
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            **(environment or {}),
+        }
+        shared["WORLD_SIZE"] = str(number)
+        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+        return [self.start(*command, environment={**shared, **variables}) for variables in own]
 
     def two_ranks(self, command_of_rank):
         """Run a training on two gloo ranks, which has to work: the results of both.

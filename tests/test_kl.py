@@ -33,7 +33,8 @@ from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.rescoring import frozen
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.state.capability import RECORD
-from esrl_fairseq.state.rl_state import KLState, RLState, Visit
+from esrl_fairseq.state.kl_state import KLState
+from esrl_fairseq.state.rl_state import RLState, Visit
 from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 

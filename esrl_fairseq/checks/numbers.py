@@ -69,3 +69,9 @@ def one_line(error: Exception) -> str:
     """Of what fairseq says, in one line, as a part of ours."""
     text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     return text[:1].lower() + text[1:]
+
+
+def loss_scale(optimizer: Any) -> float:
+    """That of ``--amp``, which falls where a step is skipped; otherwise 1."""
+    scaler = getattr(optimizer, "scaler", None)
+    return scaler.get_scale() if isinstance(scaler, torch.amp.GradScaler) else 1.0

@@ -21,7 +21,12 @@ class SameBatches(FairseqTask):
         rebuilt = kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
         if not rebuilt and self.can_reuse_epoch_itr(dataset):
             kwargs["epoch"] = 1
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        # Of tasks that have the option; those of fairseq's own go on, with a warning.
+        batches.accept_other_batches = getattr(
+            getattr(self, "options", None), "accept_other_batches", True
+        )
+        return batches
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
         """fairseq's, with a sentence where it has a traceback."""

@@ -84,6 +84,14 @@ class SamplingConfig(FairseqDataclass):
             "which checkpoints hold the names of files alone (default: --save-dir)"
         },
     )
+    accept_other_batches: bool = field(
+        default=False,
+        metadata={
+            "help": "go on in the middle of an epoch although the data are divided into other "
+            "batches than those that the run began with (another --batch-size, say): at the same "
+            "share of the epoch, so that some sentences come twice in it and others not at all"
+        },
+    )
     save_dir: Optional[str] = II("checkpoint.save_dir")
     no_save: bool = II("checkpoint.no_save")
 

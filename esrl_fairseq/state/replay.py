@@ -40,6 +40,7 @@ class Replay:
     def begin_update(self) -> None:
         """Before an update's batches; the last one may have been given up (overflow, memory)."""
         self._drawn: list[dict[str, Any]] = []
+        self._gathered: list[list[dict[str, Any]]] | None = None  # of all ranks
         self._position = 0
 
     def begin_epoch(self, epoch: int) -> None:
@@ -78,10 +79,17 @@ class Replay:
             kept = replace(samples, scored=scored, scores=None, references=None)
             self._drawn.append(pack(kept))
 
-    def commit(self) -> None:
-        """The update is over; a collective if it drew its samples."""
+    def gather(self) -> None:
+        """Before the optimizer steps; a collective if the update drew its samples."""
         if self.passes > 1 and not self._replaying:
-            kept = from_all_ranks(self._drawn)
+            self._gathered = from_all_ranks(self._drawn)
+
+    def commit(self) -> None:
+        """The update is over."""
+        if self.passes > 1 and not self._replaying:
+            if self._gathered is None:
+                self.gather()
+            kept = self._gathered or [[]]
             # A rank that ran out of memory skipped a batch.
             complete = bool(kept[0]) and all(len(own) == len(kept[0]) for own in kept)
             self._kept = kept if complete else []

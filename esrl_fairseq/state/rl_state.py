@@ -20,11 +20,11 @@ from torch import Tensor
 
 from esrl_fairseq.core.baselines import Baseline, FifoBaseline
 from esrl_fairseq.core.expectations import Inputs, known_inputs, offsets
-from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.core.schedules import cdf_reference, mean_variance, quantile, shrunk_variance
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.state.capability import MOST, RECORD, CapabilityStore, Records, restored
 from esrl_fairseq.state.corpus import CorpusCounts
+from esrl_fairseq.state.kl_state import KLState
 from esrl_fairseq.state.ranks import from_all_ranks, from_first_rank, own_rank
 from esrl_fairseq.state.reading import restore_baseline, unreadable
 from esrl_fairseq.state.replay import Replay
@@ -51,55 +51,6 @@ class Visit:
     rewards: NDArray[np.float32]
     kl: float = 0.0
     counts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-
-
-@dataclass
-class KLState:
-    """The KL penalty's weight λ, and which model it is measured from.
-
-    Attributes:
-        weight: λ of the current update; 0 where there is no penalty.
-        target: nats a sequence that λ is adapted to; None keeps λ.
-        reference: fingerprint of the frozen model; empty before it is loaded.
-    """
-
-    weight: float = 0.0
-    target: float | None = None
-    reference: str = ""
-
-    def measure_from(self, fingerprint: str) -> None:
-        """The frozen model was loaded: it must be the one that the run began with.
-
-        Raises:
-            EsrlError: the checkpoint that was resumed from knows another one.
-        """
-        if self.reference not in ("", fingerprint):
-            raise EsrlError(
-                "the frozen model of --kl-weight is not the one that this run began with: give "
-                "--kl-reference the file with that one, or start anew with --restore-file "
-                "CHECKPOINT --reset-dataloader --reset-optimizer --reset-lr-scheduler "
-                "--reset-meters"
-            )
-        self.reference = fingerprint
-
-    def end_update(self, kl: float) -> None:
-        """Adapt λ to the mean log-ratio of an update's draws, over all ranks."""
-        if self.target is not None:
-            self.weight = adapted_weight(self.weight, kl, self.target)
-
-    def restore(self, weight: float, reference: str) -> None:
-        """Continue from a checkpoint: with its λ if λ is adapted; a fixed one is as it was given.
-
-        Raises:
-            EsrlError: λ is not what a checkpoint keeps.
-        """
-        if not reference:  # it was trained without a penalty
-            return
-        self.reference = reference
-        if self.target is not None:
-            if not 0 < weight < math.inf:
-                raise unreadable("KL weight", f"it is {weight!r}")
-            self.weight = weight
 
 
 def gather_visits(visits: list[Visit]) -> list[Visit]:
@@ -137,6 +88,7 @@ class RLState:
         self.inputs = Inputs()
         self.reference_epoch = 0  # of these three
         self._pending: list[Visit] = []
+        self._visits: list[Visit] | None = None  # of all ranks, once gathered
 
     @property
     def store(self) -> CapabilityStore:
@@ -209,7 +161,7 @@ class RLState:
 
     def begin_update(self) -> None:
         """Before an update's batches: forget those of one that fairseq gave up."""
-        self._pending = []
+        self._pending, self._visits = [], None
         self.replay.begin_update()
 
     def offsets(self, ids: Tensor) -> NDArray[np.float32]:
@@ -226,9 +178,19 @@ class RLState:
         rewards = [float(reward) for visit in self._pending for reward in visit.rewards]
         return min(rewards, default=0.0), max(rewards, default=0.0)
 
+    def gather(self) -> None:
+        """Before the optimizer steps: learn what all ranks showed. A collective.
+
+        Later nothing waits for another rank: one that is lost leaves no half update.
+        """
+        self._visits = gather_visits(self._pending)
+        self.replay.gather()
+
     def commit(self) -> None:
-        """The update is over: push its rewards, adapt λ and write its records. A collective."""
-        visits = gather_visits(self._pending)
+        """The update is over: push its rewards, adapt λ and write its records."""
+        if self._visits is None:
+            self.gather()
+        visits = self._visits or []
         if visits:
             rewards = np.concatenate([visit.rewards for visit in visits])
             self.baseline.push(rewards)
@@ -239,7 +201,7 @@ class RLState:
         for visit in visits:
             visit.records["epoch"] = min(self.epoch, MOST)
             self.store.write(visit.ids, visit.records)
-        self._pending = []
+        self._pending, self._visits = [], None
         self.replay.commit()
 
     def state_dict(self) -> dict[str, Any]:
