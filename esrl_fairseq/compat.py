@@ -654,10 +654,11 @@ def keep_place_in_batches(
         """Of checkpoints that were made without this; the first rank sends it to the others."""
         state = read(*arguments, **keywords)
         place = (state.get("extra_state") or {}).get("train_iterator")
-        if place and "order_of" not in place and state.get("cfg"):
-            cfg = state["cfg"]
-            parts = cfg["common"].get("model_parallel_size") or 1
-            place["order_of"] = cfg["distributed_training"]["distributed_world_size"] // parts
+        cfg = state.get("cfg") or {}
+        ranks = (cfg.get("distributed_training") or {}).get("distributed_world_size")
+        if place and "order_of" not in place and ranks:
+            parts = (cfg.get("common") or {}).get("model_parallel_size") or 1
+            place["order_of"] = ranks // parts
         return state
 
     checkpoint_utils.load_checkpoint_to_cpu = with_number_of_ranks

@@ -16,6 +16,7 @@ from esrl_fairseq.checks.numbers import (
     refuse_bad_parameters,
 )
 from esrl_fairseq.compat import at_bad_numbers, at_end_of_training
+from esrl_fairseq.data.place import refuse_other_batches
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.corpus import mean_counts
 from esrl_fairseq.monitoring.outcome import next_command
@@ -90,6 +91,7 @@ class Run:
         # They may be refused: before the validation, which takes its time.
         self.task.open_store()
         self.task.frozen_model(unwrap(self.trainer.model))
+        refuse_other_batches(epoch_itr)
         self.say_what_is_trained()
         if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
             batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)

@@ -7,11 +7,13 @@ from typing import Any, Callable, Optional
 from fairseq.sequence_generator import SequenceGenerator
 
 from esrl_fairseq import compat
+from esrl_fairseq.checks.memory import MEMORY_ADVICE, out_of_memory
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.numbers import NotFinite, loss_scale
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
+from esrl_fairseq.data.place import refuse_other_batches
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
@@ -36,19 +38,6 @@ logger = logging.getLogger(__name__)
 
 SHARDS = "shards"
 """Of a task's state in checkpoints: what tells the shards of its training data from each other."""
-MEMORY_ADVICE = (
-    "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
-    "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
-    "--max-tokens with a higher --update-freq, or --num-samples"
-)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on any device, for training (a reward's is the reward's)."""
-    if isinstance(error, EsrlError):
-        return False
-    phrases = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 class SamplingTask(DataTask):
@@ -180,7 +169,9 @@ class SamplingTask(DataTask):
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
         """After that, before the first update."""
-        if self.run is not None:
+        if self.run is None:
+            refuse_other_batches(epoch_itr)
+        else:
             self.run.begin(epoch_itr)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:

@@ -98,10 +98,10 @@ def resumed_state(state: dict[str, Any], epoch_itr: Any) -> dict[str, Any]:
         state: of a checkpoint; of earlier versions and of fairseq itself without what
             :func:`state_at` adds, where ``order_of`` is the number of ranks if it is known.
 
-    Raises:
-        EsrlError: the batches are other ones than those that the run had begun with.
+    Other batches than those that the run had begun with are for :func:`refuse_other_batches`, when
+    it is known whether the data are other ones, too.
     """
-    epoch_itr.begun = None
+    epoch_itr.begun = epoch_itr.refused = None
     own = state.get("iterations_in_epoch", 0)
     if own == 0:
         return state
@@ -109,7 +109,7 @@ def resumed_state(state: dict[str, Any], epoch_itr: Any) -> dict[str, Any]:
     state = {"order_of": ranks, **state}
     state.setdefault("batches", own * state["order_of"])
     if state.get("fingerprint", "") not in ("", fingerprint(epoch_itr)):
-        state = other_batches(state, total, getattr(epoch_itr, "accept_other_batches", True))
+        state = other_batches(epoch_itr, state, total)
     if state["batches"] >= total:  # of an earlier version: the last batches were dummies
         return {**state, "epoch": state["epoch"] + 1, "iterations_in_epoch": 0}
     if not (epoch_itr.grouped_shuffling or epoch_itr._supports_prefetch):
@@ -123,26 +123,34 @@ def resumed_state(state: dict[str, Any], epoch_itr: Any) -> dict[str, Any]:
     return {**state, "iterations_in_epoch": begun.iterations}
 
 
-def other_batches(state: dict[str, Any], total: int, accept: bool) -> dict[str, Any]:
-    """The state at the same share of the epoch, if that is accepted.
+def refuse_other_batches(epoch_itr: Any) -> None:
+    """Stop where a run goes on with other batches, unless that is accepted.
 
     Raises:
         EsrlError: it is not.
     """
+    if getattr(epoch_itr, "refused", None):
+        raise EsrlError(epoch_itr.refused)
+
+
+def other_batches(epoch_itr: Any, state: dict[str, Any], total: int) -> dict[str, Any]:
+    """The state at the same share of the epoch."""
     found = (
         f"the checkpoint was made in the middle of epoch {state['epoch']}, after "
         f"{state['batches']} of {state['of_batches']} batches, but this run divides the data into "
         f"other ones"
     )
-    if not accept:
-        raise EsrlError(f"{found} ({total}): {MEND}")
     used = state["batches"] * total // state["of_batches"]
+    state = {**state, "batches": max(used, 1), "order_of": 1}
+    if not getattr(epoch_itr, "accept_other_batches", True):
+        epoch_itr.refused = f"{found} ({total}): {MEND}"
+        return state
     logger.warning(
         "%s: it goes on after %d of %d, so that some sentences may come twice in this epoch, and "
         "others not at all",
         *(found, used, total),
     )
-    return {**state, "batches": max(used, 1), "order_of": 1}
+    return state
 
 
 def dealt_to(epoch_itr: Any, stock: Callable[..., Batches], epoch: int, *how: Any) -> Batches:

@@ -35,6 +35,8 @@ MANY = 100
 """Threads or processes left behind by a reward that are worth a warning."""
 _said: set[tuple[str, str]] = set()
 """Rewards and what they were warned of; once each."""
+_at_first: dict[str, dict[str, int]] = {}
+"""Threads and processes that ran before a reward was first asked, by its name."""
 
 
 class State(NamedTuple):
@@ -139,6 +141,8 @@ class Guard:
 
     def __enter__(self) -> Guard:
         self.process = os.getpid()
+        if self.name not in _at_first:
+            _at_first[self.name] = _running()
         self.states = [state.get() for state in STATES]
         self.streams = Streams()
         self.leftovers = Leftovers()
@@ -215,11 +219,8 @@ class Guard:
 
     def _look_after_leftovers(self) -> None:
         self.leftovers.look()
-        for kind, number in (
-            ("threads", threading.active_count()),
-            ("processes", len(multiprocessing.active_children())),
-        ):
-            if number > MANY:
+        for kind, number in _running().items():
+            if number - _at_first[self.name][kind] > MANY:
                 self._warn(
                     kind,
                     f"was called, and now {number} {kind} run: if it starts some in each call, "
@@ -241,6 +242,14 @@ class Guard:
         if (self.name, what) not in _said:
             _said.add((self.name, what))
             logger.warning("reward %r %s", self.name, sentence)
+
+
+def _running() -> dict[str, int]:
+    """How many threads and processes of their own the process has."""
+    return {
+        "threads": threading.active_count(),
+        "processes": len(multiprocessing.active_children()),
+    }
 
 
 def _seeded(seed: str) -> tuple[Any, ...]:

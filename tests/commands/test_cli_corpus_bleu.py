@@ -1,7 +1,5 @@
 """``--reward corpus-bleu``: what validation logs, where its counts come from, resume, ranks."""
 
-import shutil
-
 import pytest
 import sacrebleu
 import torch
@@ -74,7 +72,6 @@ def test_resumed_equals_uninterrupted(more, commands, corpus, mle, tmp_path):
         state = load(tmp_path / "whole" / "checkpoint_1_3.pt")
         edit(state["extra_state"]["EsrlTranslationTask"]["rl"])
         torch.save(state, tmp_path / folder / "checkpoint_last.pt")
-        shutil.copy(tmp_path / "whole" / "capability.0.store", tmp_path / folder)
         return run(folder)
 
     whole = run("whole")

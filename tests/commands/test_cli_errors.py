@@ -123,7 +123,8 @@ def test_lines_without_text(split, side, line, sentence, commands, corpus, mle, 
 
 def test_a_valid_line_that_is_too_long(commands, corpus, folder):
     options = [*esrl_options(corpus.data, folder), MODEL, JOINED]
-    sentence = refuse(commands, folder, *options, "--max-source-positions 5 --max-update 4")
+    options.append("--max-source-positions 5 --max-update 4 --accept-other-batches")
+    sentence = refuse(commands, folder, *options)
     assert sentence.startswith("valid, line ") and "is too long (" in sentence
 
 

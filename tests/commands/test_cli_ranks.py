@@ -117,7 +117,8 @@ def test_ranks_equal_one(number, backend, freq, commands, corpus, mle, user_dir,
         assert batches[0] == batches[1] and len(batches[0]) == (4 if update < 2 else 2)
     queues = [state["baseline"]["state"]["rewards"] for state in (one_rl, rl)]
     assert torch.equal(queues[0].sort().values, queues[1].sort().values) and len(queues[0]) == 400
-    assert os.listdir(tmp_path / "several").count("capability.0.store") == 1
+    assert list(rl["stores"]) == list(one_rl["stores"]) == [0]
+    assert os.listdir(tmp_path / "several").count("capability.lock") == 1
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_checkpoints_are_loaded_safely(commands, corpus, mle, tmp_path):
     result = commands.run(
         "fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--path", tmp_path / "bad.pt"
     )
-    assert result.returncode != 0 and "weights_only" in result.stderr.lower()
+    assert result.returncode != 0 and "nothing of it was executed" in result.stderr
     assert not (tmp_path / "made").exists()
 
 
@@ -173,16 +173,14 @@ def test_standard_sampling(commands, corpus, mle, tmp_path):
 @pytest.mark.parametrize(
     "more", ["", "--sampling standard", "--objective ppo --kl-weight 0.1 --kl-reference MLE"]
 )
-def test_fp16(more, commands, corpus, mle, tmp_path):
-    """Half precision takes the road of full precision, up to its rounding; fairseq's other fp16 and
-    bf16 modes need a GPU."""
+def test_half_precision(more, commands, corpus, mle, tmp_path):
+    """It takes the road of full precision, up to its rounding; fp16 needs a GPU."""
     runs, rewards = [], []
-    for precision in ("", "--memory-efficient-fp16"):
+    for precision in ("", "--memory-efficient-bf16"):
         save_dir = tmp_path / f"run{precision}"
         options = f"--max-update 4 {more} {precision}".replace("MLE", str(mle))
         result = short_run(commands, corpus, mle, save_dir, options)
         log = result.logged("train_inner")
-        assert ("loss_scale" in log[0]) == bool(precision)
         rewards.append([line["reward"] for line in log])
         runs.append(parameters(save_dir / "checkpoint_last.pt"))
     assert np.allclose(*rewards, atol=0.05)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import EOS, PAD, make_rows
+from helpers import EOS, PAD, coefficients, make_rows, without_duplicates
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,6 @@ from esrl_fairseq.core.sequences import (
     Prefix,
     Rows,
     append_rows,
-    collapse_duplicates,
     decoder_inputs,
     moved,
 )
@@ -120,17 +119,17 @@ def counted(rows):
 @given(batches())
 def test_collapsing(rows):
     """No draw is lost, no sequence stays twice, the order stays; once is enough."""
-    once = collapse_duplicates(rows)
+    once = without_duplicates(rows)
     assert counted(once) == counted(rows) and len(once) == len(counted(rows))
     assert list(counted(once)) == list(counted(rows))
-    assert equal(collapse_duplicates(once), once)
+    assert equal(without_duplicates(once), once)
 
 
 @given(batches(), batches())
 def test_batches_collapse_apart_as_together(one, two):
     both = together(one, two)
-    apart = together(collapse_duplicates(one), collapse_duplicates(two))
-    assert equal(collapse_duplicates(both), apart)
+    apart = together(without_duplicates(one), without_duplicates(two))
+    assert equal(without_duplicates(both), apart)
 
 
 @given(batches(), st.data())
@@ -255,14 +254,19 @@ def scored(draw, inputs=3):
     )
 
 
+def ppo(log_probs, rewards, index, inputs, multiplicity, counts):
+    """In a later pass, after which probabilities have moved."""
+    given = coefficients(rewards, index, inputs, 0.5, 0.3, multiplicity)
+    old = 0.9 * log_probs
+    return losses.ppo_loss(log_probs, old, given, index, inputs, (0.2, 0.3), counts)
+
+
 LOSSES = {
     "mrt": lambda lp, r, i, n, m: losses.mrt_loss(lp, r, i, n, 0.5),
     "reinforce": lambda lp, r, i, n, m: losses.reinforce_loss(lp, r, i, n, 0.5, 0.3, m),
     "rloo": lambda lp, r, i, n, m: losses.rloo_loss(lp, r, i, n, 0.5, m),
     "fused": lambda lp, r, i, n, m: losses.fused_loss(lp, r, i, n, 0.5, 0.3, m),
-    "ppo": lambda lp, r, i, n, m: losses.ppo_loss(
-        lp[:, None], lp[:, None] * 0.9, r, i, n, 0.5, 0.3, m, 0.2, torch.ones(len(lp), 1)
-    ),
+    "ppo": lambda lp, r, i, n, m: ppo(lp[:, None], r, i, n, m, torch.ones(len(lp), 1)),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -323,9 +327,7 @@ def test_padding_does_not_change_ppo(rows, columns):
     def loss(width):
         padded = torch.nn.functional.pad(log_probs[:, None], (0, width))
         counts = torch.nn.functional.pad(torch.ones(len(rewards), 1), (0, width))
-        return losses.ppo_loss(
-            padded, 0.9 * padded, rewards, index, 3, 0.5, 0.3, multiplicity, 0.2, counts
-        )
+        return ppo(padded, rewards, index, 3, multiplicity, counts)
 
     assert torch.allclose(loss(columns), loss(0), rtol=1e-12)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import esrl_fairseq  # noqa: F401  (its shims)
+from esrl_fairseq.data.place import refuse_other_batches
 from esrl_fairseq.errors import EsrlError
 
 
@@ -175,8 +176,10 @@ def test_other_batches(other, caplog):
     run = Ranks(of_size(38), 1, 1)
     list(itertools.islice(run.updates(), 12))
     batches = other.pop("batches", of_size(38))
+    refused = Ranks(batches, 1, 1, run.state(), **other)
     with pytest.raises(EsrlError, match=r"after 12 of 38 .* \((19|38)\): .*--accept-other-batches"):
-        Ranks(batches, 1, 1, run.state(), **other)
+        refuse_other_batches(refused.iterators[0])
+    assert not caplog.records
     with caplog.at_level(logging.WARNING):
         changed = Ranks(batches, 2, 1, run.state(), accept=True, **other)
     assert "some sentences may come twice" in caplog.text

@@ -1,0 +1,19 @@
+"""Running out of memory in training."""
+
+from __future__ import annotations
+
+from esrl_fairseq.errors import EsrlError
+
+MEMORY_ADVICE = (
+    "out of memory: lower --max-sampled-tokens (less is kept for the backward pass, which takes "
+    "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
+    "--max-tokens with a higher --update-freq, or --num-samples"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device, for training (a reward's is the reward's)."""
+    if isinstance(error, EsrlError):
+        return False
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
