@@ -180,7 +180,10 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
     [
         ("raises", "rank 1 of 2 failed: reward 'python:faults.reward' raised KeyError", 30, ""),
         pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "", marks=pytest.mark.long),
-        ("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 6, "legacy_ddp"),
+        pytest.param(
+            *("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 6, "legacy_ddp"),
+            marks=pytest.mark.long,
+        ),
         pytest.param("SIGSTOP", "rank 1 of 2 is silent", 8, "", marks=pytest.mark.long),
         pytest.param("raises", "rank 1 of 2 failed", 30, "legacy_ddp", marks=pytest.mark.long),
         pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "legacy_ddp", marks=pytest.mark.long),

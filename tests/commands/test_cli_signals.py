@@ -80,7 +80,7 @@ def whole(commands, corpus, mle):
     [
         (signal.SIGTERM, options, 0),
         (signal.SIGINT, options, 2),
-        (signal.SIGUSR1, mle_options, 1),
+        pytest.param(signal.SIGUSR1, mle_options, 1, marks=pytest.mark.long),
     ],
 )
 def test_the_same_command_goes_on(number, make, workers, commands, corpus, mle, whole, tmp_path):

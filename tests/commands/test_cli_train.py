@@ -171,7 +171,12 @@ def test_standard_sampling(commands, corpus, mle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", ["", "--sampling standard", "--objective ppo --kl-weight 0.1 --kl-reference MLE"]
+    "more",
+    [
+        "--objective ppo --kl-weight 0.1 --kl-reference MLE",
+        pytest.param("", marks=pytest.mark.long),
+        pytest.param("--sampling standard", marks=pytest.mark.long),
+    ],
 )
 def test_half_precision(more, commands, corpus, mle, tmp_path):
     """It takes the road of full precision, up to its rounding; fp16 needs a GPU."""

@@ -94,7 +94,9 @@ def test_equals_the_library_on_real_translations(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "ter")) for name in LIBRARIES]
+)
 def test_equals_the_library_on_real_summaries(name):
     """Several references, long sentences, newlines at some ends."""
     assert len(compare(name, real_summaries(2_000))) == 2_000
