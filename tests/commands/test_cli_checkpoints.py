@@ -5,7 +5,7 @@ import shutil
 import pytest
 from command_lines import FRESH, JOINED, MODEL, USER_DIR, esrl_options
 from test_cli_resume import comparable, load, same_model
-from test_reading import cut, empty, flip
+from test_reading_whole import cut, empty, flip
 
 LAST = 8
 

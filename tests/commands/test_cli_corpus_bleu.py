@@ -58,7 +58,13 @@ def test_validation_logs_the_corpus_score(commands, corpus, mle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", ["--update-freq 2", "--objective ppo --ppo-passes 2 --elimination-ratio 0.5"]
+    "more",
+    [
+        "--update-freq 2",
+        pytest.param(
+            "--objective ppo --ppo-passes 2 --elimination-ratio 0.5", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_resumed_equals_uninterrupted(more, commands, corpus, mle, tmp_path):
     """From the checkpoint after update 3 of 7. Without its counts it begins with a validation's."""

@@ -95,6 +95,7 @@ def test_a_perplexity_beyond_all_numbers(commands, corpus, mle, tmp_path):
     assert load(tmp_path / "run" / "checkpoint_last.pt")["extra_state"]["val_loss"] > 1024
 
 
+@pytest.mark.long
 def test_half_precision_without_a_gpu(commands, corpus, mle, tmp_path):
     """Trains near what float32 does, or says that it needs a GPU. (--amp is float32 there: fairseq
     has torch's autocast on GPUs alone.)"""

@@ -217,6 +217,7 @@ def test_the_first_rank_fails(what, commands, corpus, mle, tmp_path):
     assert "rank 0" in other.stderr.splitlines()[-1] and seconds < 90
 
 
+@pytest.mark.long
 def test_a_lone_process_ends_with_a_sentence(commands, corpus, mle, tmp_path):
     """fairseq ends with exit code 0 and nothing trained."""
     command = options(corpus, mle, tmp_path, "--cpu --distributed-world-size 2 --max-update 2")

@@ -202,7 +202,7 @@ def test_kl_penalty_resumes(commands, corpus, mle, tmp_path):
     "kind",
     [
         "ema --baseline-decay 0.8 --reward-control shuffled",
-        "window --baseline-window 3 --capability-noise 0.2",
+        pytest.param("window --baseline-window 3 --capability-noise 0.2", marks=pytest.mark.long),
     ],
 )
 def test_other_baselines_resume(kind, commands, corpus, mle, tmp_path):

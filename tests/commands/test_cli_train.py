@@ -196,6 +196,7 @@ def test_half_precision(more, commands, corpus, mle, tmp_path):
             assert torch.cosine_similarity(full.flatten(), moved[1][name].flatten(), 0) > 0.5
 
 
+@pytest.mark.long
 def test_other_baselines_and_controls(commands, corpus, mle, tmp_path):
     """Leave-one-out, every reward baseline and every control train; their log lines say so."""
     runs, logs, words = {}, {}, {}
@@ -317,7 +318,9 @@ LIGHTCONV = (
 )
 
 
-@pytest.mark.parametrize("model", ["lstm", "lightconv", "transformer"])
+@pytest.mark.parametrize(
+    "model", ["lstm", pytest.param("lightconv", marks=pytest.mark.long), "transformer"]
+)
 def test_other_models_and_separate_dictionaries(model, commands, separate, tmp_path):
     options = {"lstm": LSTM, "lightconv": LIGHTCONV, "transformer": MODEL}[model]
     result = commands.succeed(
