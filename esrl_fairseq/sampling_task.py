@@ -173,6 +173,10 @@ class SamplingTask(DataTask):
             refuse_other_batches(epoch_itr)
         else:
             self.run.begin(epoch_itr)
+        optimization = trainer.cfg.optimization
+        if 0 < optimization.max_update <= trainer.get_num_updates():
+            logger.info("nothing is left of --max-update %d", optimization.max_update)
+            optimization.max_epoch = -1  # fairseq would make one update more
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)

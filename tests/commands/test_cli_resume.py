@@ -109,6 +109,14 @@ def same_model(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_that_is_over_makes_no_update_more(commands, corpus, mle, uninterrupted, tmp_path):
+    """It may have been killed between its last checkpoint and its end."""
+    shutil.copytree(uninterrupted[0], tmp_path / "again")
+    result = commands.succeed("fairseq-train", *options(corpus, mle, tmp_path / "again"))
+    assert not result.logged("train_inner") and "nothing is left of --max-update" in result.stdout
+    assert same_model(uninterrupted[0], tmp_path / "again")
+
+
 def test_resumed_equals_uninterrupted(commands, corpus, mle, killed, uninterrupted, tmp_path):
     save_dir, result = uninterrupted
     resumed = resume(commands, corpus, mle, killed, tmp_path / "resumed")
