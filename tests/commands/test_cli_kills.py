@@ -12,7 +12,7 @@ from test_cli_resume import load, same_model
 from esrl_fairseq.checkpoints.reading import problem_of
 
 KILLS = 100
-LAST = 150
+LAST = 500
 
 
 def options(corpus, start, save_dir):
