@@ -232,7 +232,7 @@ def test_all_else_is_none(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["data/run(2)/bin", "data (copy)", "a(b", "gelu", "/tmp/x (1)/y", "(a|b)"]
+    "text", ["data/run(2)/bin", "data (copy)", "a(b", "gelu", "~/x (1)/y", "(a|b)"]
 )
 def test_names_of_folders_are_no_python(text):
     assert not calls(text)
