@@ -95,8 +95,8 @@ def two_stage(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tenso
 
 
 def selected(bench: Bench, sample: dict[str, Any], clock: Clock) -> tuple[Tensor, common.Row]:
-    """The same with twice the samples, learning from a fifth of their tokens."""
-    bench.work.task.options.num_samples = 2 * bench.k
+    """The same with half as many samples again, learning from a fifth of their tokens."""
+    bench.work.task.options.num_samples = round(1.5 * bench.k)
     options = {"rescored_share": 0.2, "selection": "top"}
     return _criterion(bench, sample, clock, sampling_mode="two-stage", objective="fused", **options)
 

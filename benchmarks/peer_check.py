@@ -63,10 +63,10 @@ def our_side(setting: Setting, device: str, seed: int) -> dict[str, Any]:
     batch = utils.move_to_cuda(batch) if device == "cuda" else batch
     torch.manual_seed(seed)
     samples = criterion.draw(model, batch, Clock())
-    criterion.rescore(model, samples)
     criterion.judge(model, samples)
+    samples.loss = criterion.objective.linearise(samples, seed)
+    (criterion.rescore(model, samples) / samples.inputs).backward()
     loss = criterion.objective.losses(samples).sum() / samples.inputs
-    loss.backward()
     rows = samples.rows
     with torch.no_grad():
         scores = rescore(model, batch["net_input"], rows, criterion.pad, criterion.eos, tokens=True)

@@ -24,7 +24,7 @@ from esrl_fairseq.monitoring.validation import validate
 from esrl_fairseq.objective import Objective
 from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.rescoring.frozen import FrozenModel
-from esrl_fairseq.rescoring.rescoring import rescore, unwrap
+from esrl_fairseq.rescoring.rescoring import learn, rescore, unwrap
 from esrl_fairseq.rescoring.standard import Draw, sample_with_graph
 from esrl_fairseq.rewards.scorer import Scored, build_scorer
 from esrl_fairseq.sampling.conditioning import reference_tokens
@@ -104,13 +104,12 @@ class EsrlCriterion(FairseqCriterion):
             if drawn:
                 self.judge(model, samples)
                 samples.loss = self.objective.linearise(samples, torch.initial_seed())
-            self.rescore(model, samples)
+            term = self.rescore(model, samples)
             losses = self.objective.losses(samples)
             loss = losses.sum()
             if samples.references is not None:
-                given = self.references(samples.batch)
-                likelihood = self.objective.likelihood(samples.references, given, self.pad)
-                loss = loss - self.cfg.mle_weight * likelihood
+                loss = loss - self.likelihood(samples.references, samples.batch)
+            loss = loss + (term - term.detach())
         if drawn:
             self.remember(samples)
         return self.result(samples, loss, losses, clock.seconds)
@@ -146,25 +145,52 @@ class EsrlCriterion(FairseqCriterion):
             references=references,
         )
 
-    def rescore(self, model: Any, samples: Samples) -> None:
+    def rescore(self, model: Any, samples: Samples) -> Tensor:
         """Stage two: the chosen rows' scores, and log-probabilities of the references if needed.
 
         References ride along as further rows, so the wrapped model's forward is called once.
+
+        Returns:
+            A scalar with the gradient of the loss; the scores have none.
         """
         assert samples.loss is not None
+        rows, batch, n = samples.chosen, samples.batch, len(samples.loss.chosen)
+        likely = self.cfg.mle_weight > 0
+
+        def term(places: Tensor, scores: Scores) -> Tensor:
+            if not likely:
+                return self.objective.term(samples, places, scores)
+            own = places < n
+            given = self.likelihood(scores.log_probs[~own], batch, places[~own] - n)
+            return self.objective.term(samples, places[own], scores[own]) - given
+
         if samples.scores is not None:  # standard sampling's, of all rows
-            samples.scores = samples.scores[samples.loss.chosen]
-            return
-        rows, batch = samples.chosen, samples.batch
-        if not self.cfg.mle_weight:
-            samples.scores = self.score(
-                model, batch, rows, samples.plan, self.cfg.rescoring_dropout
-            )
-            return
-        given = append_rows(rows, self.references(batch), self.pad)
-        scores = self.score(model, batch, given, samples.plan, self.cfg.rescoring_dropout)
-        n = len(rows)
-        samples.scores, samples.references = scores[:n], scores.log_probs[n:]
+            places = torch.arange(n, device=rows.tokens.device)
+            scores = samples.scores[samples.loss.chosen]
+            total = self.objective.term(samples, places, scores)
+            if samples.references is not None:
+                total = total - self.likelihood(samples.references, batch)
+                samples.references = samples.references.detach()
+            samples.scores = scores.detach()
+            return total
+        given = append_rows(rows, self.references(batch), self.pad) if likely else rows
+        scores, total = learn(
+            model, batch["net_input"], given, term, **self.scoring(given, samples.plan)
+        )
+        samples.scores = scores[:n]
+        samples.references = scores.log_probs[n:] if likely else None
+        return total
+
+    def likelihood(self, log_probs: Tensor, batch: Any, inputs: Tensor | None = None) -> Tensor:
+        """What the loss subtracts for the references, a scalar.
+
+        Args:
+            log_probs: ``[inputs]``, theirs.
+            inputs: whose they are; None is all.
+        """
+        given = self.references(batch)
+        given = given if inputs is None else given[inputs]
+        return self.cfg.mle_weight * self.objective.likelihood(log_probs, given, self.pad)
 
     def judge(self, model: Any, samples: Samples) -> None:
         """Subtract KL penalty and what was expected from the rewards, and choose their baseline."""
@@ -255,11 +281,12 @@ class EsrlCriterion(FairseqCriterion):
         frozen = self.task.frozen_model(plain)
         if frozen is None:
             return np.zeros(len(rows), dtype=np.float32)
-        given = samples.batch, rows, samples.plan
+        given = samples.batch["net_input"], rows
+        how = {**self.scoring(rows, samples.plan), "dropout": False}
         if self.cfg.rescoring_dropout and samples.scores is not None:
             # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
-            scores = self.score(plain, *given, dropout=False)
-        reference = self.score(frozen, *given, dropout=False)
+            scores = rescore(plain, *given, **how)
+        reference = rescore(frozen, *given, **how)
         trained = self.objective.trained
         return (trained(scores) - trained(reference)).cpu().numpy()
 
@@ -270,26 +297,21 @@ class EsrlCriterion(FairseqCriterion):
             return sample["id"].new_full((len(sample["id"]), 1), self.eos)
         return reference_tokens(sample, self.pad)
 
-    def score(
-        self, model: Any, sample: dict[str, Any], rows: Rows, plan: Plan, dropout: bool
-    ) -> Scores:
-        """``model``'s scores of the rows, also at their temperature if the loss needs these."""
+    def scoring(self, rows: Rows, plan: Plan) -> dict[str, Any]:
+        """How stage two scores rows: also at their temperature and by tokens if the loss needs it."""
         temperature = None
         if self.cfg.temperature_correction != "none":
             temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)
             temperature = temperature[rows.input_index]
-        return rescore(
-            model,
-            sample["net_input"],
-            rows,
-            self.pad,
-            self.eos,
-            min_len=self.task.options.sample_min_len,
-            dropout=dropout,
-            max_tokens=self.cfg.max_sampled_tokens,
-            temperature=temperature,
-            tokens=self.cfg.objective == "ppo" and self.cfg.ppo_level == "token",
-        )
+        return {
+            "pad": self.pad,
+            "eos": self.eos,
+            "min_len": self.task.options.sample_min_len,
+            "dropout": self.cfg.rescoring_dropout,
+            "max_tokens": self.cfg.max_sampled_tokens,
+            "temperature": temperature,
+            "tokens": self.cfg.objective == "ppo" and self.cfg.ppo_level == "token",
+        }
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

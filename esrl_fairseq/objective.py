@@ -20,7 +20,6 @@ from esrl_fairseq.core.losses import (
     reinforce_loss,
     rloo_loss,
     segment_mean,
-    segment_sum,
     spread_scale,
 )
 from esrl_fairseq.core.scores import Scores
@@ -101,15 +100,29 @@ class Objective:
         return places, torch.from_numpy(weights).to(sizes)
 
     def losses(self, samples: Samples) -> Tensor:
-        """The loss of each input, [inputs], with the gradient of the chosen rows."""
+        """The loss of each input, [inputs], without gradient."""
         loss, scores = samples.loss, samples.scores
         assert loss is not None and scores is not None
-        coefficients = loss.coefficients[loss.chosen] * loss.weights
+        if self.cfg.objective != "ppo":
+            return loss.losses
+        return self.ppo.losses(
+            samples,
+            torch.arange(len(scores.log_probs), device=scores.log_probs.device),
+            scores.detach(),
+        )
+
+    def term(self, samples: Samples, places: Tensor, scores: Scores) -> Tensor:
+        """Of some chosen rows, a scalar; its sum over all of them has the gradient of the loss.
+
+        Args:
+            places: int64 ``[some]``, of the rows among the chosen ones.
+            scores: of these rows, with gradient.
+        """
         if self.cfg.objective == "ppo":
-            return self.ppo.loss(samples, scores, coefficients)
-        actions = self.actions(scores)
-        terms = coefficients * (actions - actions.detach())
-        return loss.losses - segment_sum(terms, samples.chosen.input_index, samples.inputs)
+            return self.ppo.losses(samples, places, scores).sum()
+        loss = samples.loss
+        assert loss is not None
+        return -(loss.of_chosen[places] * self.actions(scores)).sum()
 
     def actions(self, scores: Scores) -> Tensor:
         """What the loss is a function of, [rows]: log p, divided by length if that is asked for."""

@@ -52,17 +52,19 @@ class Ppo:
             counts = counts / scores.lengths.clamp(min=1).unsqueeze(1)
         return counts
 
-    def loss(self, samples: Samples, scores: Scores, coefficients: Tensor) -> Tensor:
-        """The loss of each input, [inputs].
+    def losses(self, samples: Samples, places: Tensor, scores: Scores) -> Tensor:
+        """What some chosen rows add to the loss of each input, [inputs].
 
         Args:
-            coefficients: ``[chosen rows]``, c_j by what they were drawn with.
+            places: int64 ``[some]``, of the rows among the chosen ones.
+            scores: of these rows.
         """
-        rows = samples.chosen
+        assert samples.loss is not None
+        rows, old = samples.chosen[places], samples.old_log_probs
         return ppo_loss(
             self.log_probs(scores, rows),
-            samples.old_log_probs,
-            coefficients,
+            None if old is None else old[places],
+            samples.loss.of_chosen[places],
             rows.input_index,
             samples.inputs,
             self.clip,

@@ -275,8 +275,8 @@ def test_duplicates_are_one_row(objective):
     samples.loss = run.criterion.objective.linearise(samples, 1)
     log_p = drawn.log_probs[samples.loss.chosen].requires_grad_()
     samples.scores = Scores(log_p, torch.zeros(len(log_p)), torch.ones(len(log_p)))
-    loss = run.criterion.objective.losses(samples)
-    (gradient,) = torch.autograd.grad(loss.sum(), log_p)
+    loss = run.criterion.objective.term(samples, torch.arange(len(log_p)), samples.scores)
+    (gradient,) = torch.autograd.grad(loss, log_p)
     q = torch.sigmoid(torch.tensor(0.5))  # of the second row against the third
     slope = 0.5 * q * (1 - q) * 0.4
     risk = torch.stack([slope, -slope])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from esrl_fairseq.core.sequences import Rows, distinct_rows
@@ -39,6 +41,12 @@ class Scores:
         return replace(
             self, **{name: x.detach() for name, x in vars(self).items() if x is not None}
         )
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all rows of all parts."""
+    columns = zip(*(vars(part).values() for part in parts))
+    return Scores(*(None if x[0] is None else torch.cat(x) for x in columns))
 
 
 def without_duplicates(rows: Rows, scores: Scores) -> tuple[Rows, Scores]:

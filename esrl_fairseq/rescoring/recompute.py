@@ -1,4 +1,8 @@
-"""A part of the forward pass that keeps nothing: backward computes it again."""
+"""Parts of the forward pass that keep nothing for backward.
+
+Either backward computes them again (:func:`recomputed`), or their gradient is computed at once
+(:func:`with_gradient`), which takes a third less work, and half precision with a loss scale cannot.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,83 @@ def recomputed(
     leaves, structure = tree_flatten(argument)
     wanted = [p for p in parameters if p.requires_grad]
     return _Recomputed.apply(run, structure, len(leaves), *leaves, *wanted)
+
+
+def with_gradient(
+    terms: Iterable[Callable[[Any], Tensor]], argument: Any, parameters: Iterable[Tensor]
+) -> Tensor:
+    """Σ ``term(argument)``; each term's graph is gone before the next one begins.
+
+    A sum's gradient is known up to a factor, which backward brings. So each term is differentiated
+    as soon as it is there; what is kept is one gradient, however many terms there are. As in
+    :func:`recomputed`, distributed wrappers see each parameter's gradient once.
+
+    Args:
+        terms: each gives a scalar.
+        argument, parameters: as in :func:`recomputed`.
+    """
+    leaves, structure = tree_flatten(argument)
+    wanted = [p for p in parameters if p.requires_grad]
+    return _WithGradient.apply(terms, structure, len(leaves), *leaves, *wanted)
+
+
+def loses_small_gradients(x: Tensor) -> bool:
+    """Whether gradients at ``x`` are of float16, in which they need fairseq's loss scale."""
+    kind, device = x.dtype, x.device.type
+    if kind == torch.float32 and torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    return kind == torch.float16
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, terms: Any, structure: Any, count: int, *inputs: Any) -> Tensor:
+        leaves = [_detached(x) for x in inputs[:count]]
+        ctx.required = [_requires_grad(x) for x in (*leaves, *inputs[count:])]
+        wanted = [x for x, yes in zip((*leaves, *inputs[count:]), ctx.required) if yes]
+        values, found = [], [None] * len(wanted)
+        for term in terms:
+            with torch.enable_grad():
+                value = term(tree_unflatten(leaves, structure))
+            values.append(value.detach())
+            own = torch.autograd.grad(value, wanted, allow_unused=True)
+            del value
+            if len(values) == 1:
+                found = _unshared(own)
+            else:
+                found = [_added(x, y) for x, y in zip(found, own)]
+        ctx.found = found
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        found, ctx.found = ctx.found, None  # they are scaled in place: once
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for x in found:
+            if x is not None:
+                by_type.setdefault(x.dtype, []).append(x)
+        for kind, tensors in by_type.items():
+            torch._foreach_mul_(tensors, grad.to(kind))
+        given = iter(found)
+        return None, None, None, *(next(given) if wanted else None for wanted in ctx.required)
+
+
+def _unshared(found: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Gradients that can be written to: autograd gives the same tensor to both terms of a sum."""
+    own: list[Tensor | None] = []
+    seen = set()
+    for x in found:
+        if x is not None and (x.data_ptr() in seen or not x.is_contiguous()):
+            x = x.clone(memory_format=torch.contiguous_format)
+        seen.add(None if x is None else x.data_ptr())
+        own.append(x)
+    return own
+
+
+def _added(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    if x is None:
+        return None if y is None else y.clone(memory_format=torch.contiguous_format)
+    return x if y is None else x.add_(y)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.scores import Scores, joined
 from esrl_fairseq.core.sequences import Prefix, Rows, decoder_inputs
 from esrl_fairseq.core.token_scores import tempered_scores
-from esrl_fairseq.rescoring.recompute import recomputed
+from esrl_fairseq.rescoring.recompute import (
+    loses_small_gradients,
+    recomputed,
+    with_gradient,
+)
 from esrl_fairseq.sampling.conditioning import (
     decoder_prefix,
     forward_arguments,
@@ -28,8 +32,13 @@ from esrl_fairseq.sampling.conditioning import (
 )
 from esrl_fairseq.sampling.modes import training_mode
 
+Term = Callable[[Tensor, Scores], Tensor]
+"""A scalar of some rows, int64 ``[some]`` places and their scores."""
+
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
+LEARNED_TOKENS = 1024
+"""The same where the gradient is computed at once: what is kept then fits a CPU's cache."""
 HEAD_POSITIONS = 512
 """Positions that are projected to the vocabulary at once; backward projects them again."""
 
@@ -62,21 +71,43 @@ def rescore(
         temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
         tokens: return each token's log-probability, too.
     """
+    return _score(
+        model, net_input, rows, pad, eos, min_len, dropout, max_tokens, temperature, tokens
+    )[0]
+
+
+def learn(
+    model: nn.Module, net_input: dict[str, Tensor], rows: Rows, term: Term, *given: Any, **more: Any
+) -> tuple[Scores, Tensor]:
+    """:func:`rescore`, and the sum of ``term``: it has the gradient, and the scores have none.
+
+    A sum's gradient is known piece by piece, so that nothing of a piece is kept and nothing is
+    computed twice, however many rows there are. Only float16, whose gradients need the loss scale
+    that backward brings, keeps pieces as :func:`rescore` does.
+
+    Args:
+        term: what the loss gets of some rows; its sum over all of them has the loss's gradient.
+        given, more: see :func:`rescore`.
+    """
+    scores, total = _score(model, net_input, rows, *given, **more, term=term)
+    assert total is not None
+    return scores.detach(), total
+
+
+def _score(
+    model: nn.Module,
+    net_input: dict[str, Tensor],
+    rows: Rows,
+    pad: int,
+    eos: int,
+    *given: Any,
+    **more: Any,
+) -> tuple[Scores, Tensor | None]:
     inner = unwrap(model)
     prefix = decoder_prefix(inner, net_input, eos)
-    scorer = RowScorer(
-        inner, rows, prefix, pad, eos, min_len, max_tokens, dropout, temperature, tokens
-    )
-    log_probs, *others, entropy = in_place_of_decoder(
-        model, scorer, net_input, scorer.decoder_inputs(), dropout
-    )
-    return Scores(
-        log_probs,
-        entropy,
-        rows.scored().sum(1),
-        tempered=None if temperature is None else others.pop(0),
-        token_log_probs=others.pop(0) if tokens else None,
-    )
+    scorer = RowScorer(inner, rows, prefix, pad, eos, *given, **more)
+    parts = in_place_of_decoder(model, scorer, net_input, scorer.decoder_inputs(), scorer.dropout)
+    return Scores(*parts[:-1]), parts[-1]
 
 
 class RowScorer:
@@ -89,11 +120,12 @@ class RowScorer:
         prefix: Prefix,
         pad: int,
         eos: int,
-        min_len: int,
-        max_tokens: int,
-        dropout: bool,
+        min_len: int = 0,
+        dropout: bool = False,
+        max_tokens: int = 4096,
         temperature: Tensor | None = None,
         tokens: bool = False,
+        term: Term | None = None,
     ):
         self.model = model
         self.rows = rows
@@ -106,6 +138,9 @@ class RowScorer:
         self.dropout = dropout
         self.temperature = temperature
         self.tokens = tokens
+        self.term = term
+        parameter = next(model.parameters())
+        self.at_once = term is not None and not loses_small_gradients(parameter)
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
         # be computed for real tokens only.
@@ -119,46 +154,85 @@ class RowScorer:
 
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
-    ) -> tuple[Tensor, ...]:
-        """Of each row: log-probability, that at its temperature and of its tokens if asked for,
-        and entropy."""
-        order, kept = [], 0
-        scores: list[tuple[Tensor, ...]] = []
-        for piece in self.pieces():
+    ) -> tuple[Tensor | None, ...]:
+        """What makes up the rows' :class:`Scores`, and the sum of the term if there is one."""
+        run, pieces = functools.partial(self.score, prev_output_tokens), self.pieces()
+        back = torch.cat(pieces).argsort()
+        total = None
+        if self.at_once:
+            scores, total = self.learn(run, pieces, encoder_out)
+        else:
+            scores = self.keep(run, pieces, encoder_out)
+        scores = joined(scores)[back]
+        if self.term is not None and total is None:
+            total = self.term(torch.arange(len(back), device=back.device), scores)
+        return *vars(scores).values(), total
+
+    def learn(
+        self, run: Callable[[Tensor, Any], Scores], pieces: list[Tensor], encoder_out: Any
+    ) -> tuple[list[Scores], Tensor]:
+        """Scores without gradient, and the term's sum, differentiated piece by piece."""
+        found: list[Scores] = []
+
+        def term(piece: Tensor, encoder_out: Any) -> Tensor:
+            scores = run(piece, encoder_out)
+            found.append(scores.detach())
+            assert self.term is not None
+            return self.term(piece, scores)
+
+        terms = [functools.partial(term, piece) for piece in pieces]
+        return found, with_gradient(terms, encoder_out, self.model.parameters())
+
+    def keep(
+        self, run: Callable[[Tensor, Any], Scores], pieces: list[Tensor], encoder_out: Any
+    ) -> list[Scores]:
+        """Scores with gradient, of pieces that are kept for it or computed again."""
+        scores, kept = [], 0
+        for piece in pieces:
             kept += len(piece) * int(self.lengths[piece].max())
             if kept <= self.max_tokens or not torch.is_grad_enabled():
-                scores.append(self.score(piece, prev_output_tokens, encoder_out))
+                scores.append(run(piece, encoder_out))
             else:
-                run = functools.partial(self.score, piece, prev_output_tokens)
-                scores.append(recomputed(run, encoder_out, self.model.parameters()))
-            order.append(piece)
-        back = torch.cat(order).argsort()
-        return tuple(torch.cat(parts)[back] for parts in zip(*scores))
+                scores.append(self.recomputed(piece, run, encoder_out))
+        return scores
+
+    def recomputed(
+        self, piece: Tensor, run: Callable[[Tensor, Any], Scores], encoder_out: Any
+    ) -> Scores:
+        """``run(piece, encoder_out)``, which backward computes again, outside of this forward."""
+        names = ["log_probs", "entropy"]
+        names[1:1] = ["token_log_probs"] * self.tokens + ["tempered"] * (
+            self.temperature is not None
+        )
+
+        def again(encoder_out: Any) -> tuple[Tensor, ...]:
+            with training_mode(self.model.decoder, self.dropout):
+                scores = run(piece, encoder_out)
+            return tuple(getattr(scores, name) for name in names)
+
+        found = dict(zip(names, recomputed(again, encoder_out, self.model.parameters())))
+        return Scores(**found, lengths=self.rows.scored()[piece].sum(1))
 
     def pieces(self) -> list[Tensor]:
-        """Indices of rows of similar length, long ones first, about PIECE_TOKENS a piece."""
+        """Indices of rows of similar length, long ones first."""
+        most = min(LEARNED_TOKENS, self.max_tokens) if self.at_once else PIECE_TOKENS
         lengths, order = self.lengths.sort(descending=True, stable=True)
         pieces, start, all_lengths = [], 0, lengths.tolist()
         while start < len(order):
-            size = max(PIECE_TOKENS // all_lengths[start], 1)
+            size = max(most // all_lengths[start], 1)
             pieces.append(order[start : start + size])
             start += size
         # Large ones first: what they free then fits those that follow, and the heap stops growing.
         return sorted(pieces, key=lambda piece: -len(piece) * int(self.lengths[piece[0]]))
 
-    def score(
-        self, piece: Tensor, prev_output_tokens: Tensor, encoder_out: Any
-    ) -> tuple[Tensor, ...]:
-        """The same of the rows ``piece``."""
+    def score(self, prev_output_tokens: Tensor, piece: Tensor, encoder_out: Any) -> Scores:
+        """Scores of the rows ``piece``."""
         longest = int(self.lengths[piece].max())
         own = reorder_encoder_out(self.model, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
-        # The mode is set here, too, because backward computes pieces again outside of rescore().
-        with training_mode(self.model.decoder, self.dropout):
-            decoder_out = self.decode(
-                prev_output_tokens[piece, :longest], encoder_out=own, **keywords
-            )
-        row, step = self.rows.scored()[piece].nonzero(as_tuple=True)
+        decoder_out = self.decode(prev_output_tokens[piece, :longest], encoder_out=own, **keywords)
+        scored = self.rows.scored()[piece]
+        row, step = scored.nonzero(as_tuple=True)
         states = decoder_out[0][row, self.begin[piece[row]] + step]
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
@@ -167,11 +241,12 @@ class RowScorer:
         arguments = (states, targets, no_eos, temperature)
         values = self.head(*arguments) if self.features_only else self.token_scores(*arguments)
         zeros = values[0].new_zeros(len(piece))
-        sums = [zeros.index_add(0, row, value) for value in values]
+        log_probs, *tempered, entropy = (zeros.index_add(0, row, value) for value in values)
+        table = None
         if self.tokens:
             table = values[0].new_zeros(len(piece), self.rows.tokens.size(1))
-            sums.insert(-1, table.index_put((row, step), values[0]))
-        return tuple(sums)
+            table = table.index_put((row, step), values[0])
+        return Scores(log_probs, entropy, scored.sum(1), *(tempered or [None]), table)
 
     def head(
         self, states: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
@@ -181,6 +256,8 @@ class RowScorer:
         def score(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             return self.token_scores(self.model.decoder.output_layer(states), *rest)
 
+        if self.at_once:
+            return score(states, targets, no_eos, temperature)
         scored = []
         for start in range(0, len(states), HEAD_POSITIONS):
             part = slice(start, start + HEAD_POSITIONS)
@@ -197,11 +274,11 @@ class RowScorer:
 
 def in_place_of_decoder(
     model: nn.Module,
-    stand_in: Callable[..., tuple[Tensor, ...]],
+    stand_in: Callable[..., tuple[Tensor | None, ...]],
     net_input: dict[str, Tensor],
     decoder_inputs: Tensor | None,
     dropout: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """What ``stand_in`` gives in the decoder's turn of one ``forward`` of ``model``.
 
     It goes through that ``forward`` as what fairseq's decoders return, which some models take apart

@@ -76,7 +76,7 @@ def sample_with_graph(
     scorer = None
     if references is not None:
         given, prefix = given_rows(references, pad), decoder_prefix(inner, net_input, eos)
-        scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, max_tokens, dropout)
+        scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, dropout, max_tokens)
     draws = sampler.draws(sample, counts, seed)
     sampling = _SamplingPass(
         model=inner,

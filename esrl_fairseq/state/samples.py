@@ -33,6 +33,11 @@ class LinearLoss:
     chosen: Tensor
     weights: Tensor
 
+    @property
+    def of_chosen(self) -> Tensor:
+        """Coefficients of the chosen rows, float32 ``[chosen]``."""
+        return self.coefficients[self.chosen] * self.weights
+
 
 @dataclass
 class Samples:
@@ -54,8 +59,8 @@ class Samples:
             gradient; None in the update that draws them, whose own they are.
         loss: linearised; None before it is.
         scores: what stage two knows of the chosen rows; None before it.
-        references: log-probabilities ``[inputs]`` of the references, with gradient; None where
-            the loss does not need them.
+        references: log-probabilities ``[inputs]`` of the references; None where the loss does not
+            need them.
     """
 
     batch: dict[str, Any]
@@ -87,7 +92,7 @@ class Samples:
 def pack(value: Any) -> Any:
     """Samples as dictionaries of numbers and tensors, which are copies on the CPU.
 
-    What has a gradient is this update's own: give them without ``scores`` and ``references``.
+    What stage two found is this update's own: give them without ``scores`` and ``references``.
     """
     if is_dataclass(value):
         value = vars(value)

@@ -170,7 +170,8 @@ def ours(log_p, rewards, old=None, baseline=0.0, **options):
     if old is not None:
         old_log_probs = objective.ppo.log_probs(scores(old), rows).detach()
         samples.old_log_probs = old_log_probs[chosen]
-    return objective.losses(samples).sum() / samples.inputs
+    term = objective.term(samples, torch.arange(len(chosen)), samples.scores)
+    return (objective.losses(samples).sum() + term - term.detach()) / samples.inputs
 
 
 def gradient(loss, log_p):
