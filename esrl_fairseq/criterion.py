@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,9 @@ class EsrlCriterion(FairseqCriterion):
                 samples.loss = self.objective.linearise(samples, torch.initial_seed())
             term = self.rescore(model, samples)
             losses = self.objective.losses(samples)
-            loss = losses.sum()
+            loss = losses.sum() + (term - term.detach())
             if samples.references is not None:
-                loss = loss - self.likelihood(samples.references, samples.batch)
-            loss = loss + (term - term.detach())
+                loss = loss - self.objective.likelihood(samples.references)
         if drawn:
             self.remember(samples)
         return self.result(samples, loss, losses, clock.seconds)
@@ -146,51 +146,32 @@ class EsrlCriterion(FairseqCriterion):
         )
 
     def rescore(self, model: Any, samples: Samples) -> Tensor:
-        """Stage two: the chosen rows' scores, and log-probabilities of the references if needed.
+        """Stage two: the chosen rows' scores, and those of the references if the loss needs them.
 
         References ride along as further rows, so the wrapped model's forward is called once.
 
         Returns:
             A scalar with the gradient of the loss; the scores have none.
         """
-        assert samples.loss is not None
-        rows, batch, n = samples.chosen, samples.batch, len(samples.loss.chosen)
-        likely = self.cfg.mle_weight > 0
-
-        def term(places: Tensor, scores: Scores) -> Tensor:
-            if not likely:
-                return self.objective.term(samples, places, scores)
-            own = places < n
-            given = self.likelihood(scores.log_probs[~own], batch, places[~own] - n)
-            return self.objective.term(samples, places[own], scores[own]) - given
-
+        rows, objective = samples.chosen, self.objective
         if samples.scores is not None:  # standard sampling's, of all rows
-            places = torch.arange(n, device=rows.tokens.device)
+            assert samples.loss is not None
+            places = torch.arange(len(rows), device=rows.tokens.device)
             scores = samples.scores[samples.loss.chosen]
-            total = self.objective.term(samples, places, scores)
+            term = objective.term(samples, places, scores)
             if samples.references is not None:
-                total = total - self.likelihood(samples.references, batch)
+                term = term - objective.likelihood(samples.references)
                 samples.references = samples.references.detach()
             samples.scores = scores.detach()
-            return total
-        given = append_rows(rows, self.references(batch), self.pad) if likely else rows
-        scores, total = learn(
-            model, batch["net_input"], given, term, **self.scoring(given, samples.plan)
-        )
-        samples.scores = scores[:n]
-        samples.references = scores.log_probs[n:] if likely else None
-        return total
-
-    def likelihood(self, log_probs: Tensor, batch: Any, inputs: Tensor | None = None) -> Tensor:
-        """What the loss subtracts for the references, a scalar.
-
-        Args:
-            log_probs: ``[inputs]``, theirs.
-            inputs: whose they are; None is all.
-        """
-        given = self.references(batch)
-        given = given if inputs is None else given[inputs]
-        return self.cfg.mle_weight * self.objective.likelihood(log_probs, given, self.pad)
+            return term
+        references = self.references(samples.batch)
+        wanted = rows if references is None else append_rows(rows, references, self.pad)
+        how = self.scoring(wanted, samples.plan)
+        term_of = partial(objective.term, samples)
+        scores, term = learn(model, samples.batch["net_input"], wanted, term_of, **how)
+        samples.scores = scores[: len(rows)]
+        samples.references = None if references is None else scores[len(rows) :]
+        return term
 
     def judge(self, model: Any, samples: Samples) -> None:
         """Subtract KL penalty and what was expected from the rewards, and choose their baseline."""
@@ -247,7 +228,7 @@ class EsrlCriterion(FairseqCriterion):
 
     def sample_with_graph(
         self, model: Any, sample: dict[str, Any], plan: Plan
-    ) -> tuple[Rows, Scores, Tensor | None]:
+    ) -> tuple[Rows, Scores, Scores | None]:
         """Standard sampling: what sample_rows and rescore give, in one pass."""
         rows, scores, references = sample_with_graph(
             model,
@@ -259,7 +240,7 @@ class EsrlCriterion(FairseqCriterion):
             cached=self.cfg.sampling_mode == "standard",
             dropout=self.cfg.rescoring_dropout,
             tempered=self.cfg.temperature_correction != "none",
-            references=self.references(sample) if self.cfg.mle_weight else None,
+            references=self.references(sample),
             max_tokens=self.cfg.max_sampled_tokens,
             draw=self.draw_word,
         )
@@ -290,15 +271,12 @@ class EsrlCriterion(FairseqCriterion):
         trained = self.objective.trained
         return (trained(scores) - trained(reference)).cpu().numpy()
 
-    def references(self, sample: dict[str, Any]) -> Tensor:
-        """Their tokens, [inputs, length]. Training data have them; fairseq's dummy may be of a
-        validation set without any, and then has empty ones."""
-        if sample.get("target") is None:
-            return sample["id"].new_full((len(sample["id"]), 1), self.eos)
-        return reference_tokens(sample, self.pad)
+    def references(self, sample: dict[str, Any]) -> Tensor | None:
+        """Tokens ``[inputs, length]`` of those whose likelihood counts."""
+        return reference_tokens(sample, self.pad, self.eos) if self.cfg.mle_weight else None
 
     def scoring(self, rows: Rows, plan: Plan) -> dict[str, Any]:
-        """How stage two scores rows: also at their temperature and by tokens if the loss needs it."""
+        """How stage two scores rows; at their temperature and by tokens if the loss needs it."""
         temperature = None
         if self.cfg.temperature_correction != "none":
             temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)

@@ -112,17 +112,23 @@ class Objective:
         )
 
     def term(self, samples: Samples, places: Tensor, scores: Scores) -> Tensor:
-        """Of some chosen rows, a scalar; its sum over all of them has the gradient of the loss.
+        """Of some rows, a scalar; its sum over all rows has the gradient of the loss.
 
         Args:
-            places: int64 ``[some]``, of the rows among the chosen ones.
+            places: int64 ``[some]``, of the rows among the chosen ones and the references behind
+                them, if their likelihood counts.
             scores: of these rows, with gradient.
         """
-        if self.cfg.objective == "ppo":
-            return self.ppo.losses(samples, places, scores).sum()
         loss = samples.loss
         assert loss is not None
-        return -(loss.of_chosen[places] * self.actions(scores)).sum()
+        likelihood: Tensor | float = 0.0
+        if self.cfg.mle_weight:
+            own = places < len(loss.chosen)
+            likelihood = self.likelihood(scores[~own])
+            places, scores = places[own], scores[own]
+        if self.cfg.objective == "ppo":
+            return self.ppo.losses(samples, places, scores).sum() - likelihood
+        return -(loss.of_chosen[places] * self.actions(scores)).sum() - likelihood
 
     def actions(self, scores: Scores) -> Tensor:
         """What the loss is a function of, [rows]: log p, divided by length if that is asked for."""
@@ -138,14 +144,10 @@ class Objective:
             return scores.tempered
         return scores.log_probs
 
-    def likelihood(self, log_probs: Tensor, references: Tensor, pad: int) -> Tensor:
-        """Of all references, on the scale of the losses: its weight depends neither on α nor on
-        whether lengths are normalised.
-
-        Args:
-            log_probs: ``[inputs]``, of the references.
-            references: int64 ``[inputs, length]``, their tokens, right-padded.
-        """
+    def likelihood(self, references: Scores) -> Tensor:
+        """What the loss subtracts for references: its weight depends neither on α nor on whether
+        lengths are normalised."""
+        log_probs = references.log_probs
         if self.cfg.length_normalization:
-            log_probs = log_probs / (references != pad).sum(dim=1).clamp(min=1)
-        return self.alpha * log_probs.sum()
+            log_probs = log_probs / references.lengths.clamp(min=1)
+        return self.cfg.mle_weight * self.alpha * log_probs.sum()

@@ -241,9 +241,10 @@ class EsrlCriterionConfig(FairseqDataclass):
     max_sampled_tokens: int = field(
         default=4096,
         metadata={
-            "help": "sampled tokens whose activations stage two keeps for the backward pass; those "
-            "of the others are computed twice. Lower saves memory, higher saves time. It is for "
-            "--sampling two-stage; standard keeps all"
+            "help": "most sampled tokens whose activations stage two has in memory at once; in "
+            "float16, in which it keeps them for the backward pass, others are computed twice. "
+            "Lower saves memory, higher saves time. It is for --sampling two-stage; standard keeps "
+            "all"
         },
     )
     valid_beam: int = field(

@@ -28,7 +28,7 @@ from helpers import (
 
 from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.token_scores import tempered_scores, token_scores
-from esrl_fairseq.rescoring import frozen, rescoring
+from esrl_fairseq.rescoring import frozen, row_scorer
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import TransformerSteps, _SelfAttention
@@ -161,7 +161,7 @@ def precisions(model):
 @pytest.mark.parametrize("dropout", [False, True])
 def test_what_is_computed_again(arch, kind, dropout, monkeypatch):
     """In backward, which is outside of autocast: in the precision of the forward pass."""
-    monkeypatch.setattr(rescoring, "PIECE_TOKENS", 6)
+    monkeypatch.setattr(row_scorer, "PIECE_TOKENS", 6)
     rows = make_rows([[4, 5, EOS], [5, EOS], [4, 4, 5, EOS], [EOS]], [0, 1, 1, 3])
     found = []
     for max_tokens in (4096, 1):

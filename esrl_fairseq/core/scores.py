@@ -44,9 +44,9 @@ class Scores:
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
-    """The scores of all rows of all parts."""
-    columns = zip(*(vars(part).values() for part in parts))
-    return Scores(*(None if x[0] is None else torch.cat(x) for x in columns))
+    """The scores of all rows of all parts, which know the same of their rows."""
+    known = [name for name, x in vars(parts[0]).items() if x is not None]
+    return Scores(**{name: torch.cat([getattr(x, name) for x in parts]) for name in known})
 
 
 def without_duplicates(rows: Rows, scores: Scores) -> tuple[Rows, Scores]:

@@ -127,7 +127,7 @@ def stages_apart(samples: Samples) -> Tensor:
 
 def nll_references(samples: Samples) -> Any:
     """Of the references, summed; 0 where the loss does not need it."""
-    return 0.0 if samples.references is None else -samples.references.detach().sum()
+    return 0.0 if samples.references is None else -samples.references.log_probs.sum()
 
 
 def branches(objective: str, rows: Rows, inputs: int) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def nll(model: Any, sample: dict[str, Any], dictionary: Any) -> Tensor:
     """Negative log-likelihood of the references, summed, in nats."""
     pad, eos = dictionary.pad(), dictionary.eos()
     if is_decoder_only(model):
-        rows = given_rows(reference_tokens(sample, pad), pad)
+        rows = given_rows(reference_tokens(sample, pad, eos), pad)
         return -rescore(model, sample["net_input"], rows, pad, eos).log_probs.sum()
     lprobs = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
     return torch.nn.functional.nll_loss(

@@ -68,7 +68,8 @@ class _WithGradient(torch.autograd.Function):
         leaves = [_detached(x) for x in inputs[:count]]
         ctx.required = [_requires_grad(x) for x in (*leaves, *inputs[count:])]
         wanted = [x for x, yes in zip((*leaves, *inputs[count:]), ctx.required) if yes]
-        values, found = [], [None] * len(wanted)
+        values: list[Tensor] = []
+        found: list[Tensor | None] = []
         for term in terms:
             with torch.enable_grad():
                 value = term(tree_unflatten(leaves, structure))

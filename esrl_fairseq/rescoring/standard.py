@@ -18,11 +18,8 @@ from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows, given_rows
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rescoring.rescoring import (
-    RowScorer,
-    in_place_of_decoder,
-    unwrap,
-)
+from esrl_fairseq.rescoring.rescoring import in_place_of_decoder, unwrap
+from esrl_fairseq.rescoring.row_scorer import RowScorer
 from esrl_fairseq.sampling.conditioning import decoder_prefix, reorder_encoder_out
 from esrl_fairseq.sampling.draws import Draws
 from esrl_fairseq.sampling.generation import RowSampler
@@ -46,7 +43,7 @@ def sample_with_graph(
     references: Tensor | None = None,
     max_tokens: int = 4096,
     draw: Draw = inverse_cdf_sample,
-) -> tuple[Rows, Scores, Tensor | None]:
+) -> tuple[Rows, Scores, Scores | None]:
     """Draw rows and score them in one pass with gradient.
 
     The wrapped model's ``forward`` is called once, and its encoder, if any, runs once an input.
@@ -64,7 +61,7 @@ def sample_with_graph(
         draw: see :data:`Draw`.
 
     Returns:
-        The rows, duplicates kept; their scores; the references' log-probabilities ``[inputs]``.
+        The rows, duplicates kept; their scores; those of the references.
 
     Raises:
         EsrlError: the decoder's cache has no graph.
@@ -91,10 +88,12 @@ def sample_with_graph(
     )
     given_inputs = scorer.decoder_inputs() if scorer else None
     found = list(in_place_of_decoder(model, sampling, net_input, given_inputs, dropout))
-    reference_log_probs = found.pop() if scorer else None
+    of_references = None
+    if scorer:
+        found, of_references = found[:-3], Scores(*found[-3:])
     log_probs, *own, entropy = found
     rows = sampler.as_rows(draws)
-    return rows, Scores(log_probs, entropy, rows.scored().sum(1), *own), reference_log_probs
+    return rows, Scores(log_probs, entropy, rows.scored().sum(1), *own), of_references
 
 
 @dataclass
@@ -121,12 +120,12 @@ class _SamplingPass:
 
     def __call__(
         self, prev_output_tokens: Any, encoder_out: Any = None, **_: Any
-    ) -> tuple[Tensor, ...]:
-        """The rows' scores, and the references' log-probabilities if there are any."""
+    ) -> tuple[Tensor | None, ...]:
+        """What is known of the rows, and the first three of the references' :class:`Scores`."""
         if self.references is None:
             return self.sample(encoder_out)
-        given = self.references(prev_output_tokens, encoder_out)[0]
-        return *self.sample(encoder_out), given
+        given = self.references(prev_output_tokens, encoder_out)[:3]
+        return *self.sample(encoder_out), *given
 
     def sample(self, encoder_out: Any) -> tuple[Tensor, ...]:
         """Draw the rows; log-probability, tempered one if asked for, and entropy."""

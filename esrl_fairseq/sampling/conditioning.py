@@ -65,6 +65,12 @@ def forward_arguments(
     }
 
 
-def reference_tokens(sample: dict[str, Any], pad: int) -> Tensor:
-    """Tokens of a batch's references, int64 ``[inputs, length]``, right-padded."""
+def reference_tokens(sample: dict[str, Any], pad: int, eos: int) -> Tensor:
+    """Tokens of a batch's references, int64 ``[inputs, length]``, right-padded.
+
+    Data for training and validation have them; the dummy that fairseq makes may be of a validation
+    set without any, and then has empty ones.
+    """
+    if sample.get("target") is None:
+        return sample["id"].new_full((len(sample["id"]), 1), eos)
     return utils.convert_padding_direction(sample["target"], pad, left_to_right=True)

@@ -59,8 +59,7 @@ class Samples:
             gradient; None in the update that draws them, whose own they are.
         loss: linearised; None before it is.
         scores: what stage two knows of the chosen rows; None before it.
-        references: log-probabilities ``[inputs]`` of the references; None where the loss does not
-            need them.
+        references: the same of the references; None where the loss does not need them.
     """
 
     batch: dict[str, Any]
@@ -75,7 +74,7 @@ class Samples:
     old_log_probs: Tensor | None = None
     loss: LinearLoss | None = None
     scores: Scores | None = None
-    references: Tensor | None = None
+    references: Scores | None = None
 
     @property
     def inputs(self) -> int:

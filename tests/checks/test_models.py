@@ -166,7 +166,7 @@ def test_multilingual_bart_ends_with_its_language():
     best = task.best_hypotheses(model, batch, 1)
     assert all(tokens[-1] == end for tokens in best) and criterion.eos == end
 
-    assert torch.equal(reference_tokens(batch, PAD), batch["target"])
+    assert torch.equal(reference_tokens(batch, PAD, EOS), batch["target"])
     assert given_rows(batch["target"], PAD).lengths.tolist() == [5, 3, 4]
     scorer = criterion.scorer
     assert scorer.references(batch) == [["a a b"], ["a"], ["b a"]]

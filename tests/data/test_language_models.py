@@ -37,7 +37,7 @@ from esrl_fairseq.core.sequences import append_rows, decoder_inputs, given_rows
 from esrl_fairseq.data.prompts import check_room
 from esrl_fairseq.data.text import UNK_IN_REFERENCE
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rescoring import frozen, rescoring
+from esrl_fairseq.rescoring import frozen, row_scorer
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.rewards import base
@@ -292,8 +292,8 @@ class TestStageTwo:
         gradient = gradients(model, (weights * (expected + tempered)).sum())
         model.train()
         for piece_tokens, max_tokens in PIECES:
-            monkeypatch.setattr(rescoring, "PIECE_TOKENS", piece_tokens)
-            monkeypatch.setattr(rescoring, "HEAD_POSITIONS", piece_tokens // 2 + 1)
+            monkeypatch.setattr(row_scorer, "PIECE_TOKENS", piece_tokens)
+            monkeypatch.setattr(row_scorer, "HEAD_POSITIONS", piece_tokens // 2 + 1)
             scores = rescore(
                 model,
                 batch["net_input"],
@@ -338,7 +338,7 @@ class TestStageTwo:
         n = len(drawn)
         assert torch.equal(rows.tokens, drawn.tokens) and torch.equal(rows.lengths, drawn.lengths)
         assert torch.equal(rows.truncated, drawn.truncated) and drawn.truncated.any()
-        found = torch.cat([scores.log_probs, references, scores.tempered])
+        found = torch.cat([scores.log_probs, references.log_probs, scores.tempered])
         wanted = torch.cat([expected.log_probs, expected.tempered[:n]])
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
         assert torch.allclose(scores.entropy, expected.entropy[:n], rtol=1e-5, atol=1e-5)

@@ -39,7 +39,7 @@ from esrl_fairseq.huggingface.__main__ import export_model, read_checkpoint, wri
 from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 from esrl_fairseq.huggingface.words import HfTokenizer, Words, make_dictionary
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
-from esrl_fairseq.rescoring import rescoring
+from esrl_fairseq.rescoring import row_scorer
 from esrl_fairseq.rescoring.agreement import stage_difference
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
@@ -258,8 +258,8 @@ class TestStageTwo:
         slope = gradients(own, (weights * (expected + tempered)).sum())
         assert slope.norm() > 1
         for piece_tokens, max_tokens in [(2048, 4096), (6, 4096), (1, 4096), (2048, 1), (6, 9)]:
-            monkeypatch.setattr(rescoring, "PIECE_TOKENS", piece_tokens)
-            monkeypatch.setattr(rescoring, "HEAD_POSITIONS", piece_tokens // 2 + 1)
+            monkeypatch.setattr(row_scorer, "PIECE_TOKENS", piece_tokens)
+            monkeypatch.setattr(row_scorer, "HEAD_POSITIONS", piece_tokens // 2 + 1)
             scores = rescore(
                 model,
                 batch["net_input"],

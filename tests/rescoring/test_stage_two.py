@@ -1,6 +1,7 @@
 """(b) Stage two: one parallel pass equals a plain step-by-step pass, and its gradient."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ from helpers import (
 from torch.nn.parallel import DistributedDataParallel
 
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring import rescoring
-from esrl_fairseq.rescoring.rescoring import rescore
+from esrl_fairseq.rescoring import row_scorer
+from esrl_fairseq.rescoring.rescoring import learn, rescore
 from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.state.capability import RECORD
 from esrl_fairseq.state.corpus import CorpusCounts
@@ -53,10 +54,15 @@ def weights(rows):
     return torch.linspace(-1, 2, len(rows))
 
 
+def weighted(c, places, scores):
+    return (c[places] * scores.log_probs).sum()
+
+
 def pieces(monkeypatch, piece_tokens):
     """Let the decoder take about so many positions at once, and its last layer fewer."""
-    monkeypatch.setattr(rescoring, "PIECE_TOKENS", piece_tokens)
-    monkeypatch.setattr(rescoring, "HEAD_POSITIONS", piece_tokens // 2 + 1)
+    monkeypatch.setattr(row_scorer, "PIECE_TOKENS", piece_tokens)
+    monkeypatch.setattr(row_scorer, "LEARNED_TOKENS", piece_tokens)
+    monkeypatch.setattr(row_scorer, "HEAD_POSITIONS", piece_tokens // 2 + 1)
 
 
 PIECES = [(2048, 4096), (6, 4096), (1, 4096), (2048, 1), (6, 1), (6, 9)]
@@ -291,15 +297,19 @@ def distributed_worker(rank, folder):
     """One of two ranks: gradients through DistributedDataParallel, and the shared reward queue."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    rescoring.PIECE_TOKENS = 6
+    row_scorer.PIECE_TOKENS = row_scorer.LEARNED_TOKENS = 6
     model = make_model().train()
     wrapped = DistributedDataParallel(model)
-    for _ in range(2):  # the second backward pass needs the reducer in order
+    for at_once in (False, True):  # the second backward pass needs the reducer in order
         model.zero_grad()
         rows = rank_rows(rank)
         net_input = make_batch()["net_input"]
-        log_probs = rescore(wrapped, net_input, rows, PAD, EOS, max_tokens=9).log_probs
-        (weights(rows) * log_probs).sum().backward()
+        if at_once:
+            term = partial(weighted, weights(rows))
+            learn(wrapped, net_input, rows, term, PAD, EOS)[1].backward()
+        else:
+            log_probs = rescore(wrapped, net_input, rows, PAD, EOS, max_tokens=9).log_probs
+            (weights(rows) * log_probs).sum().backward()
     state = RLState(folder)
     state.open_store(0, 4, "0" * 128)
     state.baseline.size = 10

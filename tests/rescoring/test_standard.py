@@ -41,7 +41,7 @@ def make_sampler(model, min_len=1):
 
 
 def standard(model, batch, cached=True, counts=COUNTS, sampler=None, **options):
-    """Rows, scores and references' log-probabilities at the test's temperatures and seed."""
+    """Rows, scores and references' scores at the test's temperatures and seed."""
     sampler = sampler or make_sampler(model)
     return sample_with_graph(
         model, batch, sampler, counts, TEMPERATURES, SEED, cached=cached, **options
@@ -80,7 +80,7 @@ def test_equals_two_stages(arch, cached, min_len):
     pairs = {
         "log_probs": (scores.log_probs, expected.log_probs[:n]),
         "tempered": (scores.tempered, expected.tempered[:n]),
-        "references": (references, expected.log_probs[n:]),
+        "references": (references.log_probs, expected.log_probs[n:]),
     }
     assert torch.allclose(scores.entropy, expected.entropy[:n], rtol=1e-5, atol=1e-5)
     for name, (found, wanted) in pairs.items():
@@ -271,7 +271,7 @@ def distributed_worker(rank, folder):
         _, scores, references = standard(
             wrapped, batch, cached, rank_counts(rank), sampler, references=batch["target"]
         )
-        objective(scores.log_probs, references).backward()
+        objective(scores.log_probs, references.log_probs).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         torch.save(gradient, f"{folder}/{rank}-{cached}.pt")
     dist.destroy_process_group()
