@@ -32,7 +32,7 @@ def main() -> None:
         help="elimination ratios; auto for the task's choice")  # fmt: skip
     add("--standard", choices=("standard_kv", "standard_nokv", "fairseq_mrt", "none"),
         default="standard_kv", help="what to compare with; it always draws K samples")  # fmt: skip
-    add("--max-sampled-tokens", type=int, default=4096, help="as in training")
+    add("--max-sampled-tokens", type=int, default=0, help="as in training")
     add("--sampler", choices=("multinomial", "inverse_cdf"), default="multinomial",
         help="how the standard method draws words")  # fmt: skip
     options = parser.parse_args()

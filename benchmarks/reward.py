@@ -41,7 +41,7 @@ def main() -> None:
     add("--reward-model", help="folder or hub name, for rewards that need a model")
     add("--reward-options", help="as fairseq-train's, of a reward that needs a model")
     add("--smoothing", nargs="+", choices=SMOOTH_METHODS, default=["exp"], help="of bleu")
-    add("--max-sampled-tokens", type=int, default=4096, help="as in training")
+    add("--max-sampled-tokens", type=int, default=0, help="as in training")
     options = parser.parse_args()
     common.check_options(options)
     head = common.header(options)

@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     add("--lengths", nargs="+", type=int, help="several values of --length, one after the other")
-    add("--max-sampled-tokens", type=int, default=4096, help="of two_stage, as in training")
+    add("--max-sampled-tokens", type=int, default=0, help="of two_stage, as in training")
     add(
         "--sampler",
         choices=("multinomial", "inverse_cdf"),

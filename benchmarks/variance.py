@@ -110,7 +110,7 @@ def main() -> None:
     add, names = parser.add_argument, [case.name for case in CASES]
     add("--references", type=int, default=8, help="gradients with 4 K samples for each reference")
     add("--cases", nargs="+", default=names, choices=names, metavar="CASE", help="by name, some")
-    add("--max-sampled-tokens", type=int, default=4096, help="as in training")
+    add("--max-sampled-tokens", type=int, default=0, help="as in training")
     options = parser.parse_args()
     common.check_options(options)
     if options.rounds < 3:

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,14 +104,14 @@ class EsrlCriterion(FairseqCriterion):
             if drawn:
                 self.judge(model, samples)
                 samples.loss = self.objective.linearise(samples, torch.initial_seed())
-            term = self.rescore(model, samples)
+            total = self.rescore(model, samples)
             losses = self.objective.losses(samples)
-            loss = losses.sum() + (term - term.detach())
+            value = losses.sum()
             if samples.references is not None:
-                loss = loss - self.objective.likelihood(samples.references)
+                value = value - self.objective.likelihood(samples.references)
         if drawn:
             self.remember(samples)
-        return self.result(samples, loss, losses, clock.seconds)
+        return self.result(samples, value, total, losses, clock.seconds)
 
     def train(self, mode: bool = True) -> "EsrlCriterion":
         """fairseq calls it with True before the batches of each update."""
@@ -129,7 +128,7 @@ class EsrlCriterion(FairseqCriterion):
                 rows, drawn = self.sample_rows(model, sample, plan)
             else:
                 rows, scores, references = self.sample_with_graph(model, sample, plan)
-                drawn = scores.detach()
+                drawn = scores.on_host()
         with clock("reward"):
             scored = self.score_rows(sample, rows)
             rewards = self.given_rewards(sample, scored)
@@ -153,25 +152,25 @@ class EsrlCriterion(FairseqCriterion):
         Returns:
             A scalar with the gradient of the loss; the scores have none.
         """
-        rows, objective = samples.chosen, self.objective
+        rows, device = samples.chosen, samples.batch["id"].device
+        term = self.objective.term(samples, device)
         if samples.scores is not None:  # standard sampling's, of all rows
             assert samples.loss is not None
-            places = torch.arange(len(rows), device=rows.tokens.device)
-            scores = samples.scores[samples.loss.chosen]
-            term = objective.term(samples, places, scores)
+            scores = samples.scores[samples.loss.chosen.to(device)]
+            total = term(torch.arange(len(rows), device=device), scores)
             if samples.references is not None:
-                term = term - objective.likelihood(samples.references)
-                samples.references = samples.references.detach()
-            samples.scores = scores.detach()
-            return term
+                total = total - self.objective.likelihood(samples.references)
+                samples.references = samples.references.on_host()
+            samples.scores = scores.on_host()
+            return total
         references = self.references(samples.batch)
-        wanted = rows if references is None else append_rows(rows, references, self.pad)
+        wanted = rows if references is None else append_rows(rows, references.cpu(), self.pad)
         how = self.scoring(wanted, samples.plan)
-        term_of = partial(objective.term, samples)
-        scores, term = learn(model, samples.batch["net_input"], wanted, term_of, **how)
+        scores, total = learn(model, samples.batch["net_input"], wanted, term, **how)
+        scores = scores.on_host()
         samples.scores = scores[: len(rows)]
         samples.references = None if references is None else scores[len(rows) :]
-        return term
+        return total
 
     def judge(self, model: Any, samples: Samples) -> None:
         """Subtract KL penalty and what was expected from the rewards, and choose their baseline."""
@@ -180,7 +179,7 @@ class EsrlCriterion(FairseqCriterion):
         samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
         if self.cfg.input_baseline and not samples.dummy:
             expected = self.task.rl.offsets(samples.batch["id"])
-            samples.rewards = samples.rewards - expected[samples.rows.input_index.cpu().numpy()]
+            samples.rewards = samples.rewards - expected[samples.rows.input_index.numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
     def remember(self, samples: Samples) -> None:
@@ -201,9 +200,14 @@ class EsrlCriterion(FairseqCriterion):
         self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated, *words)
 
     def result(
-        self, samples: Samples, loss: Tensor, losses: Tensor, seconds: dict[str, float]
+        self,
+        samples: Samples,
+        value: Tensor,
+        total: Tensor,
+        losses: Tensor,
+        seconds: dict[str, float],
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """What fairseq wants of a batch."""
+        """What fairseq wants of a batch; the loss is ``value`` with the gradient of ``total``."""
         inputs = samples.inputs
         log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
         two_stage = self.cfg.sampling_mode == "two-stage" and not self.cfg.rescoring_dropout
@@ -211,7 +215,8 @@ class EsrlCriterion(FairseqCriterion):
             log["stages_apart"] = logs.stages_apart(samples)
         if self.cfg.objective == "ppo":
             log.update(self.objective.ppo.log(samples, self.task.rl.replay.current_pass))
-        log.update(loss=loss.detach(), sample_size=inputs, nsentences=inputs)
+        loss = value + (total - total.detach())
+        log.update(loss=value, sample_size=inputs, nsentences=inputs)
         log.update(ntokens=samples.batch["ntokens"])
         if self.task.frozen is not None:
             log.update(kl=samples.kl, kl_weight=self.task.rl.kl.weight)
@@ -266,10 +271,10 @@ class EsrlCriterion(FairseqCriterion):
         how = {**self.scoring(rows, samples.plan), "dropout": False}
         if self.cfg.rescoring_dropout and samples.scores is not None:
             # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
-            scores = rescore(plain, *given, **how)
-        reference = rescore(frozen, *given, **how)
+            scores = rescore(plain, *given, **how).on_host()
+        reference = rescore(frozen, *given, **how).on_host()
         trained = self.objective.trained
-        return (trained(scores) - trained(reference)).cpu().numpy()
+        return (trained(scores) - trained(reference)).numpy()
 
     def references(self, sample: dict[str, Any]) -> Tensor | None:
         """Tokens ``[inputs, length]`` of those whose likelihood counts."""
@@ -279,8 +284,7 @@ class EsrlCriterion(FairseqCriterion):
         """How stage two scores rows; at their temperature and by tokens if the loss needs it."""
         temperature = None
         if self.cfg.temperature_correction != "none":
-            temperature = torch.as_tensor(plan.temperature, device=rows.tokens.device)
-            temperature = temperature[rows.input_index]
+            temperature = torch.as_tensor(plan.temperature)[rows.input_index]
         return {
             "pad": self.pad,
             "eos": self.eos,

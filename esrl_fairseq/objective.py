@@ -22,7 +22,7 @@ from esrl_fairseq.core.losses import (
     segment_mean,
     spread_scale,
 )
-from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.scores import Scores, Term
 from esrl_fairseq.core.selection import select
 from esrl_fairseq.options import DEFAULT_RISK_ALPHA
 from esrl_fairseq.ppo import Ppo
@@ -60,7 +60,7 @@ class Objective:
     def of_all_rows(self, actions: Tensor, samples: Samples) -> Tensor:
         """The loss of each input, [inputs], from all of its rows; PPO's begins as REINFORCE."""
         cfg, rows, drawn = self.cfg, samples.rows, samples.drawn
-        rewards = torch.as_tensor(samples.rewards, device=actions.device)
+        rewards = torch.as_tensor(samples.rewards)
         group = rows.input_index, samples.inputs, rows.multiplicity
         scale = spread_scale(rewards, *group, cfg.reward_scaling)
         if cfg.reward_baseline == "group":
@@ -90,45 +90,41 @@ class Objective:
             sizes = sizes / samples.drawn.lengths.clamp(min=1)
         ids = samples.batch["id"].tolist()
         chosen, weights = select(
-            sizes.double().cpu().numpy(),
-            samples.rows.lengths.cpu().numpy(),
+            sizes.double().numpy(),
+            samples.rows.lengths.numpy(),
             self.cfg.rescored_share,
             self.cfg.selection,
             np.random.default_rng([SELECTION, seed, *ids]),
         )
-        places = torch.from_numpy(chosen).to(sizes.device)
-        return places, torch.from_numpy(weights).to(sizes)
+        return torch.from_numpy(chosen), torch.from_numpy(weights).to(sizes)
 
     def losses(self, samples: Samples) -> Tensor:
         """The loss of each input, [inputs], without gradient."""
-        loss, scores = samples.loss, samples.scores
-        assert loss is not None and scores is not None
-        if self.cfg.objective != "ppo":
-            return loss.losses
-        return self.ppo.losses(
-            samples,
-            torch.arange(len(scores.log_probs), device=scores.log_probs.device),
-            scores.detach(),
-        )
+        assert samples.loss is not None
+        return self.ppo.losses(samples) if self.cfg.objective == "ppo" else samples.loss.losses
 
-    def term(self, samples: Samples, places: Tensor, scores: Scores) -> Tensor:
-        """Of some rows, a scalar; its sum over all rows has the gradient of the loss.
+    def term(self, samples: Samples, device: Any) -> Term:
+        """What gives a scalar of some rows, whose sum over all rows has the gradient of the loss.
 
-        Args:
-            places: int64 ``[some]``, of the rows among the chosen ones and the references behind
-                them, if their likelihood counts.
-            scores: of these rows, with gradient.
+        It takes the places of the chosen rows, and behind them of the references, if their
+        likelihood counts, and scores with gradient.
         """
         loss = samples.loss
         assert loss is not None
-        likelihood: Tensor | float = 0.0
-        if self.cfg.mle_weight:
-            own = places < len(loss.chosen)
-            likelihood = self.likelihood(scores[~own])
-            places, scores = places[own], scores[own]
-        if self.cfg.objective == "ppo":
-            return self.ppo.losses(samples, places, scores).sum() - likelihood
-        return -(loss.of_chosen[places] * self.actions(scores)).sum() - likelihood
+        slopes, ppo = loss.of_chosen.to(device, non_blocking=True), self.cfg.objective == "ppo"
+        of_ppo = self.ppo.term(samples, device) if ppo else None
+
+        def term(places: Tensor, scores: Scores) -> Tensor:
+            likelihood: Tensor | float = 0.0
+            if self.cfg.mle_weight:
+                own = places < len(slopes)
+                likelihood = self.likelihood(scores[~own])
+                places, scores = places[own], scores[own]
+            if of_ppo:
+                return of_ppo(places, scores) - likelihood
+            return -(slopes[places] * self.actions(scores)).sum() - likelihood
+
+        return term
 
     def actions(self, scores: Scores) -> Tensor:
         """What the loss is a function of, [rows]: log p, divided by length if that is asked for."""

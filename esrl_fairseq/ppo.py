@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics
-from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.scores import Scores, Term
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.state.samples import Samples
 
@@ -52,24 +53,36 @@ class Ppo:
             counts = counts / scores.lengths.clamp(min=1).unsqueeze(1)
         return counts
 
-    def losses(self, samples: Samples, places: Tensor, scores: Scores) -> Tensor:
-        """What some chosen rows add to the loss of each input, [inputs].
+    def losses(self, samples: Samples) -> Tensor:
+        """The loss of each input, [inputs], without gradient."""
+        assert samples.scores is not None
+        return self._parts(samples, "cpu")(slice(None), samples.scores)
 
-        Args:
-            places: int64 ``[some]``, of the rows among the chosen ones.
-            scores: of these rows.
-        """
+    def term(self, samples: Samples, device: Any) -> Term:
+        """What some chosen rows add to the loss, by their places and scores."""
+        losses = self._parts(samples, device)
+        return lambda places, scores: losses(places, scores).sum()
+
+    def _parts(self, samples: Samples, device: Any) -> Callable[[Any, Scores], Tensor]:
+        """What some chosen rows add to the loss of each input, [inputs]."""
         assert samples.loss is not None
-        rows, old = samples.chosen[places], samples.old_log_probs
-        return ppo_loss(
-            self.log_probs(scores, rows),
-            None if old is None else old[places],
-            samples.loss.of_chosen[places],
-            rows.input_index,
-            samples.inputs,
-            self.clip,
-            self.counts(scores, rows),
-        )
+        rows, old = samples.chosen.to(device), samples.old_log_probs
+        old = None if old is None else old.to(device, non_blocking=True)
+        slopes = samples.loss.of_chosen.to(device, non_blocking=True)
+
+        def losses(places: Any, scores: Scores) -> Tensor:
+            some = rows[places]
+            return ppo_loss(
+                self.log_probs(scores, some),
+                None if old is None else old[places],
+                slopes[places],
+                some.input_index,
+                samples.inputs,
+                self.clip,
+                self.counts(scores, some),
+            )
+
+        return losses
 
     @torch.no_grad()
     def log(self, samples: Samples, current_pass: int) -> dict[str, Any]:

@@ -14,10 +14,16 @@ from torch import Tensor
 
 BLOCK = 64
 """Words of a block in :func:`inverse_cdf_sample`."""
+MANY_WORDS = 100_000
+"""Vocabularies above this are drawn from in float64."""
 
 
 def row_uniforms(
-    seed: int, input_ids: Sequence[int], counts: Sequence[int], steps: Sequence[int]
+    seed: int,
+    input_ids: Sequence[int],
+    counts: Sequence[int],
+    steps: Sequence[int],
+    words: int = 0,
 ) -> Tensor:
     """Uniform numbers for ragged rows, from the counter-based generator Philox.
 
@@ -26,16 +32,19 @@ def row_uniforms(
         input_ids: ``[inputs]`` dataset ids, the generator's key beside the seed.
         counts: ``[inputs]`` rows per input.
         steps: ``[inputs]`` numbers per row; must not depend on the rest of the batch.
+        words: of the vocabulary that will be drawn from.
 
     Returns:
-        float32 ``[sum(counts), max(steps)]`` in [0, 1), zero beyond an input's own ``steps``.
+        ``[sum(counts), max(steps)]`` in [0, 1), zero beyond an input's own ``steps``. Float32, of
+        24 bits, or float64 for more than :data:`MANY_WORDS`, whose rarest would never be drawn.
     """
-    uniforms = np.zeros((sum(counts), max(steps, default=0)), dtype=np.float32)
+    kind = np.float64 if words > MANY_WORDS else np.float32
+    uniforms = np.zeros((sum(counts), max(steps, default=0)), dtype=kind)
     row = 0
     for input_id, count, width in zip(input_ids, counts, steps):
         key = np.array([seed % 2**64, int(input_id) % 2**64], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        uniforms[row : row + count, :width] = generator.random((count, width), dtype=np.float32)
+        uniforms[row : row + count, :width] = generator.random((count, width), dtype=kind)
         row += count
     return torch.from_numpy(uniforms)
 
@@ -60,13 +69,11 @@ def inverse_cdf_sample(
         overflows at times) give any word, and the loss of that row is no number either, which
         fairseq knows how to go on from.
     """
-    if rows is None:
-        rows = torch.arange(len(logits), device=logits.device)
     return _words(logits.float().div_(temperature.unsqueeze(-1)).softmax(dim=-1), uniforms, rows)
 
 
 def sample_and_score(
-    logits: Tensor, temperature: Tensor | None, uniforms: Tensor, rows: Tensor
+    logits: Tensor, temperature: Tensor | None, uniforms: Tensor, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The words of :func:`inverse_cdf_sample`, and what is known of them anyway.
 
@@ -80,30 +87,42 @@ def sample_and_score(
         temperature 1, that at its temperature, and the entropy in nats at temperature 1.
     """
     probs = logits.softmax(dim=-1)
-    mean_score = torch.linalg.vecdot(probs, logits)[rows]
+    mean_score = _of_draws(torch.linalg.vecdot(probs, logits), rows)
     if temperature is None:
         words = _words(probs, uniforms, rows)
-        log_probs = tempered = probs[rows, words].log()
+        log_probs = tempered = _at(probs, rows, words).log()
     else:
         weights = (logits / temperature.unsqueeze(-1)).softmax(dim=-1)
         words = _words(weights, uniforms, rows)
-        tempered = weights[rows, words].log()
+        tempered = _at(weights, rows, words).log()
         # From the likeliest word: at temperature 1 the one drawn may round to 0.
         log_z = logits.amax(dim=-1) - probs.amax(dim=-1).log()
-        log_probs = logits[rows, words] - log_z[rows]
+        log_probs = _at(logits, rows, words) - _of_draws(log_z, rows)
     # H = log Z − Σ_v p_v score_v, and log Z = score − log p of any word.
-    entropy = logits[rows, words] - log_probs - mean_score
+    entropy = _at(logits, rows, words) - log_probs - mean_score
     return words, torch.stack([log_probs, tempered, entropy])
 
 
-def _words(weights: Tensor, uniforms: Tensor, rows: Tensor) -> Tensor:
-    """A word of each row by its uniform number: ``rows`` are of ``weights``, ``[rows, words]``."""
+def _of_draws(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Values ``[rows, …]`` of the row of each draw; None: each row has one, in order."""
+    return values if rows is None else values[rows]
+
+
+def _at(values: Tensor, rows: Tensor | None, words: Tensor) -> Tensor:
+    """``values[rows, words]``; ``words`` is ``[draws]`` or ``[draws, some]``."""
+    if rows is None:
+        return values.gather(1, words.view(len(words), -1)).view(words.shape)
+    return values[rows.view(-1, *(1,) * (words.dim() - 1)), words]
+
+
+def _words(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> Tensor:
+    """A word of each draw by its uniform number, from its row of ``weights``, ``[rows, words]``."""
     # Two levels: a CDF over all words would be a third of the sampler's time on a CPU.
-    block, rest = _invert(_block_sums(weights)[rows], uniforms)
+    block, rest = _invert(_of_draws(_block_sums(weights), rows), uniforms)
     words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)
     inside = words < weights.size(1)
     last = weights.size(1) - 1
-    own = weights[rows.unsqueeze(1), words.clamp(max=last)] * inside
+    own = _at(weights, rows, words.clamp(max=last)) * inside
     return (block * BLOCK + _invert(own, rest)[0]).clamp(max=last)
 
 
@@ -121,17 +140,18 @@ def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         weights: float32 ``[rows, columns]``, not negative, not all zero.
-        uniforms: float32 ``[rows]`` in [0, 1).
+        uniforms: ``[rows]`` in [0, 1), float32 or float64, in which it is computed.
 
     Returns:
-        int64 ``[rows]``, never a column of weight 0; float32 ``[rows]`` in [0, 1).
+        int64 ``[rows]``, never a column of weight 0; ``[rows]`` in [0, 1), like ``uniforms``.
     """
-    cdf = weights.cumsum(dim=-1)
-    # A float32 below 1 is at most 1 - 2**-24, and that times the total never rounds to the total,
-    # so that there is always a column left above the target.
+    cdf = weights.cumsum(dim=-1, dtype=uniforms.dtype)
+    # A float below 1 is at most 1 - eps / 2, and that times the total never rounds to the total, so
+    # that there is always a column left above the target.
     target = uniforms.unsqueeze(-1) * cdf[:, -1:]
     column = torch.searchsorted(cdf, target, right=True)
     column = column.clamp(max=weights.size(-1) - 1)  # it is one too far where all is NaN
     weight = weights.gather(1, column)
     rest = (target - (cdf.gather(1, column) - weight)) / weight
-    return column.squeeze(-1), rest.clamp(0, 1 - 2**-24).squeeze(-1)
+    below_one = 1 - torch.finfo(rest.dtype).eps / 2
+    return column.squeeze(-1), rest.clamp(0, below_one).squeeze(-1)

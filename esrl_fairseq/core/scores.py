@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,14 +33,31 @@ class Scores:
 
     def __getitem__(self, rows: slice | Tensor) -> Scores:
         """The scores of some rows."""
-        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
-        return replace(self, **parts)
+        return Scores(**{name: x[rows] for name, x in vars(self).items() if x is not None})
 
     def detach(self) -> Scores:
         """The same without gradient."""
-        return replace(
-            self, **{name: x.detach() for name, x in vars(self).items() if x is not None}
+        known = {name: x.detach() for name, x in vars(self).items() if x is not None}
+        return Scores(**known)
+
+    def on_host(self) -> Scores:
+        """The same without gradient and in the host's memory: one copy, for which it waits once."""
+        if self.log_probs.device.type == "cpu":
+            return self.detach()
+        known = {name: x.detach() for name, x in vars(self).items() if x is not None}
+        columns = {name: x.reshape(len(x), -1).float() for name, x in known.items()}
+        packed = torch.cat(list(columns.values()), dim=1).cpu()
+        parts = packed.split([x.size(1) for x in columns.values()], dim=1)
+        return Scores(
+            **{
+                name: part.view(x.shape).to(x.dtype)
+                for (name, x), part in zip(known.items(), parts)
+            }
         )
+
+
+Term = Callable[[Tensor, Scores], Tensor]
+"""A scalar of some rows: of their places, int64 ``[some]``, and scores."""
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
@@ -52,4 +69,5 @@ def joined(parts: Sequence[Scores]) -> Scores:
 def without_duplicates(rows: Rows, scores: Scores) -> tuple[Rows, Scores]:
     """Each distinct sequence of an input once, with its multiplicity."""
     keep, multiplicity = distinct_rows(rows)
-    return replace(rows[keep], multiplicity=multiplicity), scores[keep]
+    scores = scores[keep.to(scores.log_probs.device)]
+    return replace(rows[keep], multiplicity=multiplicity), scores

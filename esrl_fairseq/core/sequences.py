@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 @dataclass
 class Rows:
     """Sampled sequences of a batch; row r belongs to input ``input_index[r]``.
+
+    Between the stages they are on the host, where texts, rewards and choices are made.
 
     Attributes:
         tokens: int64 ``[rows, length]``, each row ends with EOS and is padded on the right.
@@ -32,6 +35,11 @@ class Rows:
     def __getitem__(self, index: Tensor) -> Rows:
         """Some rows, by their places."""
         return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device: Any) -> Rows:
+        """The rows there; the host does not wait for the copies."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Rows(*(x.to(device, non_blocking=True) for x in parts))
 
     def scored(self) -> Tensor:
         """bool ``[rows, length]``: tokens that the policy chose.

@@ -55,6 +55,7 @@ class HfSteps(DecoderSteps):
         return self.model.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
+        rows = rows.to(self.device, non_blocking=True)
         self.model.decoder.reorder_incremental_state(self.state, rows)
 
 

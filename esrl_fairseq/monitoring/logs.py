@@ -68,7 +68,7 @@ def training_log(
     """
     plan, rows, scored, drawn = samples.plan, samples.rows, samples.scored, samples.drawn
     inputs = samples.inputs
-    draws = rows.multiplicity.cpu().numpy()
+    draws = rows.multiplicity.numpy()
     known = ~np.isnan(plan.capability)
     log: dict[str, Any] = {
         "batches": 1,
@@ -83,7 +83,7 @@ def training_log(
         "temperature": float(plan.temperature.sum()),
         "known": int(known.sum()),
         "capability": float(plan.capability[known].sum()),
-        "entropy": drawn.entropy.sum(),
+        "entropy": float(drawn.entropy.sum()),
         "sampled_tokens": int(rows.lengths.sum()),
         "scored_tokens": int(drawn.lengths.sum()),
         **selection_log(samples),
@@ -91,10 +91,10 @@ def training_log(
         "truncated": int(rows.truncated.sum()),
         "words": scored.words,
         "reference_words": scored.reference_words,
-        "peak_gb": peak_memory_gb(rows.tokens.device),
+        "peak_gb": peak_memory_gb(samples.batch["id"].device),
     }
     for branch, taken in branches(objective, rows, inputs).items():
-        log[f"loss_{branch}"] = losses.detach()[taken].sum()
+        log[f"loss_{branch}"] = float(losses[taken].sum())
         log[f"inputs_{branch}"] = int(taken.sum())
     log.update({f"seconds_{stage}": value for stage, value in seconds.items()})
     quarter = np.ceil(plan.counts / options.num_samples * HISTOGRAM_BINS).astype(int)
@@ -118,16 +118,16 @@ def selection_log(samples: Samples) -> dict[str, Any]:
     }
 
 
-def stages_apart(samples: Samples) -> Tensor:
+def stages_apart(samples: Samples) -> float:
     """How far the stages' log-probabilities of the chosen rows are apart, summed."""
     assert samples.loss is not None and samples.scores is not None
     given = samples.drawn.log_probs[samples.loss.chosen]
-    return (samples.scores.log_probs.detach() - given).abs().sum()
+    return float((samples.scores.log_probs - given).abs().sum())
 
 
-def nll_references(samples: Samples) -> Any:
+def nll_references(samples: Samples) -> float:
     """Of the references, summed; 0 where the loss does not need it."""
-    return 0.0 if samples.references is None else -samples.references.log_probs.sum()
+    return 0.0 if samples.references is None else -float(samples.references.log_probs.sum())
 
 
 def branches(objective: str, rows: Rows, inputs: int) -> dict[str, Tensor]:

@@ -66,52 +66,44 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, terms: Any, structure: Any, count: int, *inputs: Any) -> Tensor:
         leaves = [_detached(x) for x in inputs[:count]]
-        ctx.required = [_requires_grad(x) for x in (*leaves, *inputs[count:])]
-        wanted = [x for x, yes in zip((*leaves, *inputs[count:]), ctx.required) if yes]
+        everything = (*leaves, *inputs[count:])
+        places = [i for i, x in enumerate(everything) if _requires_grad(x)]
+        wanted = [everything[i] for i in places]
         values: list[Tensor] = []
-        found: list[Tensor | None] = []
+        found: dict[int, Tensor] = {}
         for term in terms:
             with torch.enable_grad():
                 value = term(tree_unflatten(leaves, structure))
             values.append(value.detach())
-            own = torch.autograd.grad(value, wanted, allow_unused=True)
-            del value
-            if len(values) == 1:
-                found = _unshared(own)
-            else:
-                found = [_added(x, y) for x, y in zip(found, own)]
-        ctx.found = found
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
+            found = _sum(found, {i: x for i, x in zip(places, gradients) if x is not None})
+        ctx.found, ctx.inputs = found, len(everything)
         return torch.stack(values).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        found, ctx.found = ctx.found, None  # they are scaled in place: once
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for x in found:
-            if x is not None:
-                by_type.setdefault(x.dtype, []).append(x)
-        for kind, tensors in by_type.items():
-            torch._foreach_mul_(tensors, grad.to(kind))
-        given = iter(found)
-        return None, None, None, *(next(given) if wanted else None for wanted in ctx.required)
+        found = _scaled(ctx.found, grad)
+        return None, None, None, *(found.get(i) for i in range(ctx.inputs))
 
 
-def _unshared(found: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that can be written to: autograd gives the same tensor to both terms of a sum."""
-    own: list[Tensor | None] = []
-    seen = set()
-    for x in found:
-        if x is not None and (x.data_ptr() in seen or not x.is_contiguous()):
-            x = x.clone(memory_format=torch.contiguous_format)
-        seen.add(None if x is None else x.data_ptr())
-        own.append(x)
-    return own
+# Not in place, since autograd gives one tensor to both terms of a sum. Few launches for all.
 
 
-def _added(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    if x is None:
-        return None if y is None else y.clone(memory_format=torch.contiguous_format)
-    return x if y is None else x.add_(y)
+def _sum(some: dict[int, Tensor], others: dict[int, Tensor]) -> dict[int, Tensor]:
+    both = list(some.keys() & others.keys())
+    if not both:
+        return {**some, **others}
+    sums = torch._foreach_add([some[i] for i in both], [others[i] for i in both])
+    return {**some, **others, **dict(zip(both, sums))}
+
+
+def _scaled(found: dict[int, Tensor], by: Tensor) -> dict[int, Tensor]:
+    scaled: dict[int, Tensor] = {}
+    for kind in {x.dtype for x in found.values()}:
+        places = [i for i, x in found.items() if x.dtype == kind]
+        products = torch._foreach_mul([found[i] for i in places], by.to(kind))
+        scaled.update(zip(places, products))
+    return scaled
 
 
 class _Recomputed(torch.autograd.Function):
@@ -119,7 +111,9 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, run: Any, structure: Any, count: int, *inputs: Any) -> Any:
         ctx.run, ctx.structure, ctx.count, ctx.inputs = run, structure, count, inputs
         ctx.precision = _autocast_of(inputs)
-        ctx.random = torch.get_rng_state(), *get_device_states(*inputs)
+        # One tensor a device: torch asks for the state once a tensor.
+        devices = {x.device: x for x in inputs if isinstance(x, Tensor)}
+        ctx.random = torch.get_rng_state(), *get_device_states(*devices.values())
         results = run(tree_unflatten(inputs[:count], structure))
         ctx.mark_non_differentiable(results[-1])
         return results

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from esrl_fairseq.core.scores import Scores
+from esrl_fairseq.core.scores import Scores, Term
 from esrl_fairseq.core.sequences import Rows
-from esrl_fairseq.rescoring.row_scorer import RowScorer, Term
+from esrl_fairseq.rescoring.row_scorer import RowScorer
 from esrl_fairseq.sampling.conditioning import (
     decoder_prefix,
     forward_arguments,
@@ -30,7 +30,7 @@ def rescore(
     eos: int,
     min_len: int = 0,
     dropout: bool = False,
-    max_tokens: int = 4096,
+    max_tokens: int = 0,
     temperature: Tensor | None = None,
     tokens: bool = False,
 ) -> Scores:
@@ -46,7 +46,8 @@ def rescore(
         rows: sequences to score.
         dropout: keep the model's dropout as in MLE training.
         max_tokens: positions whose activations are kept for the backward pass; those of further
-            rows are computed again there, so that memory does not grow with the samples.
+            rows are computed again there, so that memory does not grow with the samples. 0 is as
+            the device wants it.
         temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
         tokens: return each token's log-probability, too.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from esrl_fairseq.core.scores import Scores, joined
+from esrl_fairseq.core.scores import Scores, Term, joined
 from esrl_fairseq.core.sequences import Prefix, Rows, decoder_inputs
 from esrl_fairseq.core.token_scores import tempered_scores
 from esrl_fairseq.rescoring.recompute import (
@@ -22,15 +22,20 @@ from esrl_fairseq.rescoring.recompute import (
 from esrl_fairseq.sampling.conditioning import reorder_encoder_out
 from esrl_fairseq.sampling.modes import training_mode
 
-Term = Callable[[Tensor, Scores], Tensor]
-"""A scalar of some rows, int64 ``[some]`` places and their scores."""
-
 PIECE_TOKENS = 2048
 """Positions (padding included) that the decoder takes at once; more is not faster on a CPU."""
 LEARNED_TOKENS = 1024
 """The same where the gradient is computed at once: what is kept then fits a CPU's cache."""
 HEAD_POSITIONS = 512
 """Positions that are projected to the vocabulary at once; backward projects them again."""
+HOST_TOKENS = 4096
+"""Positions that are kept for backward, unless an option says so."""
+DEVICE_TOKENS = 16384
+"""The same elsewhere, and positions of a piece there, where launches decide, if memory allows."""
+DEVICE_SCORES = 2**28
+"""Scores of words, positions times vocabulary, that are computed at once there: 1 GiB a copy."""
+SHARE = 64
+"""One copy of the scores, in float32, may take one part of so many of the device's memory."""
 
 
 class RowScorer:
@@ -45,24 +50,30 @@ class RowScorer:
         eos: int,
         min_len: int = 0,
         dropout: bool = False,
-        max_tokens: int = 4096,
+        max_tokens: int = 0,
         temperature: Tensor | None = None,
         tokens: bool = False,
         term: Term | None = None,
     ):
-        self.model = model
-        self.rows = rows
-        self.prefix = prefix[rows.input_index]
+        parameter = next(model.parameters())
+        self.model, self.device = model, parameter.device
+        self.rows = rows.to(self.device)
+        self.prefix = prefix[self.rows.input_index]
         # The decoder's output at this place predicts a row's first token.
         self.begin = self.prefix.lengths - 1
-        self.lengths = self.begin + rows.lengths
+        # Where pieces are cut is decided on the host; it waits here, and not for each piece.
+        self.lengths = self.begin.cpu() + rows.lengths.cpu()
+        self.counts = (rows.lengths - rows.truncated.long()).cpu()
+        self.scored = self.counts.to(self.device, non_blocking=True)
         self.pad, self.eos, self.min_len = pad, eos, min_len
-        self.max_tokens = max_tokens
+        on_host = self.device.type == "cpu"
+        self.max_tokens = max_tokens or (HOST_TOKENS if on_host else DEVICE_TOKENS)
         self.dropout = dropout
-        self.temperature = temperature
+        self.temperature = None
+        if temperature is not None:
+            self.temperature = temperature.to(self.device, non_blocking=True)
         self.tokens = tokens
         self.term = term
-        parameter = next(model.parameters())
         self.at_once = term is not None and not loses_small_gradients(parameter)
         self.decode = model.decoder.forward
         # The Transformer family can stop before the vocabulary projection, which then needs to
@@ -75,12 +86,23 @@ class RowScorer:
         """What the decoder reads, int64 ``[rows, length]``."""
         return decoder_inputs(self.rows.tokens, self.rows.lengths, self.prefix, self.pad)
 
+    def positions_at_once(self) -> int:
+        """Of a piece, padding included."""
+        if self.device.type == "cpu":
+            return min(LEARNED_TOKENS, self.max_tokens) if self.at_once else PIECE_TOKENS
+        scores = DEVICE_SCORES
+        if self.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            scores = min(scores, memory // SHARE // torch.float32.itemsize)
+        words = len(self.model.decoder.dictionary)
+        return min(DEVICE_TOKENS, max(scores // words, 1), self.max_tokens)
+
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
     ) -> tuple[Tensor | None, ...]:
         """What makes up the rows' :class:`Scores`, and the sum of the term if there is one."""
         run, pieces = functools.partial(self.score, prev_output_tokens), self.pieces()
-        back = torch.cat(pieces).argsort()
+        back = torch.cat(pieces).argsort().to(self.device, non_blocking=True)
         total = None
         if self.at_once:
             found, total = self.learn(run, pieces, encoder_out)
@@ -88,7 +110,7 @@ class RowScorer:
             found = self.keep(run, pieces, encoder_out)
         scores = joined(found)[back]
         if self.term is not None and total is None:
-            total = self.term(torch.arange(len(back), device=back.device), scores)
+            total = self.term(torch.arange(len(back), device=self.device), scores)
         return *vars(scores).values(), total
 
     def learn(
@@ -101,7 +123,7 @@ class RowScorer:
             scores = run(piece, encoder_out)
             found.append(scores.detach())
             assert self.term is not None
-            return self.term(piece, scores)
+            return self.term(piece.to(self.device, non_blocking=True), scores)
 
         terms = [functools.partial(term, piece) for piece in pieces]
         return found, with_gradient(terms, encoder_out, self.model.parameters())
@@ -134,11 +156,11 @@ class RowScorer:
             return tuple(getattr(scores, name) for name in names)
 
         found = dict(zip(names, recomputed(again, encoder_out, self.model.parameters())))
-        return Scores(**found, lengths=self.rows.scored()[piece].sum(1))
+        return Scores(**found, lengths=self.scored[piece.to(self.device)])
 
     def pieces(self) -> list[Tensor]:
-        """Indices of rows of similar length, long ones first."""
-        most = min(LEARNED_TOKENS, self.max_tokens) if self.at_once else PIECE_TOKENS
+        """Places of rows of similar length, long ones first; on the host."""
+        most = self.positions_at_once()
         lengths, order = self.lengths.sort(descending=True, stable=True)
         pieces, start, all_lengths = [], 0, lengths.tolist()
         while start < len(order):
@@ -150,12 +172,16 @@ class RowScorer:
 
     def score(self, prev_output_tokens: Tensor, piece: Tensor, encoder_out: Any) -> Scores:
         """Scores of the rows ``piece``."""
-        longest = int(self.lengths[piece].max())
+        longest, total = int(self.lengths[piece].max()), int(self.counts[piece].sum())
+        piece = piece.to(self.device, non_blocking=True)
         own = reorder_encoder_out(self.model, encoder_out, self.rows.input_index[piece])
         keywords = {"features_only": True} if self.features_only else {}
         decoder_out = self.decode(prev_output_tokens[piece, :longest], encoder_out=own, **keywords)
-        scored = self.rows.scored()[piece]
-        row, step = scored.nonzero(as_tuple=True)
+        scored = self.scored[piece]
+        # As nonzero() of the tokens that the policy chose, which would make the host wait.
+        row = torch.arange(len(piece), device=self.device)
+        row = row.repeat_interleave(scored, output_size=total)
+        step = torch.arange(total, device=self.device) - (scored.cumsum(0) - scored)[row]
         states = decoder_out[0][row, self.begin[piece[row]] + step]
         targets = self.rows.tokens[piece[row], step]
         # A given row (a reference) may end earlier than samples may; its EOS is not forbidden.
@@ -169,7 +195,7 @@ class RowScorer:
         if self.tokens:
             table = values[0].new_zeros(len(piece), self.rows.tokens.size(1))
             table = table.index_put((row, step), values[0])
-        return Scores(log_probs, entropy, scored.sum(1), tempered[0] if tempered else None, table)
+        return Scores(log_probs, entropy, scored, tempered[0] if tempered else None, table)
 
     def head(
         self, states: Tensor, targets: Tensor, no_eos: Tensor, temperature: Tensor | None
@@ -186,7 +212,7 @@ class RowScorer:
             part = slice(start, start + HEAD_POSITIONS)
             tau = None if temperature is None else temperature[part]
             chunk = states[part], targets[part], no_eos[part], tau
-            scored.append(checkpoint(score, *chunk, use_reentrant=False))
+            scored.append(checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False))
         return tuple(torch.cat(parts) for parts in zip(*scored))
 
     def token_scores(

@@ -41,7 +41,7 @@ def sample_with_graph(
     dropout: bool = False,
     tempered: bool = False,
     references: Tensor | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int = 0,
     draw: Draw = inverse_cdf_sample,
 ) -> tuple[Rows, Scores, Scores | None]:
     """Draw rows and score them in one pass with gradient.
@@ -74,7 +74,8 @@ def sample_with_graph(
     if references is not None:
         given, prefix = given_rows(references, pad), decoder_prefix(inner, net_input, eos)
         scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, dropout, max_tokens)
-    draws = sampler.draws(sample, counts, seed)
+    on_host = sampler.draws(sample, counts, seed)
+    draws = on_host.to(net_input["src_tokens"].device)
     sampling = _SamplingPass(
         model=inner,
         decode=inner.decoder.forward,
@@ -92,8 +93,10 @@ def sample_with_graph(
     if scorer:
         found, of_references = found[:-3], Scores(*found[-3:])
     log_probs, *own, entropy = found
-    rows = sampler.as_rows(draws)
-    return rows, Scores(log_probs, entropy, rows.scored().sum(1), *own), of_references
+    on_host.take(draws)
+    rows = sampler.as_rows(on_host)
+    lengths = rows.scored().sum(1).to(log_probs.device)
+    return rows, Scores(log_probs, entropy, lengths, *own), of_references
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +37,38 @@ class Draws:
     uniforms: Tensor
     known: Tensor
 
-    def __getitem__(self, rows: slice) -> Draws:
+    def to(self, device: Any) -> Draws:
+        """The same there."""
+        return Draws(**{k: x.to(device, non_blocking=True) for k, x in vars(self).items()})
+
+    def put(self, places: Tensor, some: Draws) -> None:
+        """Write what was found of some rows, int64 ``[some]``."""
+        if some is not self:
+            self.tokens[places], self.known[:, places] = some.tokens, some.known
+
+    def take(self, found: Draws) -> None:
+        """Write what was found of all rows, elsewhere or here."""
+        if found.tokens.device != self.tokens.device:
+            self.tokens.copy_(found.tokens)
+            self.known.copy_(found.known)
+
+    def __getitem__(self, rows: slice | Tensor) -> Draws:
         """Those of some rows."""
         parts = {name: x[rows] for name, x in vars(self).items() if name != "known"}
         return Draws(**parts, known=self.known[:, rows])
+
+
+class Strategy(NamedTuple):
+    """How rows are decoded.
+
+    Attributes:
+        decode: takes the sampler, rows on the host, the encoder's output for all inputs,
+            temperatures ``[inputs]`` (None is 1 everywhere) and the model's device.
+        most_rows: that may be decoded at once, from the sampler, their length and the device.
+    """
+
+    decode: Callable[[Any, Draws, Any, Tensor | None, torch.device], None]
+    most_rows: Callable[[Any, int, torch.device], int]
 
 
 def groups_of_inputs(counts: list[int], most: int) -> Iterator[slice]:

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import forget_casts
-from esrl_fairseq.core.sampling import row_uniforms, sample_and_score
+from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows, moved
 from esrl_fairseq.core.token_scores import FORBIDDEN
+from esrl_fairseq.sampling.branching import BRANCHES
 from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
-from esrl_fairseq.sampling.draws import Draws, branches, groups_of_inputs
+from esrl_fairseq.sampling.draws import Draws, Strategy, groups_of_inputs
+from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.modes import kept_modes
-from esrl_fairseq.sampling.steps import DecoderSteps, decoding_steps
 
-ROWS_AT_ONCE = (1024, 16384)
-"""Rows in the decoder's batch, on a CPU and on other devices: more are not faster."""
-SCORED_AT_ONCE = 256
-"""Rows that are projected to the vocabulary and sampled at once on a CPU."""
+STRATEGIES = (BRANCHES, FIXED_ROWS)
+"""How rows are decoded on a CPU, where work decides, and elsewhere, where launches do."""
 
 
 class RowSampler(SequenceGenerator):
@@ -36,6 +35,9 @@ class RowSampler(SequenceGenerator):
     Raises:
         EsrlError: the model is of another kind, see :func:`check_model`.
     """
+
+    strategy: Strategy | None = None
+    """How rows are decoded; None: as the device wants it."""
 
     def __init__(self, models: list[Any], *args: Any, **kwargs: Any):
         check_model(models[0])
@@ -91,28 +93,34 @@ class RowSampler(SequenceGenerator):
         draws = self.draws(sample, counts, seed)
         if longest is not None:
             draws.limits.clamp_(max=longest)
-        tempered = bool((np.asarray(temperature) != 1).any())
-        temperature = torch.as_tensor(temperature, device=draws.tokens.device)
-        # Decoder caches are bounded, since inputs take turns.
-        most = ROWS_AT_ONCE[draws.tokens.device.type != "cpu"]
+        device = net_input["src_tokens"].device
+        strategy = self.strategy or STRATEGIES[device.type != "cpu"]
+        tempered = None
+        if (np.asarray(temperature) != 1).any():
+            tempered = torch.as_tensor(temperature).to(device, non_blocking=True)
         with kept_modes(self.model):
             self.model.eval()
             encoder_out = encode(model, net_input)
+            # Inputs take turns, so that memory is bounded.
+            most = strategy.most_rows(self, draws.tokens.size(1), device)
             for part in groups_of_inputs(np.asarray(counts).tolist(), most):
-                self._decode(draws[part], encoder_out, temperature if tempered else None)
+                strategy.decode(self, draws[part], encoder_out, tempered, device)
         forget_casts()
         rows = self.as_rows(draws)
         return rows, self.as_scores(draws, rows)
 
     def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> Draws:
-        """What rows are drawn with; for the arguments see :meth:`sample_rows`."""
-        net_input = sample["net_input"]
+        """What rows are drawn with, on the host; for the arguments see :meth:`sample_rows`."""
+        net_input = {
+            name: sample["net_input"][name].cpu() for name in ("src_tokens", "src_lengths")
+        }
         prefix = decoder_prefix(self.model.single_model, net_input, self.eos)
         limits = self.length_limits(net_input["src_lengths"], prefix.lengths)
-        counts, device = np.asarray(counts).tolist(), limits.device
-        uniforms = row_uniforms(seed, sample["id"].tolist(), counts, (limits + 1).tolist())
-        input_index = torch.arange(len(counts), device=device)
-        input_index = input_index.repeat_interleave(torch.tensor(counts, device=device))
+        counts = np.asarray(counts).tolist()
+        uniforms = row_uniforms(
+            seed, sample["id"].tolist(), counts, (limits + 1).tolist(), words=self.vocab_size
+        )
+        input_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         prefix = prefix[input_index]
         given = prefix.lengths - 1
         steps = prefix.tokens.size(1) - 1 + uniforms.size(1)
@@ -122,8 +130,8 @@ class RowSampler(SequenceGenerator):
             given=given,
             start=prefix.tokens[:, :1],
             tokens=moved(prefix.tokens, torch.full_like(given, -1), steps, self.pad),
-            uniforms=moved(uniforms.to(device), given, steps, 0),
-            known=torch.zeros(3, len(given), steps, device=device),
+            uniforms=moved(uniforms, given, steps, 0),
+            known=torch.zeros(3, len(given), steps),
         )
 
     def forbid(self, scores: Tensor, drawn: Tensor) -> None:
@@ -136,7 +144,7 @@ class RowSampler(SequenceGenerator):
         scores[:, self.eos].masked_fill_(drawn < self.min_len, FORBIDDEN)
 
     def as_rows(self, draws: Draws) -> Rows:
-        """:class:`Rows` of finished sequences, without their prompts."""
+        """:class:`Rows` of finished sequences, without their prompts; where these are."""
         tokens = moved(draws.tokens, -draws.given, draws.tokens.size(1), self.pad)
         lengths = (tokens != self.pad).sum(1)
         return Rows(
@@ -158,85 +166,6 @@ class RowSampler(SequenceGenerator):
             tempered.sum(1),
             moved(log_probs, -draws.given, rows.tokens.size(1), 0),
         )
-
-    def _decode(self, draws: Draws, encoder_out: Any, temperature: Tensor | None) -> None:
-        """Write the samples of some rows into ``draws.tokens``, and what is known of them.
-
-        Args:
-            temperature: ``[inputs]``; None is 1 everywhere.
-        """
-        # Rows with the same prefix share one place in the decoder's batch, their branch: at first
-        # all of an input, later each has its own.
-        inputs, branch = draws.input_index.unique(return_inverse=True)
-        tokens, ends = draws.tokens, draws.given + draws.limits
-        live = torch.arange(len(tokens), device=tokens.device)
-        first = torch.empty_like(inputs).scatter_(0, branch, live)  # any row of each input
-        previous, given = draws.start[first], draws.given[first]
-        shortest = int(given.min())
-        rows, length = tokens.shape
-        # All of it at once on a CPU, where memory that no step reaches is never touched.
-        room = length if tokens.device.type == "cpu" else 0
-        steps = decoding_steps(self.model.single_model, encoder_out, inputs, rows, room)
-        with steps.running():
-            for step in range(length):
-                if step >= shortest or not steps.reads_ahead:
-                    output = steps(previous)
-                chosen = tokens[live, step]
-                drawn = step - given  # by each branch; below 0 while it reads its prompt
-                if step >= shortest:
-                    own, known = self._choose(
-                        steps,
-                        output,
-                        branch,
-                        None if temperature is None else temperature[inputs],
-                        draws.uniforms[live, step],
-                        drawn,
-                    )
-                    forced = ends[live] <= step
-                    reading = (drawn < 0)[branch]
-                    chosen = torch.where(reading, chosen, own.masked_fill(forced, self.eos))
-                    tokens[live, step] = chosen
-                    draws.known[:, live, step] = known.masked_fill(reading | forced, 0)
-                    going = reading | (chosen != self.eos)
-                    live, branch, chosen = live[going], branch[going], chosen[going]
-                if not len(live):
-                    break
-                parents, branch = branches(branch, chosen, len(previous))
-                if parents is not None:
-                    steps.keep(parents)
-                    previous, inputs, given = previous[parents], inputs[parents], given[parents]
-                # A branch without live rows is fed EOS, never padding, which decoders would mask.
-                word = torch.full_like(inputs, self.eos).index_copy(0, branch, chosen)
-                previous = torch.cat([previous, word.unsqueeze(1)], dim=1)
-
-    def _choose(
-        self,
-        steps: DecoderSteps,
-        output: Tensor,
-        branch: Tensor,
-        temperature: Tensor | None,
-        uniforms: Tensor,
-        drawn: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Next token of each live row, from the distribution of its branch; what is known of it.
-
-        Args:
-            output: of the decoder's step, ``[branches, …]``, as are temperature and ``drawn``.
-            branch, uniforms: ``[rows]``.
-        """
-        chosen, known = torch.empty_like(branch), uniforms.new_empty(3, len(branch))
-        # On a CPU a few at a time, so that their scores stay in its cache.
-        size = SCORED_AT_ONCE if output.device.type == "cpu" else len(output)
-        for start in range(0, len(output), size):
-            rows = ((branch >= start) & (branch < start + size)).nonzero().squeeze(1)
-            part = slice(start, start + size)
-            scores = steps.scores(output[part]).float()
-            self.forbid(scores, drawn[part])
-            own = None if temperature is None else temperature[part]
-            chosen[rows], known[:, rows] = sample_and_score(
-                scores, own, uniforms[rows], branch[rows] - start
-            )
-        return chosen, known
 
     def _generate(
         self,

@@ -40,7 +40,7 @@ class DecoderSteps:
     Args:
         model: not wrapped.
         encoder_out: of the inputs; None for decoder-only models.
-        input_index: int64 ``[rows]``, the input of each row.
+        input_index: int64 ``[rows]``, the input of each row, on the host.
         most_rows: that there will ever be.
         room: steps that caches have room for at first; they grow.
     """
@@ -57,7 +57,9 @@ class DecoderSteps:
         room: int,
     ):
         self.model = model
-        self.encoder_out = reorder_encoder_out(model, encoder_out, input_index)
+        self.device = next(model.parameters()).device
+        there = input_index.to(self.device, non_blocking=True)
+        self.encoder_out = reorder_encoder_out(model, encoder_out, there)
         self.state: dict[str, Any] = {}
         self.rows = len(input_index)
 
@@ -78,7 +80,8 @@ class DecoderSteps:
         return output
 
     def keep(self, rows: Tensor) -> None:
-        """Go on from these rows, int64, in any order and number."""
+        """Go on from these rows, int64 on the host, in any order and number."""
+        rows = rows.to(self.device, non_blocking=True)
         reorder = self.model.decoder.reorder_incremental_state_scripting
         if len(rows) == self.rows:
             # fairseq's MultiheadAttention takes a new order of equal size for one of the beams of
@@ -113,8 +116,8 @@ class TransformerSteps(DecoderSteps):
         if self.encoder_out is not None:
             (states,) = self.encoder_out["encoder_out"]
             padding = self.encoder_out["encoder_padding_mask"]
-            mask = padding[0] if padding else None
-            self.grid = _Grid(torch.arange(len(input_index), device=input_index.device))
+            mask = padding[0] if padding and padding[0].any() else None
+            self.grid = _Grid(torch.arange(len(input_index)), self.device)
             self.cross = [
                 _CrossAttention(x.encoder_attn, states, mask, self.grid)
                 for x in layers
@@ -157,12 +160,25 @@ class TransformerSteps(DecoderSteps):
         return self.model.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
+        # Those that stay in their place are not copied.
+        to = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
+        moved = [x.to(self.device, non_blocking=True) for x in (to, rows[to])]
         for own in self.own:
-            own.keep(rows)
+            own.move(*moved)
         if self.cross:
             self.grid, inputs = self.grid.keep(rows)
             for cross in self.cross:
                 cross.keep(self.grid, inputs)
+
+
+def cache_bytes(decoder: Any, length: int) -> int:
+    """Of one row of ``length`` tokens in :class:`TransformerSteps`, twice while a cache grows; 0
+    for other decoders, whose caches are not known."""
+    if not TransformerSteps.fits(decoder):
+        return 0
+    attentions = [layer.self_attn for layer in decoder.layers]
+    numbers = sum(2 * x.num_heads * x.head_dim for x in attentions)
+    return 2 * numbers * length * attentions[0].k_proj.weight.element_size()
 
 
 def _fits(attention: Any) -> bool:
@@ -181,25 +197,28 @@ class _Grid:
     """Places of ragged rows in a rectangle, so that the rows of an input share matrix products.
 
     Args:
-        input_index: int64 ``[rows]``, the input of each row; every input has one.
+        input_index: int64 ``[rows]``, the input of each row, on the host; every input has one.
     """
 
-    def __init__(self, input_index: Tensor):
-        self.input_index = input_index
+    def __init__(self, input_index: Tensor, device: torch.device):
+        self.input_index, self.device = input_index, device
         counts = torch.bincount(input_index)
         self.inputs, self.width = len(counts), int(counts.max())
         order = input_index.argsort(stable=True)
         first = (counts.cumsum(0) - counts)[input_index[order]]
         slot = torch.empty_like(order)
-        slot[order] = torch.arange(len(order), device=order.device) - first
-        self.place = input_index * self.width + slot
-        places = torch.arange(self.inputs * self.width, device=order.device)
-        self.filled = torch.equal(self.place, places)
+        slot[order] = torch.arange(len(order)) - first
+        place = input_index * self.width + slot
+        self.filled = torch.equal(place, torch.arange(self.inputs * self.width))
+        self.place = place.to(device, non_blocking=True)
 
     def keep(self, rows: Tensor) -> tuple[_Grid, Tensor | None]:
         """The grid of fewer rows, and the inputs that it has where some have no row any more."""
         inputs, input_index = self.input_index[rows].unique(return_inverse=True)
-        return _Grid(input_index), inputs if len(inputs) < self.inputs else None
+        grid = _Grid(input_index, self.device)
+        if len(inputs) == self.inputs:
+            return grid, None
+        return grid, inputs.to(self.device, non_blocking=True)
 
     def spread(self, x: Tensor) -> Tensor:
         """``[rows, …]`` → ``[inputs, width, …]``, zero where there is no row."""
@@ -242,10 +261,10 @@ class _SelfAttention:
         )
         return self.module.out_proj(mixed.reshape(1, rows, -1)), None
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on from these rows; those that stay in their place are not copied."""
-        to = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
-        self.cache[to, : self.steps] = self.cache[rows[to], : self.steps]
+    def move(self, to: Tensor, rows: Tensor) -> None:
+        """Let ``rows`` go on at the places ``to``, both int64."""
+        if len(to) and self.steps:
+            self.cache[to, : self.steps] = self.cache[rows, : self.steps]
 
 
 class _CrossAttention:
@@ -260,7 +279,7 @@ class _CrossAttention:
         )
         self.keys, self.values = keys.transpose(2, 3).contiguous(), values.contiguous()
         self.mask = None
-        if padding is not None and padding.any():
+        if padding is not None:
             self.mask = keys.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
             self.mask = self.mask[:, None, None]
         self.grid = grid

@@ -61,6 +61,6 @@ def counts_of_inputs(samples: Samples) -> dict[str, NDArray[np.float64]]:
     rows, counts = samples.rows, samples.scored.counts
     if not counts:
         return {}
-    index, draws = rows.input_index.cpu(), rows.multiplicity.double().cpu()
+    index, draws = rows.input_index, rows.multiplicity.double()
     weights = (draws / segment_sum(draws, index, samples.inputs)[index]).numpy()
     return {name: (weights[:, None] * values).sum(axis=0) for name, values in counts.items()}

@@ -43,7 +43,8 @@ class LinearLoss:
 class Samples:
     """A batch of inputs with what was drawn for them and what that is worth.
 
-    It goes from stage to stage of an update, and each writes what it found.
+    It goes from stage to stage of an update, and each writes what it found. All but the batch is on
+    the host: little numbers, for which a GPU would be asked a thousand times.
 
     Attributes:
         batch: fairseq's batch of the inputs.
@@ -103,22 +104,21 @@ def pack(value: Any) -> Any:
 
 
 def unpack(packed: dict[str, Any], device: torch.device) -> Samples:
-    """The samples that :func:`pack` got, their batch and rows on ``device``."""
+    """The samples that :func:`pack` got, their batch on ``device``."""
 
     def arrays(values: dict[str, Any]) -> dict[str, Any]:
         return {k: v.numpy() if torch.is_tensor(v) else v for k, v in values.items()}
 
-    there = utils.apply_to_sample(lambda tensor: tensor.to(device), packed)
     return Samples(
-        batch=there["batch"],
+        batch=utils.apply_to_sample(lambda tensor: tensor.to(device), packed["batch"]),
         plan=Plan(**arrays(packed["plan"])),
-        rows=Rows(**there["rows"]),
-        drawn=Scores(**there["drawn"]),
+        rows=Rows(**packed["rows"]),
+        drawn=Scores(**packed["drawn"]),
         scored=Scored(**arrays(packed["scored"])),
         rewards=packed["rewards"].numpy(),
         dummy=packed["dummy"],
         baseline=packed["baseline"],
         kl=packed["kl"],
-        old_log_probs=there["old_log_probs"],
-        loss=LinearLoss(**there["loss"]),
+        old_log_probs=packed["old_log_probs"],
+        loss=LinearLoss(**packed["loss"]),
     )

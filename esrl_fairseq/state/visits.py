@@ -64,9 +64,9 @@ class Observer:
 def bad_numbers(samples: Samples, visit: Visit) -> str:
     """What of a batch is NaN or infinite, in a sentence; empty if nothing is."""
     drawn = samples.drawn
-    found = ~(drawn.log_probs + drawn.entropy).isfinite().cpu()
+    found = ~(drawn.log_probs + drawn.entropy).isfinite()
     if found.any():
-        which = named(int(samples.batch["id"][samples.rows.input_index.cpu()[found][0]]))
+        which = named(int(samples.batch["id"][samples.rows.input_index[found][0]]))
         return f"the model's log-probabilities are not finite (NaN or infinity), first for {which}"
     if not math.isfinite(visit.kl):
         return f"the KL to the frozen model is {visit.kl} in the batch with {named(visit.ids[0])}"
@@ -107,7 +107,7 @@ def input_records(rows: Rows, rewards: np.ndarray, inputs: int) -> Records:
     Args:
         rewards: float ``[rows]``.
     """
-    index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
+    index, weights = rows.input_index, rows.multiplicity
     rewards = rewards.astype(np.float64)
     mean = mean_of_draws(rewards, rows, inputs)
     spread = mean_of_draws(rewards**2, rows, inputs) - mean**2
@@ -127,11 +127,11 @@ def mean_entropy(rows: Rows, drawn: Scores, inputs: int) -> np.ndarray:
 
 def mean_of_draws(values: Any, rows: Rows, inputs: int) -> np.ndarray:
     """Mean of values [rows] over the draws of each input, float64 [inputs]; 0 without draws."""
-    values = torch.as_tensor(values, dtype=torch.float64).cpu()
-    index, weights = rows.input_index.cpu(), rows.multiplicity.cpu()
+    values = torch.as_tensor(values, dtype=torch.float64)
+    index, weights = rows.input_index, rows.multiplicity
     return segment_mean(values, weights, index, inputs).numpy()
 
 
 def of_draws(values: np.ndarray, rows: Rows) -> np.ndarray:
     """Values [rows] of every draw, equal ones included."""
-    return np.repeat(values, rows.multiplicity.cpu().numpy())
+    return np.repeat(values, rows.multiplicity.numpy())

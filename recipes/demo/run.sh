@@ -35,7 +35,6 @@ ESRL=(
     --optimizer adam --adam-betas "(0.9, 0.98)"
     --lr 3e-4 --lr-scheduler polynomial_decay --warmup-updates 10
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
-    --max-sampled-tokens 16384
     --save-interval-updates 40 --keep-interval-updates 1 --log-interval 10
 )
 CONTINUE=("${MLE[@]}" --lr 1e-3 --lr-scheduler fixed --max-epoch 0)

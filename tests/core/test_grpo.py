@@ -166,11 +166,12 @@ def ours(log_p, rewards, old=None, baseline=0.0, **options):
     )
     samples.loss = objective.linearise(samples, 1)
     chosen = samples.loss.chosen
-    samples.scores = scores(log_p)[chosen]
+    with_gradient = scores(log_p)[chosen]
+    samples.scores = with_gradient.detach()
     if old is not None:
         old_log_probs = objective.ppo.log_probs(scores(old), rows).detach()
         samples.old_log_probs = old_log_probs[chosen]
-    term = objective.term(samples, torch.arange(len(chosen)), samples.scores)
+    term = objective.term(samples, "cpu")(torch.arange(len(chosen)), with_gradient)
     return (objective.losses(samples).sum() + term - term.detach()) / samples.inputs
 
 

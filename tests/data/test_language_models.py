@@ -42,8 +42,9 @@ from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.rewards import base
 from esrl_fairseq.rewards.base import Reward
-from esrl_fairseq.sampling import draws, generation
+from esrl_fairseq.sampling import branching, draws, fixed_rows
 from esrl_fairseq.sampling.conditioning import decoder_prefix
+from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import DecoderSteps, TransformerSteps
 
@@ -224,7 +225,7 @@ class TestStageOne:
         assert TransformerSteps.fits(model.decoder)
         sampler = make_sampler(model, 0, 8)
         fast = sampler.sample_rows(batch, [12] * 6, TEMPERATURES, SEED)
-        monkeypatch.setattr(generation, "decoding_steps", DecoderSteps)
+        monkeypatch.setattr(branching, "decoding_steps", DecoderSteps)
         general = sampler.sample_rows(batch, [12] * 6, TEMPERATURES, SEED)
         assert torch.equal(fast.tokens, general.tokens) and len(fast.lengths.unique()) > 4
 
@@ -242,6 +243,19 @@ class TestStageOne:
             rows = sampler.sample_rows(part, counts[order], TEMPERATURES[order], SEED)
             for sample_id, tokens in by_input(rows, part).items():
                 assert tokens == alone[sample_id]
+
+    @pytest.mark.parametrize("look", [1, 2, 100])
+    @pytest.mark.parametrize("arch", LANGUAGE_MODELS)
+    def test_fixed_rows_draw_the_same(self, arch, look, monkeypatch):
+        """The strategy of GPUs, where each row reads its prompt by itself."""
+        monkeypatch.setattr(fixed_rows, "LOOK_EVERY", look)
+        sampler, batch = make_sampler(make_language_model(arch).eval(), 0, 8), prompts()
+        rows, known = sampler.sample(batch, [12] * 6, TEMPERATURES, SEED)
+        sampler.strategy = FIXED_ROWS
+        found, found_known = sampler.sample(batch, [12] * 6, TEMPERATURES, SEED)
+        assert torch.equal(found.tokens, rows.tokens) and torch.equal(found.lengths, rows.lengths)
+        for name, expected in vars(known).items():
+            assert torch.allclose(getattr(found_known, name), expected, atol=1e-5), name
 
     def test_a_prompt_is_read_once(self):
         """All samples of a prompt share one place in the batch while it is read."""

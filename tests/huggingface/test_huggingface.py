@@ -45,7 +45,8 @@ from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.rewards import base
 from esrl_fairseq.rewards.base import Reward
-from esrl_fairseq.sampling import generation
+from esrl_fairseq.sampling import branching, draws
+from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import DecoderSteps
 
@@ -173,13 +174,21 @@ class TestStageOne:
         """Also where the batch is compacted and reordered all the time; many rows, long ones."""
         sampler, batch = make_sampler(build(folders[kind]), 0, 8), prompts()
         draw = [batch, [12] * 6, TEMPERATURES, SEED]
-        monkeypatch.setattr(generation, "COMPACT_AT", 0.0)
+        monkeypatch.setattr(draws, "COMPACT_AT", 0.0)
         own = sampler.sample_rows(*draw)
-        monkeypatch.setattr(generation, "decoding_steps", DecoderSteps)
+        monkeypatch.setattr(branching, "decoding_steps", DecoderSteps)
         general = sampler.sample_rows(*draw)
         assert torch.equal(own.tokens, general.tokens) and len(own.lengths.unique()) > 4
-        monkeypatch.setattr(generation, "COMPACT_AT", 1.1)
+        monkeypatch.setattr(draws, "COMPACT_AT", 1.1)
         assert torch.equal(sampler.sample_rows(*draw).tokens, own.tokens)
+
+    @pytest.mark.parametrize("kind", ["llama", "mistral"])
+    def test_fixed_rows_draw_the_same(self, folders, kind):
+        sampler, batch = make_sampler(build(folders[kind]), 0, 8), prompts()
+        expected = sampler.sample_rows(batch, [12] * 6, TEMPERATURES, SEED)
+        sampler.strategy = FIXED_ROWS
+        found = sampler.sample_rows(batch, [12] * 6, TEMPERATURES, SEED)
+        assert torch.equal(found.tokens, expected.tokens)
 
     def test_batch_and_padding_do_not_matter(self, folders):
         sampler, batch = make_sampler(build(folders["llama"])), prompts()

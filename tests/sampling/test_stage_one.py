@@ -23,7 +23,8 @@ from helpers import (
 
 from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.sampling import draws
+from esrl_fairseq.sampling import draws, fixed_rows
+from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.generation import RowSampler
 
 COUNTS = [5, 1, 0, 3, 2, 4]
@@ -133,6 +134,37 @@ def test_the_length_limit_is_the_inputs_own():
     assert sampler.length_limits(torch.tensor([4])).tolist() == [1]
     sampler = make_sampler(make_model(), max_len_a=0, max_len_b=1, min_len=5)
     assert sampler.length_limits(torch.tensor([4])).tolist() == [5]
+
+
+@pytest.mark.parametrize("look", [1, 3, 100])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_fixed_rows_draw_the_same(arch, look, monkeypatch):
+    """The strategy of GPUs: rows and what is known of them, however often it compacts; caches
+    begin small and grow."""
+    monkeypatch.setattr(fixed_rows, "LOOK_EVERY", look)
+    monkeypatch.setattr(fixed_rows, "ROOM", 2)
+    model, batch = make_model(arch).eval(), make_batch()
+    for counts, temperatures in (([20] * 6, TEMPERATURES), (COUNTS, np.ones(6, np.float32))):
+        sampler = make_sampler(model, 1, 5, 1)
+        rows, known = sampler.sample(batch, counts, temperatures, SEED)
+        sampler.strategy = FIXED_ROWS
+        found, found_known = sampler.sample(batch, counts, temperatures, SEED)
+        for name, expected in vars(rows).items():
+            assert torch.equal(getattr(found, name), expected), name
+        for name, expected in vars(known).items():
+            assert torch.allclose(getattr(found_known, name), expected, atol=1e-5), name
+    assert rows.truncated.any() and len(rows.lengths.unique()) > 3
+
+
+@pytest.mark.parametrize("most", [1, 4, 7])
+def test_fixed_rows_a_few_at_once(most):
+    """Inputs take turns where memory is small."""
+    sampler, batch = make_sampler(make_model().eval()), make_batch()
+    expected = sampler.sample_rows(batch, COUNTS, TEMPERATURES, SEED)
+    sampler.strategy = FIXED_ROWS._replace(most_rows=lambda *_: most)
+    assert torch.equal(
+        sampler.sample_rows(batch, COUNTS, TEMPERATURES, SEED).tokens, expected.tokens
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -21,7 +21,7 @@ from helpers import (
     plain_step,
 )
 
-from esrl_fairseq.sampling import draws, generation
+from esrl_fairseq.sampling import branching, draws
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.steps import DecoderSteps, TransformerSteps, decoding_steps
 
@@ -445,7 +445,7 @@ def test_sharing_changes_nothing(arch, monkeypatch):
     shared, fed = sample(model, **options), []
     model.decoder.register_forward_pre_hook(lambda _, args: fed.append(len(args[0])))
     monkeypatch.setattr(
-        generation, "branches", lambda branch, chosen, size: (branch, torch.arange(len(branch)))
+        branching, "branches", lambda branch, chosen, size: (branch, torch.arange(len(branch)))
     )
     assert same(sample(model, **options), shared)
     assert fed == [6, *(int((shared.lengths > step).sum()) for step in range(1, len(fed)))]
@@ -457,9 +457,9 @@ def test_a_few_at_once_change_nothing(size, monkeypatch):
     model = make_variant()
     expected = sample(model)
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "SCORED_AT_ONCE", size)
+        patch.setattr(branching, "SCORED_AT_ONCE", size)
         assert same(sample(model), expected)
-    monkeypatch.setattr(generation, "ROWS_AT_ONCE", (size, size))
+    monkeypatch.setattr(branching, "ROWS_AT_ONCE", size)
     assert same(sample(model), expected)
 
 

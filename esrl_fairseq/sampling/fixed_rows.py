@@ -1,0 +1,90 @@
+"""Decoding where launches decide, as on a GPU: few operations a step, and hardly any that wait.
+
+Each row has its own place from the first step on. Ended rows are fed EOS; whether there are any is
+looked at every few steps, and half-empty batches are compacted then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esrl_fairseq.core.sampling import sample_and_score
+from esrl_fairseq.sampling.draws import Draws, Strategy
+from esrl_fairseq.sampling.steps import cache_bytes, decoding_steps
+
+LOOK_EVERY = 8
+"""Steps between two looks at which rows have ended: each makes the host wait."""
+ROOM = 64
+"""Steps that caches have room for at first; they double."""
+ROWS_AT_ONCE = 16384
+"""Rows in the decoder's batch, if memory allows: more are not faster."""
+SHARE = 8
+"""The decoder's batch may take one part of so many of the device's memory."""
+COPIES = 5
+"""Of the scores of all words, in float32, that sampling has at once."""
+
+
+def decode_fixed_rows(
+    sampler: Any, draws: Draws, encoder_out: Any, temperature: Tensor | None, device: torch.device
+) -> None:
+    """Write the samples of some rows into ``draws.tokens``, and what is known of them; for the
+    arguments see :class:`Strategy`."""
+    there, (rows, length) = draws.to(device), draws.tokens.shape
+    shortest = int(draws.given.min())
+    inputs, place = draws.input_index.unique(return_inverse=True)
+    if temperature is not None:
+        temperature = temperature[there.input_index]
+    model = sampler.model.single_model
+    steps = decoding_steps(model, encoder_out, inputs, rows, min(length, ROOM))
+    # What is fed; EOS behind an end, never padding, which decoders would mask.
+    fed = torch.full((rows, length + 1), sampler.eos, device=device)
+    fed[:, :1] = there.start
+    now, live = there, torch.arange(rows)  # rows of the batch, and their places in ``there``
+    going = torch.ones(rows, dtype=torch.bool, device=device)
+    with steps.running():
+        steps.keep(place)
+        for step in range(length):
+            if step >= shortest or not steps.reads_ahead:
+                output = steps(fed[:, : step + 1])
+            if step < shortest:
+                fed[:, step + 1] = now.tokens[:, step]
+                continue
+            drawn = step - now.given  # below 0 while a row reads its prompt
+            free = going & (drawn < now.limits) & (drawn >= 0)  # neither forced nor given
+            scores = steps.scores(output).float()
+            sampler.forbid(scores, drawn)
+            chosen, known = sample_and_score(scores, temperature, now.uniforms[:, step])
+            given = now.tokens[:, step].where(drawn < 0, sampler.eos)
+            chosen = chosen.where(free, given)
+            now.tokens[:, step] = chosen.where(going, sampler.pad)
+            now.known[:, :, step] = known.where(free, 0)
+            going &= (chosen != sampler.eos) | (drawn < 0)
+            fed[:, step + 1] = chosen
+            if step % LOOK_EVERY == LOOK_EVERY - 1:
+                left = going.cpu().nonzero().squeeze(1)
+                if not len(left):
+                    break
+                if 2 * len(left) <= len(going):
+                    there.put(live.to(device, non_blocking=True), now)
+                    steps.keep(left)
+                    live, left = live[left], left.to(device, non_blocking=True)
+                    now, fed, going = now[left], fed[left], going[left]
+                    temperature = None if temperature is None else temperature[left]
+    there.put(live.to(device, non_blocking=True), now)
+    draws.take(there)
+
+
+def most_rows(sampler: Any, length: int, device: torch.device) -> int:
+    """Rows of ``length`` tokens whose caches and scores fit their share of the device's memory."""
+    if device.type != "cuda":
+        return ROWS_AT_ONCE
+    memory = torch.cuda.get_device_properties(device).total_memory
+    words = COPIES * sampler.vocab_size * torch.float32.itemsize
+    bytes_a_row = words + cache_bytes(sampler.model.single_model.decoder, length)
+    return max(min(memory // SHARE // bytes_a_row, ROWS_AT_ONCE), 1)
+
+
+FIXED_ROWS = Strategy(decode_fixed_rows, most_rows)
