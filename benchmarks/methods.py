@@ -85,7 +85,8 @@ def run_update(bench: Bench, method: str, sample: dict[str, Any], seed: int) -> 
         bench.optimizer.zero_grad()
         bench.work.task.rl.commit()
     seconds = common.seconds_now(bench.work.device) - start
-    stages = {f"seconds_{stage}": clock.seconds.get(stage, 0.0) for stage in STAGES}
+    found = {**clock.seconds, **counts.pop("stages", {})}
+    stages = {f"seconds_{stage}": found.get(stage, 0.0) for stage in STAGES}
     return {"seconds": seconds, **stages, **counts}
 
 
@@ -150,8 +151,12 @@ def _criterion(
         setattr(bench.criterion.cfg, name, value)
     bench.work.model.train()
     loss, _, log = bench.criterion(bench.work.model, sample)
-    clock.seconds.update({stage: log[f"seconds_{stage}"] for stage in STAGES[:3]})
-    return loss, {"samples": log["draws"], "sampled_tokens": log["sampled_tokens"]}
+    stages = {stage: log[f"seconds_{stage}"] for stage in STAGES[:3]}
+    return loss, {
+        "samples": log["draws"],
+        "sampled_tokens": log["sampled_tokens"],
+        "stages": stages,
+    }
 
 
 def _generate(bench: Bench, sample: dict[str, Any]) -> Tensor:

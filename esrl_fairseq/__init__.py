@@ -3,7 +3,7 @@
 Importing this package registers the criterion ``esrl`` and the tasks ``esrl_translation`` and
 ``esrl_language_modeling``, for
 reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model``, and for models
-of Hugging Face ``--arch hf_causal_lm`` and ``--bpe hf_tokenizer``.
+of Hugging Face ``--arch hf_causal_lm`` and ``--bpe hf_tokenizer``; and ``--optimizer torch_adam``.
 """
 
 from esrl_fairseq import compat
@@ -16,6 +16,7 @@ from esrl_fairseq import (  # noqa: E402,F401  (registration)
     criterion,
     huggingface,
     language_task,
+    optimizer,
     task,
 )
 from esrl_fairseq.checkpoints.reading import check_file, not_loaded, own_last  # noqa: E402

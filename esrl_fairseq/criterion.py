@@ -13,6 +13,7 @@ from esrl_fairseq.checks.criterion import check_criterion_options, kl_reference_
 from esrl_fairseq.checks.idle import warn_of_idle_options
 from esrl_fairseq.checks.options import check_comparison, check_dropout, check_reward
 from esrl_fairseq.core.baselines import build_baseline
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.controls import control_rewards
 from esrl_fairseq.core.kl import penalised_rewards
 from esrl_fairseq.core.sampling import inverse_cdf_sample
@@ -178,7 +179,7 @@ class EsrlCriterion(FairseqCriterion):
         samples.kl = float(of_draws(log_ratio, samples.rows).sum(dtype=np.float64))
         samples.rewards = penalised_rewards(samples.rewards, log_ratio, self.task.rl.kl.weight)
         if self.cfg.input_baseline and not samples.dummy:
-            expected = self.task.rl.offsets(samples.batch["id"])
+            expected = self.task.rl.offsets(host_ids(samples.batch))
             samples.rewards = samples.rewards - expected[samples.rows.input_index.numpy()]
         samples.baseline = self.task.rl.baseline.value(of_draws(samples.rewards, samples.rows))
 
@@ -257,7 +258,7 @@ class EsrlCriterion(FairseqCriterion):
 
     def given_rewards(self, sample: dict[str, Any], scored: Scored) -> np.ndarray:
         """What loss and baseline see of the rewards: all of them, unless a control is on."""
-        ids = sample["id"].tolist()
+        ids = host_ids(sample).tolist()
         return control_rewards(scored.rewards, self.cfg.reward_control, torch.initial_seed(), ids)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.losses import (
     fused_loss,
     importance_weights,
@@ -88,7 +89,7 @@ class Objective:
         """
         if self.cfg.length_normalization:  # a row's gradient is divided by its length
             sizes = sizes / samples.drawn.lengths.clamp(min=1)
-        ids = samples.batch["id"].tolist()
+        ids = host_ids(samples.batch).tolist()
         chosen, weights = select(
             sizes.double().numpy(),
             samples.rows.lengths.numpy(),

@@ -11,6 +11,7 @@ from esrl_fairseq.checks.memory import MEMORY_ADVICE, out_of_memory
 from esrl_fairseq.checks.models import arch_of, check_arch, check_model, what_failed
 from esrl_fairseq.checks.numbers import NotFinite, loss_scale
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
 from esrl_fairseq.data.place import refuse_other_batches
@@ -117,12 +118,12 @@ class SamplingTask(DataTask):
 
     def plan(self, sample: dict[str, Any]) -> Plan:
         """Dynamic sampling: samples and temperature of each input, before anything is generated."""
-        options, ids = self.options, sample["id"]
+        options, ids = self.options, host_ids(sample)
         if self.dummy_batch:
             return least_plan(options, len(ids))
         self.open_store()
         rl = self.rl
-        capability = rl.store.capability(ids.cpu().numpy())
+        capability = rl.store.capability(ids)
         return make_plan(
             options, capability, rl.quantiles(ids), rl.variances(ids), rl.mean_variance
         )

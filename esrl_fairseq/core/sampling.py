@@ -118,12 +118,14 @@ def _at(values: Tensor, rows: Tensor | None, words: Tensor) -> Tensor:
 def _words(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> Tensor:
     """A word of each draw by its uniform number, from its row of ``weights``, ``[rows, words]``."""
     # Two levels: a CDF over all words would be a third of the sampler's time on a CPU.
-    block, rest = _invert(_of_draws(_block_sums(weights), rows), uniforms)
+    sums = _of_draws(_block_sums(weights), rows)
+    column, *found = _column(sums, uniforms)
+    block, rest = column.squeeze(-1), _rest(sums, column, *found)
     words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)
     inside = words < weights.size(1)
     last = weights.size(1) - 1
     own = _at(weights, rows, words.clamp(max=last)) * inside
-    return (block * BLOCK + _invert(own, rest)[0]).clamp(max=last)
+    return (block * BLOCK + _column(own, rest)[0].squeeze(-1)).clamp(max=last)
 
 
 def _block_sums(weights: Tensor) -> Tensor:
@@ -135,23 +137,28 @@ def _block_sums(weights: Tensor) -> Tensor:
     return sums
 
 
-def _invert(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Column of each row at its uniform number, and where in that column's share it lies.
+def _column(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Column of each row at its uniform number.
 
     Args:
         weights: float32 ``[rows, columns]``, not negative, not all zero.
         uniforms: ``[rows]`` in [0, 1), float32 or float64, in which it is computed.
 
     Returns:
-        int64 ``[rows]``, never a column of weight 0; ``[rows]`` in [0, 1), like ``uniforms``.
+        int64 ``[rows, 1]``, never a column of weight 0; the CDF ``[rows, columns]``; the place in
+        it, ``[rows, 1]``.
     """
     cdf = weights.cumsum(dim=-1, dtype=uniforms.dtype)
     # A float below 1 is at most 1 - eps / 2, and that times the total never rounds to the total, so
     # that there is always a column left above the target.
     target = uniforms.unsqueeze(-1) * cdf[:, -1:]
     column = torch.searchsorted(cdf, target, right=True)
-    column = column.clamp(max=weights.size(-1) - 1)  # it is one too far where all is NaN
+    # It is one too far where all is NaN.
+    return column.clamp(max=weights.size(-1) - 1), cdf, target
+
+
+def _rest(weights: Tensor, column: Tensor, cdf: Tensor, target: Tensor) -> Tensor:
+    """Where in its column's share each uniform number lies, ``[rows]`` in [0, 1)."""
     weight = weights.gather(1, column)
     rest = (target - (cdf.gather(1, column) - weight)) / weight
-    below_one = 1 - torch.finfo(rest.dtype).eps / 2
-    return column.squeeze(-1), rest.clamp(0, below_one).squeeze(-1)
+    return rest.clamp(0, 1 - torch.finfo(rest.dtype).eps / 2).squeeze(-1)

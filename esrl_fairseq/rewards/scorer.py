@@ -13,6 +13,7 @@ import torch
 from fairseq.data import encoders
 from numpy.typing import NDArray
 
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.data.lines import PLACES
 from esrl_fairseq.data.references import FURTHER, encode
@@ -177,7 +178,7 @@ class Scorer:
             hypotheses,
             references,
             row_input,
-            sample.get(PLACES) or sample["id"].tolist(),
+            sample.get(PLACES) or host_ids(sample).tolist(),
             torch.initial_seed(),  # fairseq's, of the update
             self.watch,
         )

@@ -33,7 +33,7 @@ def decode_fixed_rows(
     """Write the samples of some rows into ``draws.tokens``, and what is known of them; for the
     arguments see :class:`Strategy`."""
     there, (rows, length) = draws.to(device), draws.tokens.shape
-    shortest = int(draws.given.min())
+    shortest, longest = int(draws.given.min()), int(draws.given.max())
     inputs, place = draws.input_index.unique(return_inverse=True)
     if temperature is not None:
         temperature = temperature[there.input_index]
@@ -53,16 +53,19 @@ def decode_fixed_rows(
                 fed[:, step + 1] = now.tokens[:, step]
                 continue
             drawn = step - now.given  # below 0 while a row reads its prompt
-            free = going & (drawn < now.limits) & (drawn >= 0)  # neither forced nor given
             scores = steps.scores(output).float()
             sampler.forbid(scores, drawn)
             chosen, known = sample_and_score(scores, temperature, now.uniforms[:, step])
-            given = now.tokens[:, step].where(drawn < 0, sampler.eos)
-            chosen = chosen.where(free, given)
-            now.tokens[:, step] = chosen.where(going, sampler.pad)
-            now.known[:, :, step] = known.where(free, 0)
-            going &= (chosen != sampler.eos) | (drawn < 0)
-            fed[:, step + 1] = chosen
+            forced = ~going | (drawn >= now.limits)
+            chosen = chosen.masked_fill(forced, sampler.eos)
+            goes_on = chosen != sampler.eos
+            if step < longest:
+                reading = drawn < 0
+                chosen = torch.where(reading, now.tokens[:, step], chosen)
+                forced, goes_on = forced | reading, goes_on | reading
+            now.tokens[:, step] = chosen.masked_fill(~going, sampler.pad)
+            now.known[:, :, step] = known.masked_fill(forced, 0)
+            going, fed[:, step + 1] = going & goes_on, chosen
             if step % LOOK_EVERY == LOOK_EVERY - 1:
                 left = going.cpu().nonzero().squeeze(1)
                 if not len(left):

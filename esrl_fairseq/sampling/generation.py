@@ -11,12 +11,13 @@ from torch import Tensor
 
 from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.compat import forget_casts
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.sampling import row_uniforms
 from esrl_fairseq.core.scores import Scores
 from esrl_fairseq.core.sequences import Rows, moved
 from esrl_fairseq.core.token_scores import FORBIDDEN
 from esrl_fairseq.sampling.branching import BRANCHES
-from esrl_fairseq.sampling.conditioning import decoder_prefix, encode
+from esrl_fairseq.sampling.conditioning import decoder_prefix, encode, is_decoder_only
 from esrl_fairseq.sampling.draws import Draws, Strategy, groups_of_inputs
 from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.modes import kept_modes
@@ -111,14 +112,14 @@ class RowSampler(SequenceGenerator):
 
     def draws(self, sample: dict[str, Any], counts: Any, seed: int) -> Draws:
         """What rows are drawn with, on the host; for the arguments see :meth:`sample_rows`."""
-        net_input = {
-            name: sample["net_input"][name].cpu() for name in ("src_tokens", "src_lengths")
-        }
-        prefix = decoder_prefix(self.model.single_model, net_input, self.eos)
+        model, net_input = self.model.single_model, dict(sample["net_input"])
+        needed = ("src_tokens", "src_lengths") if is_decoder_only(model) else ("src_lengths",)
+        net_input.update({name: net_input[name].cpu() for name in needed})
+        prefix = decoder_prefix(model, net_input, self.eos)
         limits = self.length_limits(net_input["src_lengths"], prefix.lengths)
         counts = np.asarray(counts).tolist()
         uniforms = row_uniforms(
-            seed, sample["id"].tolist(), counts, (limits + 1).tolist(), words=self.vocab_size
+            seed, host_ids(sample).tolist(), counts, (limits + 1).tolist(), words=self.vocab_size
         )
         input_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         prefix = prefix[input_index]

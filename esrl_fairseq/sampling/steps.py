@@ -277,7 +277,9 @@ class _CrossAttention:
             project(states).unflatten(-1, (self.heads, self.width)).permute(1, 2, 0, 3)
             for project in (module.k_proj, module.v_proj)
         )
-        self.keys, self.values = keys.transpose(2, 3).contiguous(), values.contiguous()
+        self.fused = keys.device.type != "cpu"  # one launch; on a CPU products are faster
+        self.keys = keys.contiguous() if self.fused else keys.transpose(2, 3).contiguous()
+        self.values = values.contiguous()
         self.mask = None
         if padding is not None:
             self.mask = keys.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
@@ -285,14 +287,23 @@ class _CrossAttention:
         self.grid = grid
 
     def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
-        queries = self.module.q_proj(query[0]) * self.module.scaling
-        queries = self.grid.spread(queries).unflatten(-1, (self.heads, self.width))
-        weights = torch.matmul(queries.transpose(1, 2), self.keys)
-        if self.mask is not None:
-            weights += self.mask
-        mixed = torch.matmul(_softmax(weights), self.values)
+        queries = self.grid.spread(self.module.q_proj(query[0]))
+        queries = queries.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+        mixed = (self.attend_at_once if self.fused else self.attend)(queries)
         mixed = self.grid.gather(mixed.transpose(1, 2).flatten(2))
         return self.module.out_proj(mixed)[None], None
+
+    def attend(self, queries: Tensor) -> Tensor:
+        """``[inputs, heads, width, …]`` of queries → the same of mixed values."""
+        weights = torch.matmul(queries * self.module.scaling, self.keys)
+        if self.mask is not None:
+            weights += self.mask
+        return torch.matmul(_softmax(weights), self.values)
+
+    def attend_at_once(self, queries: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(
+            queries, self.keys, self.values, attn_mask=self.mask, scale=self.module.scaling
+        )
 
     def keep(self, grid: _Grid, inputs: Tensor | None) -> None:
         """Go on with the rows of ``grid``, whose inputs are ``inputs`` where some have ended."""

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esrl_fairseq.core.baselines import Baseline, FifoBaseline
 from esrl_fairseq.core.expectations import Inputs, known_inputs, offsets
@@ -150,13 +149,13 @@ class RLState:
         parts = np.split(drawn, np.searchsorted(drawn, ends[1:-1]))
         return np.concatenate([s.records[p - end] for s, p, end in zip(stores, parts, ends)])
 
-    def quantiles(self, ids: Tensor) -> NDArray[np.float64]:
+    def quantiles(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """u_i of ``ids`` [inputs], NaN for inputs not yet known."""
-        return quantile(self.store.capability(ids.cpu().numpy()), self.reference)
+        return quantile(self.store.capability(ids), self.reference)
 
-    def variances(self, ids: Tensor) -> NDArray[np.float64]:
+    def variances(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """σ̂_i² of ``ids`` [inputs], NaN for inputs not yet known."""
-        records = self.store.records[ids.cpu().numpy()]
+        records = self.store.records[ids]
         return shrunk_variance(records["reward_std"], records["samples"], self.mean_variance)
 
     def begin_update(self) -> None:
@@ -164,9 +163,9 @@ class RLState:
         self._pending, self._visits = [], None
         self.replay.begin_update()
 
-    def offsets(self, ids: Tensor) -> NDArray[np.float32]:
+    def offsets(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """o_i of ``ids`` [inputs], 0 for inputs not yet known."""
-        records = self.store.records[ids.cpu().numpy()]
+        records = self.store.records[ids]
         return offsets(records["reward_mean"], records["samples"], self.inputs)
 
     def add(self, visit: Visit) -> None:

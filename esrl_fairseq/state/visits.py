@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.controls import perturb_capability
 from esrl_fairseq.core.losses import segment_mean, segment_sum
 from esrl_fairseq.core.scores import Scores
@@ -35,7 +36,7 @@ class Observer:
 
     def visit(self, samples: Samples) -> Visit:
         """Of the inputs that had samples; the baseline gets the rewards of every draw."""
-        ids = samples.batch["id"].cpu().numpy()
+        ids = host_ids(samples.batch)
         records = input_records(samples.rows, samples.scored.rewards, len(ids))
         records["capability"] = self.capability(samples, records)
         seen = records["samples"] > 0
@@ -66,7 +67,7 @@ def bad_numbers(samples: Samples, visit: Visit) -> str:
     drawn = samples.drawn
     found = ~(drawn.log_probs + drawn.entropy).isfinite()
     if found.any():
-        which = named(int(samples.batch["id"][samples.rows.input_index[found][0]]))
+        which = named(int(host_ids(samples.batch)[samples.rows.input_index[found][0]]))
         return f"the model's log-probabilities are not finite (NaN or infinity), first for {which}"
     if not math.isfinite(visit.kl):
         return f"the KL to the frozen model is {visit.kl} in the batch with {named(visit.ids[0])}"

@@ -28,7 +28,7 @@ TRUNCATE=(--truncate-source --max-source-positions 512)
 MODEL=(--arch transformer --share-all-embeddings --dropout 0.1 "${TRUNCATE[@]}")
 MLE=(
     --label-smoothing 0.1
-    --optimizer adam --adam-betas "(0.9, 0.98)"
+    --optimizer torch_adam --adam-betas "(0.9, 0.98)"
     --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000
     --max-tokens 16384 --update-freq 2 --max-epoch "${MLE_EPOCHS:-20}"
 )
@@ -44,7 +44,7 @@ ESRL=(
     --reward rouge --reward-detokenizer moses --num-samples 8 --capability bleu
     --sample-max-len-a 0 --sample-max-len-b 140
     --rescoring-dropout
-    --optimizer adam --adam-betas "(0.9, 0.98)"
+    --optimizer torch_adam --adam-betas "(0.9, 0.98)"
     --lr 1e-4 --lr-scheduler polynomial_decay --warmup-updates 100
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
     --save-interval-updates 200 --keep-interval-updates 1 --log-interval 10

@@ -57,7 +57,7 @@ ESRL=(
     --num-samples 1 --min-samples 0 --elimination-ratio 0.5 --capability reward
     --reward hf-reward --reward-model "$REWARD_MODEL" --kl-weight "$KL_WEIGHT"
     --sample-max-len-b 256
-    --bf16 --optimizer adam --adam-betas "(0.9, 0.95)" --clip-norm 1.0
+    --bf16 --optimizer torch_adam --adam-betas "(0.9, 0.95)" --clip-norm 1.0
     --lr 1e-6 --lr-scheduler inverse_sqrt --warmup-updates 20
     --batch-size 32 --update-freq 2 --max-epoch 2
     --valid-beam 0 --best-checkpoint-metric reward --maximize-best-checkpoint-metric
