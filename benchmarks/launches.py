@@ -22,21 +22,30 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from workload import Workload, workloads
 
 try:
-    from pretended_device import Event, PretendedDevice, move, move_module, summed
+    from pretended_device import PretendedDevice, move, move_module
 except ImportError as error:
     sys.exit(str(error))
-from pretended_rules import Cost, total
+from pretended_rules import Cost, Event, summed, total
 
 COLUMNS = ("params", "length", "k", "what", "ends", "part", *Cost._fields, "line")
 ENDS = ("equal", "ragged")
+PARTS = (
+    "plan", "stage one", "reward", "loss", "stage two", "remember", "other", "backward",
+    "optimizer", "commit", "log",
+)  # fmt: skip
+"""Of an update; *loss* also judges the rewards, *other* is what the clocks wait for, and sums."""
 MEAN_LENGTH = 15
-"""Of samples with ragged ends, where ``--length`` leaves them that long."""
+"""Of samples with ragged ends, as far as ``--length`` allows."""
 
 
 def main() -> None:
     """Every size and K, one after the other."""
     options = parse()
-    head = {**common.header(options), "device": "a pretended GPU, computed on the CPU"}
+    head = {
+        **common.header(options),
+        "device": "a pretended GPU, computed on the CPU",
+        "lengths": f"of samples: --length, or about {MEAN_LENGTH} and at most that (ragged ends)",
+    }
     common.print_header(head)
     rows: list[common.Row] = []
     for params in options.params:
@@ -75,7 +84,7 @@ def measure(options: argparse.Namespace, k: int) -> list[common.Row]:
     for ends in ENDS:
         work = make_workload(options, k, ends)
         events = update_events(work, work.criterion(), ends)
-        for part in dict.fromkeys(event.part for event in events):
+        for part in PARTS:
             own = [event for event in events if event.part == part]
             rows += rows_of(own, options.lines, what="update", ends=ends, part=part)
         rows += rows_of(events, 0, what="update", ends=ends, part="all")
@@ -148,8 +157,12 @@ def update_events(work: Workload, criterion: Any, ends: str) -> list[Event]:
     optimizer.zero_grad()
     torch.manual_seed(1)
     model.train()
-    with PretendedDevice() as device, watched_scores(work, device, ends), contextlib.ExitStack() as s:
-        for part, owner, name in parts(task, criterion):
+    with (
+        PretendedDevice() as device,
+        watched_scores(work, device, ends),
+        contextlib.ExitStack() as s,
+    ):
+        for part, owner, name in methods(task, criterion):
             s.enter_context(labelled(device, part, owner, name))
         with device.within("other"):
             loss, size, log = criterion.train()(model, work.batches[0])
@@ -168,8 +181,8 @@ def update_events(work: Workload, criterion: Any, ends: str) -> list[Event]:
     return device.events
 
 
-def parts(task: Any, criterion: Any) -> list[tuple[str, Any, str]]:
-    """Parts of the criterion's work: what they are called, and whose methods they are."""
+def methods(task: Any, criterion: Any) -> list[tuple[str, Any, str]]:
+    """The criterion's parts, and the methods that they are."""
     objective = criterion.objective
     return [
         ("plan", task, "plan"),

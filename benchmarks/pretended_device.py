@@ -15,21 +15,29 @@ first backward pass, in a process of its own.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
-from pretended_rules import ONLY_ON_GPUS, Cost, Mixed, cost_of, refuse_mixing, total
+from pretended_rules import (
+    ONLY_ON_GPUS,
+    Cost,
+    Event,
+    Mixed,
+    cost_of,
+    each,
+    name_of,
+    refuse_mixing,
+    tensors_of,
+)
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 try:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -116,16 +124,14 @@ class DeviceTensor(torch.Tensor):
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype})"
 
 
-class Event(NamedTuple):
-    """An operation that was counted: its name, cost, line of the package, and part of the work."""
+class _Dispatch(TorchDispatchMode):
+    """Within, operations that make a tensor from nothing are seen, too."""
 
-    name: str
-    cost: Cost
-    line: str
-    part: str
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
 
 
-class PretendedDevice(TorchDispatchMode):
+class PretendedDevice:
     """While it is active, operations of the device are counted, and torch.cuda answers for it.
 
     Attributes:
@@ -134,29 +140,25 @@ class PretendedDevice(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.events: list[Event] = []
         self.part = ""
         self._paused = False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return _run(func, args, kwargs or {})
 
     def __enter__(self) -> PretendedDevice:
         global _counting
         self._before = _counting, torch._C._only_lift_cpu_tensors()
         _counting = self
-        self._stand_ins = contextlib.ExitStack()
-        for patch in _stand_ins():
-            self._stand_ins.enter_context(patch)
-        return super().__enter__()
+        _lift_on_the_host()
+        self._active = contextlib.ExitStack()
+        for context in (*_stand_ins(), _Dispatch()):
+            self._active.enter_context(context)
+        return self
 
-    def __exit__(self, *error: Any) -> Any:
+    def __exit__(self, *error: Any) -> None:
         global _counting
+        self._active.close()
         _counting, lifts = self._before
         torch._C._set_only_lift_cpu_tensors(lifts)
-        self._stand_ins.close()
-        return super().__exit__(*error)
 
     def note(self, name: str, cost: Cost) -> None:
         if not self._paused:
@@ -181,18 +183,9 @@ class PretendedDevice(TorchDispatchMode):
             self.part = before
 
 
-def summed(events: list[Event], key: str) -> dict[str, Cost]:
-    """Sums by ``line``, ``part`` or ``name`` of the events, most launches first."""
-    groups = collections.defaultdict(list)
-    for event in events:
-        groups[getattr(event, key)].append(event.cost)
-    sums = {name: total(costs) for name, costs in groups.items()}
-    return dict(sorted(sums.items(), key=lambda item: item[1], reverse=True))
-
-
 def move(value: Any) -> Any:
     """Tensors in any nesting of lists, tuples and dictionaries, on the device; not counted."""
-    return tree_map_only(torch.Tensor, lambda x: DeviceTensor(x.detach().clone()), value)
+    return each(lambda x: DeviceTensor(x.detach().clone()), value)
 
 
 def move_module(module: torch.nn.Module) -> torch.nn.Module:
@@ -226,39 +219,49 @@ def _stand_ins() -> list[Any]:
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    flat, structure = tree_flatten((args, kwargs))
-    here = [x for x in flat if _on_device(x)]
+    here = any(map(_on_device, tensors_of(args, kwargs)))
     device = kwargs.get("device")
     goes_there = device is not None and torch.device(device).type == NAME
     if not here and not goes_there:
         return func(*args, **kwargs)
-    name = func._schema.name.split("::")[1]
+    name = name_of(func)
     if name not in WHOLE and _is_composite(func):  # without autograd they arrive whole
-        with _counting or contextlib.nullcontext():
+        with _Dispatch():
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
-    # torch.tensor(data, device=…) then makes a CPU tensor and copies it where that is seen; each
-    # thread has this switch.
-    torch._C._set_only_lift_cpu_tensors(True)
+    _lift_on_the_host()
     if here:
         try:
             refuse_mixing(func, args, kwargs, _on_device)
         except Mixed as error:
             raise Mixed(f"{error}, at {_line()}") from None
-    raw = [x.raw if _on_device(x) else x for x in flat]
-    raw_args, raw_kwargs = tree_unflatten(raw, structure)
-    if goes_there:
-        raw_kwargs = {**raw_kwargs, "device": torch.device("cpu")}
-    if raw_kwargs.get("pin_memory"):
-        raw_kwargs = {**raw_kwargs, "pin_memory": False}
-    result = ONLY_ON_GPUS.get(name, func)(*raw_args, **raw_kwargs)
+    result = ONLY_ON_GPUS.get(name, func)(*each(_raw, args), **_on_host(each(_raw, kwargs)))
     _note(name, cost_of(func, args, kwargs, _on_device))
     if name == "_to_copy" and device is not None and not goes_there:
-        return result.clone() if result is raw_args[0] else result
+        return result.clone() if result is args[0].raw else result
     if name == "_pack_padded_sequence":  # how many rows each step has stays on the host
         return _wrap(result[0]), result[1]
     return _wrapped(func, args, kwargs, result)
+
+
+def _lift_on_the_host() -> None:
+    """Have ``torch.tensor(data, device=…)`` make a CPU tensor and copy it where that is seen; each
+    thread has this switch."""
+    torch._C._set_only_lift_cpu_tensors(True)
+
+
+def _raw(x: torch.Tensor) -> torch.Tensor:
+    return x.raw if isinstance(x, DeviceTensor) else x
+
+
+def _on_host(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What makes a tensor of the device, for one of the CPU."""
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    if kwargs.get("pin_memory"):
+        kwargs["pin_memory"] = False
+    return kwargs
 
 
 def _on_device(x: Any) -> bool:
@@ -281,7 +284,7 @@ def _wrapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
                 own = argument.alias_info
                 if own is not None and own.is_write and own.before_set & info.before_set:
                     return args[j] if j < len(args) else kwargs.get(argument.name)
-        return tree_map_only(torch.Tensor, _wrap, x)
+        return each(_wrap, x)
 
     if len(returns) > 1:
         return tuple(found(i, x) for i, x in enumerate(result))
@@ -304,11 +307,21 @@ def _line() -> str:
     """The innermost line of the package, or else the innermost one outside of torch."""
     frame, other = sys._getframe(1), ""
     while frame is not None:
-        file = frame.f_code.co_filename
-        if file.startswith(PACKAGE):
-            return f"{file[len(PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_name}"
-        if not other and not file.startswith("<") and f"{os.sep}torch{os.sep}" not in file:
-            if file != __file__:
-                other = f"{os.path.basename(file)}:{frame.f_lineno} {frame.f_code.co_name}"
+        file = _shown(frame.f_code.co_filename)
+        if file and (file[0] != "/" or not other):
+            line = f"{file.lstrip('/')}:{frame.f_lineno} {frame.f_code.co_name}"
+            if file[0] != "/":
+                return line
+            other = line
         frame = frame.f_back
     return other or "autograd"
+
+
+@functools.cache
+def _shown(file: str) -> str:
+    """A file of the package from there on, of others the name behind a slash, and of torch none."""
+    if file.startswith(PACKAGE):
+        return file[len(PACKAGE) :]
+    if file == __file__ or file.startswith("<") or f"{os.sep}torch{os.sep}" in file:
+        return ""
+    return f"/{os.path.basename(file)}"

@@ -7,14 +7,42 @@ they are.
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 OnDevice = Callable[[Any], bool]
 """Whether something is a tensor of the device."""
+
+
+@functools.cache
+def name_of(func: Any) -> str:
+    """Of an operation of ATen, without its overload."""
+    return func._schema.name.split("::")[1]
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Those that an operation is given, alone or in lists."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        for x in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(x, torch.Tensor):
+                found.append(x)
+    return found
+
+
+def each(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """With every tensor changed, in any nesting of lists, tuples and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: each(change, x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(each(change, x) for x in value)
+    return value
 
 
 class Cost(NamedTuple):
@@ -39,12 +67,30 @@ def total(costs: Iterable[Cost]) -> Cost:
     return Cost(*map(sum, zip(Cost(), *costs)))
 
 
+class Event(NamedTuple):
+    """An operation that was counted: its name, cost, line of the package, and part of the work."""
+
+    name: str
+    cost: Cost
+    line: str
+    part: str
+
+
+def summed(events: list[Event], key: str) -> dict[str, Cost]:
+    """Sums by ``line``, ``part`` or ``name`` of the events, most launches first."""
+    groups = collections.defaultdict(list)
+    for event in events:
+        groups[getattr(event, key)].append(event.cost)
+    sums = {name: total(costs) for name, costs in groups.items()}
+    return dict(sorted(sums.items(), key=lambda item: item[1], reverse=True))
+
+
 COPIES = {"copy_", "_to_copy"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 NO_KERNEL = set(
-    "empty empty_like new_empty empty_strided new_empty_strided detach detach_ alias lift lift_fresh "
-    "_unsafe_view _reshape_alias set_ resize_ squeeze_ unsqueeze_ transpose_ t_ as_strided_ "
-    "unsafe_split unsafe_chunk _fused_sdp_choice is_same_size is_pinned record_stream".split()
+    "empty empty_like new_empty empty_strided new_empty_strided detach detach_ alias lift "
+    "lift_fresh _unsafe_view _reshape_alias set_ resize_ squeeze_ unsqueeze_ transpose_ t_ "
+    "as_strided_ unsafe_split unsafe_chunk _fused_sdp_choice is_same_size is_pinned".split()
 )
 """Allocations and metadata, beside the operations that torch calls views."""
 SYNCS = {
@@ -63,15 +109,13 @@ SYNCS = {
 """Waits within an operation: what it gives has a size that the device has to tell."""
 
 
-def cost_of(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_device: OnDevice
-) -> Cost:
+def cost_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_device: OnDevice) -> Cost:
     """The cost of ``func(*args, **kwargs)``.
 
     Args:
         func: an operation of ATen.
     """
-    name = func._schema.name.split("::")[1]
+    name = name_of(func)
     if name in COPIES:
         return _cost_of_copy(name, args, kwargs, on_device)
     if name == "_local_scalar_dense":  # .item()
@@ -104,9 +148,7 @@ def _cost_of_copy(
     return Cost(launches=int(converts), syncs=int(waits), to_host=1)
 
 
-def _cost_of_indexing(
-    name: str, args: tuple[Any, ...], on_device: OnDevice
-) -> Cost:
+def _cost_of_indexing(name: str, args: tuple[Any, ...], on_device: OnDevice) -> Cost:
     """Masks become places, whose number the device has to tell; indices of the host are copied."""
     indices = [x for x in args[1] if isinstance(x, torch.Tensor)]
     masks = [x for x in indices if x.dtype in (torch.bool, torch.uint8)]
@@ -139,9 +181,8 @@ def refuse_mixing(
     Raises:
         Mixed: it has tensors of the host that CUDA does not take.
     """
-    name = func._schema.name.split("::")[1]
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    host = [x for x in tensors if not on_device(x)]
+    name = name_of(func)
+    host = [x for x in tensors_of(args, kwargs) if not on_device(x)]
     if not host or name in COPIES or name in LENGTHS_OF_THE_HOST:
         return
     if name in INDEXING:  # indices may be anywhere
