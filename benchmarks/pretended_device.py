@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,6 +29,7 @@ from pretended_rules import (
     Mixed,
     cost_of,
     each,
+    line,
     name_of,
     refuse_mixing,
     tensors_of,
@@ -48,7 +46,6 @@ except ImportError:
     ) from None
 
 NAME = "gpu"
-PACKAGE = str(Path(__file__).resolve().parents[1] / "esrl_fairseq") + os.sep
 WHOLE = {"scaled_dot_product_attention"}
 """Operations of several steps that are one kernel on a GPU."""
 
@@ -115,7 +112,7 @@ class DeviceTensor(torch.Tensor):
         return self.cpu().tolist()
 
     def numpy(self, *_: Any, **__: Any) -> Any:
-        raise Mixed(f"numpy of a device tensor, at {_line()}")
+        raise Mixed(f"numpy of a device tensor, at {line()}")
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         return self.numpy()
@@ -162,7 +159,7 @@ class PretendedDevice:
 
     def note(self, name: str, cost: Cost) -> None:
         if not self._paused:
-            self.events.append(Event(name, cost, _line(), self.part))
+            self.events.append(Event(name, cost, line(), self.part))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -235,7 +232,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             refuse_mixing(func, args, kwargs, _on_device)
         except Mixed as error:
-            raise Mixed(f"{error}, at {_line()}") from None
+            raise Mixed(f"{error}, at {line()}") from None
     result = ONLY_ON_GPUS.get(name, func)(*each(_raw, args), **_on_host(each(_raw, kwargs)))
     _note(name, cost_of(func, args, kwargs, _on_device))
     if name == "_to_copy" and device is not None and not goes_there:
@@ -301,27 +298,3 @@ def _wrap(x: torch.Tensor) -> DeviceTensor:
 def _note(name: str, cost: Cost) -> None:
     if _counting is not None:
         _counting.note(name, cost)
-
-
-def _line() -> str:
-    """The innermost line of the package, or else the innermost one outside of torch."""
-    frame, other = sys._getframe(1), ""
-    while frame is not None:
-        file = _shown(frame.f_code.co_filename)
-        if file and (file[0] != "/" or not other):
-            line = f"{file.lstrip('/')}:{frame.f_lineno} {frame.f_code.co_name}"
-            if file[0] != "/":
-                return line
-            other = line
-        frame = frame.f_back
-    return other or "autograd"
-
-
-@functools.cache
-def _shown(file: str) -> str:
-    """A file of the package from there on, of others the name behind a slash, and of torch none."""
-    if file.startswith(PACKAGE):
-        return file[len(PACKAGE) :]
-    if file == __file__ or file.startswith("<") or f"{os.sep}torch{os.sep}" in file:
-        return ""
-    return f"/{os.path.basename(file)}"

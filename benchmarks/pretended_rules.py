@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+PACKAGE = str(Path(__file__).resolve().parents[1] / "esrl_fairseq") + os.sep
+OWN = {__file__, str(Path(__file__).with_name("pretended_device.py"))}
 OnDevice = Callable[[Any], bool]
 """Whether something is a tensor of the device."""
 
@@ -83,6 +88,30 @@ def summed(events: list[Event], key: str) -> dict[str, Cost]:
         groups[getattr(event, key)].append(event.cost)
     sums = {name: total(costs) for name, costs in groups.items()}
     return dict(sorted(sums.items(), key=lambda item: item[1], reverse=True))
+
+
+def line() -> str:
+    """The innermost line of the package, or else the innermost one outside of torch."""
+    frame, other = sys._getframe(1), ""
+    while frame is not None:
+        file = _shown(frame.f_code.co_filename)
+        if file and (file[0] != "/" or not other):
+            found = f"{file.lstrip('/')}:{frame.f_lineno} {frame.f_code.co_name}"
+            if file[0] != "/":
+                return found
+            other = found
+        frame = frame.f_back
+    return other or "autograd"
+
+
+@functools.cache
+def _shown(file: str) -> str:
+    """A file of the package from there on, of others the name behind a slash, and of torch none."""
+    if file.startswith(PACKAGE):
+        return file[len(PACKAGE) :]
+    if file in OWN or file.startswith("<") or f"{os.sep}torch{os.sep}" in file:
+        return ""
+    return f"/{os.path.basename(file)}"
 
 
 COPIES = {"copy_", "_to_copy"}

@@ -6,6 +6,7 @@ own, because a process that has met it keeps it.
 """
 
 import sys
+import traceback
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -70,7 +71,21 @@ def child():
         reason = pool.submit(begin).result(timeout=300)
         if reason:
             pytest.skip(reason)
-        yield lambda call, *given: pool.submit(call, *given).result(timeout=300)
+
+        def run(call, *given):
+            result, error = pool.submit(attempt, call, *given).result(timeout=300)
+            assert not error, error
+            return result
+
+        yield run
+
+
+def attempt(call, *given):
+    """What it gives, and how it failed: this process does not know the device's exceptions."""
+    try:
+        return call(*given), ""
+    except Exception:
+        return None, traceback.format_exc()
 
 
 def begin():
