@@ -16,7 +16,6 @@ first backward pass, in a process of its own.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -29,25 +28,24 @@ from pretended_rules import (
     Mixed,
     cost_of,
     each,
+    is_decomposed,
     line,
     name_of,
     refuse_mixing,
     tensors_of,
 )
-from torch.utils import checkpoint
+from torch.utils import backend_registration, checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
-try:
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-except ImportError:
+if not hasattr(getattr(torch._C, "_acc", None), "register_python_privateuseone_device_guard"):
     raise ImportError(
         f"the pretended device needs a torch with back ends in Python, 2.10 or later; this is "
         f"{torch.__version__}"
-    ) from None
+    )
 
 NAME = "gpu"
-WHOLE = {"scaled_dot_product_attention"}
-"""Operations of several steps that are one kernel on a GPU."""
+NOT_YET = 77
+"""What the host reads of a copy that it did not wait for."""
 
 _counting: PretendedDevice | None = None  # of all threads: autograd has its own
 
@@ -79,7 +77,7 @@ class _Module:
         """The only one is chosen."""
 
 
-_setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 DEVICE = torch.device(NAME, 0)
 
 
@@ -134,11 +132,13 @@ class PretendedDevice:
     Attributes:
         events: what happened.
         part: of the work, for the events that follow.
+        coming: memory of the host, and the copies that are on their way there.
     """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.part = ""
+        self.coming: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._paused = False
 
     def __enter__(self) -> PretendedDevice:
@@ -158,6 +158,11 @@ class PretendedDevice:
         torch._C._set_only_lift_cpu_tensors(lifts)
 
     def note(self, name: str, cost: Cost) -> None:
+        if cost.syncs:
+            for memory, copy in self.coming:
+                with torch.inference_mode():
+                    memory.copy_(copy)
+            self.coming.clear()
         if not self._paused:
             self.events.append(Event(name, cost, line(), self.part))
 
@@ -222,7 +227,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not here and not goes_there:
         return func(*args, **kwargs)
     name = name_of(func)
-    if name not in WHOLE and _is_composite(func):  # without autograd they arrive whole
+    if is_decomposed(func):
         with _Dispatch():
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
@@ -236,10 +241,20 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = ONLY_ON_GPUS.get(name, func)(*each(_raw, args), **_on_host(each(_raw, kwargs)))
     _note(name, cost_of(func, args, kwargs, _on_device))
     if name == "_to_copy" and device is not None and not goes_there:
-        return result.clone() if result is args[0].raw else result
+        result = result.clone() if result is args[0].raw else result
+        return _on_its_way(result) if kwargs.get("non_blocking") else result
     if name == "_pack_padded_sequence":  # how many rows each step has stays on the host
         return _wrap(result[0]), result[1]
     return _wrapped(func, args, kwargs, result)
+
+
+def _on_its_way(copy: torch.Tensor) -> torch.Tensor:
+    """Memory of the host that has the copy once the host has waited for the device."""
+    if _counting is None:
+        return copy
+    memory = torch.full_like(copy, 1 if copy.dtype == torch.bool else NOT_YET)
+    _counting.coming.append((memory, copy))
+    return memory
 
 
 def _lift_on_the_host() -> None:
@@ -263,11 +278,6 @@ def _on_host(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _on_device(x: Any) -> bool:
     return isinstance(x, DeviceTensor)
-
-
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _wrapped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:

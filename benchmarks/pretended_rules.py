@@ -114,6 +114,18 @@ def _shown(file: str) -> str:
     return f"/{os.path.basename(file)}"
 
 
+WHOLE = {"scaled_dot_product_attention"}
+"""Operations of several steps that are one kernel on a GPU."""
+
+
+@functools.cache
+def is_decomposed(func: Any) -> bool:
+    """Whether it is several operations, also on a GPU; without autograd it arrives whole."""
+    return name_of(func) not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+
+
 COPIES = {"copy_", "_to_copy"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 NO_KERNEL = set(

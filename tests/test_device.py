@@ -237,6 +237,23 @@ def test_device_refuses_what_cuda_refuses(child):
     assert child(refusals) == []
 
 
+def arrivals():
+    """What the host reads of a copy that it does not wait for, and afterwards."""
+    from pretended_device import PretendedDevice, move
+
+    there = move(torch.arange(3))
+    with PretendedDevice():
+        copy = there.to("cpu", non_blocking=True)
+        early = copy.tolist()
+        there.sum().item()
+        return early, copy.tolist()
+
+
+def test_copies_arrive_when_they_are_waited_for(child):
+    early, late = child(arrivals)
+    assert early != late == [0, 1, 2]
+
+
 def costs():
     """Of single operations."""
     from pretended_device import DEVICE, PretendedDevice, move

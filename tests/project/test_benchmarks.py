@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.utils import backend_registration
+import torch
 
 from esrl_fairseq.rewards import reward_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
 PEERS = [("trl_rloo", "9 rows at once"), ("trl_grpo", "9 rows at once")]
-PYTHON_BACK_ENDS = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+PYTHON_BACK_ENDS = hasattr(
+    getattr(torch._C, "_acc", None), "register_python_privateuseone_device_guard"
+)
 HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
 
 
