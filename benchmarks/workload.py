@@ -21,6 +21,7 @@ from esrl_fairseq.task import EsrlTranslationConfig, EsrlTranslationTask
 
 SIZES = {  # layers on each side, width, FFN, heads, words
     "tiny": (1, 16, 32, 2, 64),
+    "6x": (6, 64, 128, 8, 512),  # as many operations as "60M", little work
     "3M": (3, 160, 640, 4, 6048),  # the Multi30k model
     "35M": (6, 512, 1024, 4, 10000),  # transformer_iwslt_de_en
     "60M": (6, 512, 2048, 8, 32000),  # transformer, the "base" one

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from esrl_fairseq.rewards import reward_names
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ("--params", "tiny", "--inputs", "3", "--length", "4", "--rounds", "1", "--threads", "1")
 PEERS = [("trl_rloo", "9 rows at once"), ("trl_grpo", "9 rows at once")]
+PYTHON_BACK_ENDS = hasattr(
+    getattr(torch._C, "_acc", None), "register_python_privateuseone_device_guard"
+)
 HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
 
 
@@ -120,6 +124,23 @@ def test_noise_of_known_gradients():
     assert found["scale"] == pytest.approx(0.5, rel=0.05)
     assert found["cost"] == 2 * found["noise"]
     assert found["noise_low"] < 9 < found["noise_high"] < 1.2 * found["noise"]
+
+
+@pytest.mark.skipif(not PYTHON_BACK_ENDS, reason="this torch has no back ends in Python")
+def test_launches(tmp_path):
+    """A step and each part of an update, with the lines that cost most."""
+    file = tmp_path / "rows.json"
+    size = ("--params", "tiny", "--inputs", "3", "--length", "4", "--k", "2", "--lines", "1")
+    run("launches.py", *size, "--json", file)
+    rows = json.loads(file.read_text())
+    assert all(row.keys() >= HEADER for row in rows)
+    wholes = {(row["ends"], row["part"]): row for row in rows if row["what"] == "update"}
+    steps = [row for row in rows if row["what"] == "step" and "line" not in row]
+    assert [row["ends"] for row in steps] == ["equal", "ragged"]
+    assert all(row["launches"] > 20 and row["syncs"] > 0 for row in steps)
+    assert wholes["equal", "all"]["launches"] > 500
+    lines = {row["line"] for row in rows if row.get("part") == "stage one" and "line" in row}
+    assert any(line.startswith("sampling/") for line in lines)
 
 
 def test_store(tmp_path):
