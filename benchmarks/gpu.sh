@@ -104,8 +104,8 @@ tests() {
 }
 
 tables() {
-    local engines=(esrl sequence_generator transformers ctranslate2 gemm)
-    if ((QUICK)); then engines=(esrl gemm); fi
+    local engines=(esrl sequence_generator transformers ctranslate2)
+    if ((QUICK)); then engines=(esrl); fi
     table update --methods two_stage selected standard_kv
     table stage_one --engines "${engines[@]}"
     table epoch --batches 4
