@@ -140,7 +140,7 @@ class Run:
         if self.start.kind == RESUMED:
             start = f"{start}, where this run was interrupted"
         inputs = len(self.task.datasets[self.cfg.dataset.train_subset])
-        for line in summary(self.trainer, start, parameters, inputs):
+        for line in summary(self.trainer, start, parameters, inputs, self.rescue.epoch_itr):
             logger.info(line)
 
     def begin_update(self) -> None:
