@@ -96,7 +96,6 @@ class EsrlCriterion(FairseqCriterion):
             return validate(model, sample, self.task, self.scorer, self.cfg.valid_beam)
         self.task.monitor.end_validation()
         clock = logs.Clock()
-
         samples = self.task.rl.replay.next(sample["id"].device)  # later passes of PPO
         drawn = samples is None
         if samples is None:
@@ -107,12 +106,10 @@ class EsrlCriterion(FairseqCriterion):
                 samples.loss = self.objective.linearise(samples, torch.initial_seed())
             total = self.rescore(model, samples)
             losses = self.objective.losses(samples)
-            value = losses.sum()
-            if samples.references is not None:
-                value = value - self.objective.likelihood(samples.references)
-        if drawn:
+        result = self.result(samples, total, losses, clock.seconds)
+        if drawn:  # last, so that nothing is if memory runs out
             self.remember(samples)
-        return self.result(samples, value, total, losses, clock.seconds)
+        return result
 
     def train(self, mode: bool = True) -> "EsrlCriterion":
         """fairseq calls it with True before the batches of each update."""
@@ -187,13 +184,13 @@ class EsrlCriterion(FairseqCriterion):
         """Keep what was drawn for later passes, and what it showed; no dummy shows anything."""
         rows, scores = samples.rows, samples.scores
         assert scores is not None
+        visit = None if samples.dummy else self.observer.visit(samples)
+        self.task.refuse_numbers("" if visit is None else bad_numbers(samples, visit))
         if self.cfg.objective == "ppo":
             old_log_probs = self.objective.ppo.log_probs(scores, samples.chosen)
             self.task.rl.replay.keep(replace(samples, old_log_probs=old_log_probs))
-        if samples.dummy:
+        if visit is None:
             return
-        visit = self.observer.visit(samples)
-        self.task.refuse_numbers(bad_numbers(samples, visit))
         self.task.rl.add(visit)
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
         rewards = of_draws(scored.rewards, rows)
@@ -201,18 +198,15 @@ class EsrlCriterion(FairseqCriterion):
         self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated, *words)
 
     def result(
-        self,
-        samples: Samples,
-        value: Tensor,
-        total: Tensor,
-        losses: Tensor,
-        seconds: dict[str, float],
+        self, samples: Samples, total: Tensor, losses: Tensor, seconds: dict[str, float]
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """What fairseq wants of a batch; the loss is ``value`` with the gradient of ``total``."""
-        inputs = samples.inputs
+        """What fairseq wants of a batch; the loss has the gradient of ``total``."""
+        inputs, value = samples.inputs, losses.sum()
+        if samples.references is not None:
+            value = value - self.objective.likelihood(samples.references)
         log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
         two_stage = self.cfg.sampling_mode == "two-stage" and not self.cfg.rescoring_dropout
-        if two_stage and samples.old_log_probs is None:  # one policy in both
+        if two_stage and self.task.rl.replay.current_pass == 1:  # one policy in both
             log["stages_apart"] = logs.stages_apart(samples)
         if self.cfg.objective == "ppo":
             log.update(self.objective.ppo.log(samples, self.task.rl.replay.current_pass))

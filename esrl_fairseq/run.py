@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from esrl_fairseq.checks.memory import (
+    MEMORY_ADVICE,
+    free_memory,
+    out_of_memory,
+    skipped_by_fairseq,
+)
 from esrl_fairseq.checks.models import check_model
 from esrl_fairseq.checks.numbers import (
     NotFinite,
@@ -31,7 +37,7 @@ from esrl_fairseq.sampling.conditioning import is_decoder_only
 from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
 from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
-from esrl_fairseq.state.ranks import own_rank
+from esrl_fairseq.state.ranks import number_of_ranks, own_rank
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +59,8 @@ class Run:
         self.subset_open = False  # whether the next validated subset is a validation's first
         self.stats: Mapping[str, Any] = {}
         self.in_update = False  # its batches may be used by then, or not
+        self.forwards = 0  # of batches, without those that failed
+        self.criterion.register_forward_hook(self.forward_is_over)
 
     def find_start(self) -> Start:
         """Where the parameters come from; a model of Hugging Face is one, too."""
@@ -132,7 +140,7 @@ class Run:
         if self.start.kind == RESUMED:
             start = f"{start}, where this run was interrupted"
         inputs = len(self.task.datasets[self.cfg.dataset.train_subset])
-        for line in summary(self.trainer, start, parameters, inputs):
+        for line in summary(self.trainer, start, parameters, inputs, self.rescue.epoch_itr):
             logger.info(line)
 
     def begin_update(self) -> None:
@@ -180,6 +188,51 @@ class Run:
         if isinstance(error, RuntimeError):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    def forward_is_over(self, *_: Any) -> None:
+        """A batch's backward pass follows, if it is one of training."""
+        self.forwards += 1
+
+    def step_failed(self, error: Exception) -> None:
+        """A batch of an update raised; it returns where :meth:`skip_batch` may help."""
+        if not out_of_memory(error):
+            self.failed(error, in_update=True)
+        if number_of_ranks() > 1:
+            return
+        if skipped_by_fairseq(error):
+            raise error
+        self.failed(EsrlError(MEMORY_ADVICE), in_update=True)
+
+    def skip_batch(self, dummy_step: Callable[[], Any], forwards: int) -> Any:
+        """A batch ran out of memory on this rank, which the others do not know: a dummy takes its
+        place, since they wait for what it has to say of the update and of its gradient.
+
+        Args:
+            dummy_step: the batch's step as one of the dummies that fairseq gives to ranks
+                without a batch: one sample of one input, and no gradient.
+            forwards: :attr:`forwards` before the step that failed.
+
+        Returns:
+            What ``dummy_step`` does. Where no dummy can help, the run ends in one sentence.
+        """
+        ranks, update = self.cfg.distributed_training, self.trainer.get_num_updates() + 1
+        where = f"rank {own_rank()} of {number_of_ranks()} ran out of memory in update {update}"
+        reason = ""
+        if self.forwards != forwards:
+            reason = "in the backward pass"  # of which the others may have a part already
+        elif self.trainer.is_fsdp or ranks.broadcast_buffers:
+            reason = "where the ranks' forward passes wait for each other"
+        if not reason:
+            try:
+                free_memory()
+                found = dummy_step()
+                logger.warning("%s: its batch is left out, and the others go on", where)
+                return found
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                reason = "also for a single sample"
+        return self.failed(EsrlError(f"{where}, {reason}: {MEMORY_ADVICE}"), in_update=True)
 
     def save_without_others(self) -> str:
         """Another rank has failed: what :meth:`Rescue.save` tells."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from typing import Any, Callable, Optional
 
 from fairseq.sequence_generator import SequenceGenerator
@@ -25,10 +26,7 @@ from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.run import Run
 from esrl_fairseq.sampling.generation import RowSampler
-from esrl_fairseq.sampling.options import (
-    SamplingConfig,
-    check_sampling_options,
-)
+from esrl_fairseq.sampling.options import SamplingConfig, check_sampling_options
 from esrl_fairseq.sampling.plans import least_plan, make_plan
 from esrl_fairseq.start.comparing import check_start
 from esrl_fairseq.start.dictionary import ENTRY, fingerprints
@@ -193,6 +191,7 @@ class SamplingTask(DataTask):
     def begin_update(self) -> None:
         """The criterion tells of it before the batches of each update."""
         self.rl.begin_update()
+        self.monitor.begin_update()
         if self.run is not None:
             self.run.begin_update()
 
@@ -231,19 +230,22 @@ class SamplingTask(DataTask):
         ignore_grad: bool = False,
         **kwargs: Any,
     ) -> Any:
-        self.dummy_batch = ignore_grad
+        given = sample, model, criterion, optimizer, update_num
+        step = partial(super().train_step, *given, **kwargs)
+        self.dummy_batch, self.rl.replay.skips = ignore_grad, False
         self.rl.replay.update = update_num
+        forwards = 0 if self.run is None else self.run.forwards
         try:
-            return super().train_step(
-                sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
-            )
+            return step(ignore_grad)
         except Exception as error:
             if out_of_memory(error):
                 logger.error(MEMORY_ADVICE)
-                raise  # fairseq skips such a batch on a GPU
-            if self.run is not None:
-                self.run.failed(error, in_update=True)
-            raise
+            if self.run is None:
+                raise
+            self.run.step_failed(error)
+        # Behind the except clause, so that what the failed step held is free.
+        self.dummy_batch = self.rl.replay.skips = True
+        return self.run.skip_batch(partial(step, True), forwards)
 
     def valid_step(self, sample: dict[str, Any], model: Any, criterion: Any, **kwargs: Any) -> Any:
         try:

@@ -45,9 +45,9 @@ recipe() {
     # More options for fairseq-train, split at blanks: they follow the recipe's own and so win.
     read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
     read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
-    STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from, and nothing more
-    [[ $STOP_AFTER == mle || $STOP_AFTER == score ]] ||
-        die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle or score"
+    STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
+    [[ $STOP_AFTER == mle || $STOP_AFTER == esrl || $STOP_AFTER == score ]] ||
+        die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle, esrl or score"
     export SACREBLEU_SEED=${SACREBLEU_SEED:-12345} # of the bootstrap
 
     STEP=
@@ -303,6 +303,10 @@ run_recipe() {
     runs=("$START" "$ESRL_RUN")
     start="from $(sha256sum <"$START"/checkpoint_best.pt | cut -c 1-12), seed $SEED, ${MODEL[*]}"
     step "$ESRL_RUN" "$start ${ESRL[*]} ${ESRL_EXTRA[*]}" esrl "${MODEL[@]}" "${ESRL[@]}"
+    if [[ $STOP_AFTER == esrl ]]; then
+        printf '[%5d s] done; the model is %s\n' "$SECONDS" "$WORK/$ESRL_RUN/checkpoint_last.pt"
+        return
+    fi
     if [[ $MLE_CONTINUED == 1 ]]; then
         run=$ESRL_RUN-mle-continued
         step "$run" "$start ${CONTINUE[*]} ${MLE_EXTRA[*]}" continue_mle "${MODEL[@]}" "${CONTINUE[@]}"

@@ -58,10 +58,15 @@ exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))
 
 
 def environment():
-    """This process's environment, single-threaded, with torch's safe loader left as it is."""
+    """This process's environment, single-threaded, with torch's safe loader left as it is.
+
+    Commands see no GPU, unless ``ESRL_TEST_DEVICE`` is ``cuda`` (benchmarks/gpu.sh).
+    """
     unwanted = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "MASTER_ADDR", "WORLD_SIZE", "RANK")
     env = {key: value for key, value in os.environ.items() if key not in unwanted}
-    env.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    env.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    if env.get("ESRL_TEST_DEVICE") != "cuda":
+        env["CUDA_VISIBLE_DEVICES"] = ""
     return env
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fairseq import optim, utils
-from fairseq.optim.adam import FairseqAdamConfig
+from fairseq import utils
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from helpers import make_model
 
 from esrl_fairseq.errors import EsrlError
@@ -12,8 +12,8 @@ from esrl_fairseq.optimizer import TorchAdam
 
 def optimizer(name, model, **options):
     cfg = FairseqAdamConfig(adam_betas="(0.8, 0.95)", weight_decay=0.1, lr=[1e-2], **options)
-    cfg._name = name
-    return optim.build_optimizer(cfg, [p for p in model.parameters() if p.requires_grad])
+    params = [p for p in model.parameters() if p.requires_grad]
+    return {"adam": FairseqAdam, "torch_adam": TorchAdam}[name](cfg, params)
 
 
 def updates(name, numbers, state=None):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
+import torch
+
 from esrl_fairseq.errors import EsrlError
 
 MEMORY_ADVICE = (
@@ -17,3 +21,15 @@ def out_of_memory(error: BaseException) -> bool:
         return False
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+
+
+def skipped_by_fairseq(error: BaseException) -> bool:
+    """Whether fairseq leaves out a batch, and its update, for this error: a GPU's."""
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
+
+
+def free_memory() -> None:
+    """Give back what nothing needs any more, cycles and torch's own cache included."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

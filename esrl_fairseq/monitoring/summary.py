@@ -8,10 +8,14 @@ from typing import Any
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
+from esrl_fairseq.monitoring.memory import memory_line
+from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig, elimination_ratio
 
 
-def summary(trainer: Any, start: str, parameters: int, inputs: int) -> list[str]:
+def summary(
+    trainer: Any, start: str, parameters: int, inputs: int, epoch_itr: Any = None
+) -> list[str]:
     """Lines for a person.
 
     Args:
@@ -19,6 +23,7 @@ def summary(trainer: Any, start: str, parameters: int, inputs: int) -> list[str]
         start: what the run starts from, in words.
         parameters: of the model that are trained.
         inputs: of the (first shard of the) training data.
+        epoch_itr: over these.
     """
     cfg, task, criterion = trainer.cfg, trainer.task, trainer.get_criterion()
     options = task.options
@@ -32,6 +37,8 @@ def summary(trainer: Any, start: str, parameters: int, inputs: int) -> list[str]
     given = given_options(cfg)
     if given:
         lines.append(f"options in force beside the defaults: {' '.join(given)}")
+    batches = getattr(epoch_itr, "frozen_batches", ())  # of a stream not known
+    lines.append(memory_line(trainer, unwrap(trainer.model), batches))
     return lines
 
 

@@ -14,6 +14,8 @@ MUCH_TRUNCATED = 0.1
 USUAL_LENGTH = (0.6, 1.6)
 """Words of the samples over words of their references; beyond it a reward is likely to be gamed."""
 WEAK_REWARD_DROP = 0.005
+SUMS = ("reward_sum", "rows", "truncated", "words", "reference_words")
+"""Of the training batches since the last validation."""
 
 
 class Monitor:
@@ -29,6 +31,13 @@ class Monitor:
         self.last_train = self.last_valid = float("-inf")
         self.validated = False
         self.warned: dict[str, bool] = {}
+        self.before: dict[str, float] | None = None  # the sums before the current update
+
+    def begin_update(self) -> None:
+        """Forget the batches of an update that fairseq gave up (overflow, memory)."""
+        if self.before is not None:
+            vars(self).update(self.before)
+        self.before = {name: getattr(self, name) for name in SUMS}
 
     def add_batch(
         self, reward_sum: float, rows: int, truncated: int, words: int, reference_words: int
@@ -56,6 +65,7 @@ class Monitor:
 
     def end_update(self, learning_rate: float) -> None:
         """Warn of what can be seen after an update."""
+        self.before = None
         if learning_rate > SAFE_LEARNING_RATE:
             self._once(
                 "lr",
@@ -98,7 +108,9 @@ class Monitor:
                 valid,
             )
         self.last_train, self.last_valid = train, valid
-        self.reward_sum = self.rows = self.truncated = self.words = self.reference_words = 0.0
+        vars(self).update(dict.fromkeys(SUMS, 0.0))
+        if self.before is not None:
+            self.before = dict.fromkeys(SUMS, 0.0)
 
     def _once(self, topic: str, message: str) -> None:
         if not self.warned.get(topic):
@@ -107,7 +119,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return dict(vars(self))
+        return {**vars(self), **(self.before or {}), "before": None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""

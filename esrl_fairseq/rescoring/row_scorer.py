@@ -28,14 +28,34 @@ LEARNED_TOKENS = 1024
 """The same where the gradient is computed at once: what is kept then fits a CPU's cache."""
 HEAD_POSITIONS = 512
 """Positions that are projected to the vocabulary at once; backward projects them again."""
-HOST_TOKENS = 4096
-"""Positions that are kept for backward, unless an option says so."""
-DEVICE_TOKENS = 16384
-"""The same elsewhere, and positions of a piece there, where launches decide, if memory allows."""
+HOST_TOKENS, DEVICE_TOKENS = 4096, 16384
+"""Positions that are kept for backward on a CPU and elsewhere; there, where launches decide, also
+those of a piece, if memory allows."""
 DEVICE_SCORES = 2**28
 """Scores of words, positions times vocabulary, that are computed at once there: 1 GiB a copy."""
 SHARE = 64
 """One copy of the scores, in float32, may take one part of so many of the device's memory."""
+
+
+def default_max_tokens(device: torch.device) -> int:
+    """Positions that are kept for backward, unless an option says so."""
+    return HOST_TOKENS if device.type == "cpu" else DEVICE_TOKENS
+
+
+def positions_at_once(device: torch.device, words: int, at_once: bool, max_tokens: int) -> int:
+    """Positions of a piece, padding included.
+
+    Args:
+        words: of the vocabulary.
+        at_once: whether the gradient is computed at once.
+    """
+    if device.type == "cpu":
+        return min(LEARNED_TOKENS, max_tokens) if at_once else PIECE_TOKENS
+    scores = DEVICE_SCORES
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        scores = min(scores, memory // SHARE // torch.float32.itemsize)
+    return min(DEVICE_TOKENS, max(scores // words, 1), max_tokens)
 
 
 class RowScorer:
@@ -66,8 +86,7 @@ class RowScorer:
         self.counts = (rows.lengths - rows.truncated.long()).cpu()
         self.scored = self.counts.to(self.device, non_blocking=True)
         self.pad, self.eos, self.min_len = pad, eos, min_len
-        on_host = self.device.type == "cpu"
-        self.max_tokens = max_tokens or (HOST_TOKENS if on_host else DEVICE_TOKENS)
+        self.max_tokens = max_tokens or default_max_tokens(self.device)
         self.dropout = dropout
         self.temperature = None
         if temperature is not None:
@@ -85,17 +104,6 @@ class RowScorer:
     def decoder_inputs(self) -> Tensor:
         """What the decoder reads, int64 ``[rows, length]``."""
         return decoder_inputs(self.rows.tokens, self.rows.lengths, self.prefix, self.pad)
-
-    def positions_at_once(self) -> int:
-        """Of a piece, padding included."""
-        if self.device.type == "cpu":
-            return min(LEARNED_TOKENS, self.max_tokens) if self.at_once else PIECE_TOKENS
-        scores = DEVICE_SCORES
-        if self.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(self.device).total_memory
-            scores = min(scores, memory // SHARE // torch.float32.itemsize)
-        words = len(self.model.decoder.dictionary)
-        return min(DEVICE_TOKENS, max(scores // words, 1), self.max_tokens)
 
     def __call__(
         self, prev_output_tokens: Tensor, encoder_out: Any = None, **_: Any
@@ -160,7 +168,8 @@ class RowScorer:
 
     def pieces(self) -> list[Tensor]:
         """Places of rows of similar length, long ones first; on the host."""
-        most = self.positions_at_once()
+        words = len(self.model.decoder.dictionary)
+        most = positions_at_once(self.device, words, self.at_once, self.max_tokens)
         lengths, order = self.lengths.sort(descending=True, stable=True)
         pieces, start, all_lengths = [], 0, lengths.tolist()
         while start < len(order):

@@ -32,6 +32,7 @@ class Replay:
         self.passes = passes
         self.kind = kind
         self.update = 0  # fairseq's number of the current update
+        self.skips = False  # whether the batch ran out of memory, and a dummy takes its place
         self._first = 0  # that of the update which drew what is kept
         self._epoch = 0  # in which it was
         self._kept: list[list[dict[str, Any]]] = []  # packed samples of each rank's batches
@@ -66,7 +67,7 @@ class Replay:
         in it. It has more only if a run is resumed with a higher ``--update-freq``: the kept ones
         then come again.
         """
-        if not self._replaying:
+        if self.skips or not self._replaying:
             return None
         own = self._kept[own_rank()]
         self._position += 1

@@ -48,6 +48,8 @@ def test_a_run_is_told_of(commands, corpus, mle, tmp_path):
     out = told.stdout
     assert re.search(rf"trains transformer \([\d,]+ parameters\) from {mle}", out)
     assert "reward: bleu|" in out and "on 200 inputs of" in out
+    memory = r"memory, estimated: [\d.e-]+ GB for parameters, gradients and optimizer; beside it "
+    assert re.search(memory + r"up to [\d.e-]+ GB in stage one \(\d+ rows of \d+ tokens", out)
     updates = [int(number) for number in re.findall(r"update (\d+): reward 0\.\d+, baseline", out)]
     assert updates == [1, 2, 3, 5]
     first = re.search(r"reward ([\d.]+) .*num_updates 0\b", out)[1]

@@ -291,7 +291,7 @@ def test_bash_reads_every_recipe():
 
 
 def test_shellcheck():
-    scripts = (RECIPES.parent / "scripts").glob("*.sh")
+    scripts = [*(RECIPES.parent / "scripts").glob("*.sh"), RECIPES.parent / "benchmarks" / "gpu.sh"]
     files = [str(path) for path in (*RECIPES.glob("*/run.sh"), *scripts)]
     result = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
