@@ -18,7 +18,7 @@ import common
 import numpy as np
 import torch
 from fairseq.logging import metrics
-from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.adam import FairseqAdamConfig
 from workload import Workload, workloads
 
 try:
@@ -26,6 +26,8 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 from pretended_rules import Cost, Event, summed, total
+
+from esrl_fairseq.optimizer import TorchAdam
 
 COLUMNS = ("params", "length", "k", "what", "ends", "part", *Cost._fields, "line")
 ENDS = ("equal", "ragged")
@@ -150,10 +152,11 @@ def update_events(work: Workload, criterion: Any, ends: str) -> list[Event]:
     """What happens in an update, as fairseq's trainer makes it, each event with its part."""
     model, task = work.model, work.task
     cfg = FairseqAdamConfig(lr=[1e-5], adam_betas="(0.9, 0.999)")
-    optimizer = FairseqAdam(cfg, list(model.parameters()))
+    optimizer = TorchAdam(cfg, list(model.parameters()))
     for parameter in model.parameters():  # its state is made in the first update
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    with PretendedDevice():
+        optimizer.step()
     optimizer.zero_grad()
     torch.manual_seed(1)
     model.train()

@@ -16,6 +16,7 @@ first backward pass, in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -75,6 +76,20 @@ class _Module:
 
     class device(contextlib.nullcontext):  # noqa: N801
         """The only one is chosen."""
+
+
+class _Event:
+    """A time in the device's queue."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: _Event) -> float:
+        """Milliseconds."""
+        return 1e3 * (end.at - self.at)
 
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
@@ -212,6 +227,7 @@ def _stand_ins() -> list[Any]:
     cuda = {name: getattr(_Module, name) for name in names}
     cuda["current_device"] = lambda: DEVICE
     return [
+        mock.patch.object(torch.cuda, "Event", _Event),
         *(mock.patch.object(torch.cuda, name, value) for name, value in cuda.items()),
         mock.patch.object(checkpoint.DefaultDeviceType, "_default_device_type", NAME),
     ]

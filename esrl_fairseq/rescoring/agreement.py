@@ -69,15 +69,19 @@ def stage_difference(model: Any, sample: dict[str, Any], sampler: RowSampler) ->
     counts, ones = [DRAWS] * len(batch["id"]), [1.0] * len(batch["id"])
     with _set_apart(model):
         rows, known = sampler.sample(batch, counts, ones, SEED, longest=LONGEST)
-        two = rescore(
-            model,
-            batch["net_input"],
-            rows,
-            sampler.pad,
-            sampler.eos,
-            min_len=sampler.min_len,
-            tokens=True,
-        ).token_log_probs
+        two = (
+            rescore(
+                model,
+                batch["net_input"],
+                rows,
+                sampler.pad,
+                sampler.eos,
+                min_len=sampler.min_len,
+                tokens=True,
+            )
+            .on_host()
+            .token_log_probs
+        )
     one = known.token_log_probs
     assert one is not None and two is not None
     return float(((one - two).abs().sum(1) / rows.scored().sum(1).clamp(min=1)).max())
