@@ -101,7 +101,7 @@ def test_one_rank(commands, train, tmp_path):
         ),
     ],
 )
-def test_two_ranks(backend, faults, inputs, commands, train):
+def test_two_ranks(backend, faults, inputs, commands, train, tmp_path):
     """The rank has no part in the update, which the other one makes; also in PPO's passes."""
     command = train(f"--ddp-backend {backend} --objective ppo --ppo-passes 2")
     running = commands.ranks(2, *command, environment={"FAULTS": faults, "WHO": "1"})
@@ -112,6 +112,8 @@ def test_two_ranks(backend, faults, inputs, commands, train):
     assert "rank 1 of 2 ran out of memory in update 4:" in said
     logged = results[0].logged("train_inner")
     assert [line["bsz"] for line in logged] == inputs
+    rewards = state(tmp_path)[0]["rl"]["baseline"]["state"]["rewards"]
+    assert len(rewards) == 2 * sum(inputs[::2])  # of the first passes
 
 
 @pytest.mark.parametrize(
