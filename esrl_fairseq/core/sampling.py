@@ -6,6 +6,7 @@ the inputs, the split into batches and the number of ranks therefore do not chan
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,11 +122,19 @@ def _words(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> Tensor:
     sums = _of_draws(_block_sums(weights), rows)
     column, *found = _column(sums, uniforms)
     block, rest = column.squeeze(-1), _rest(sums, column, *found)
-    words = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=weights.device)
-    inside = words < weights.size(1)
+    words = block.unsqueeze(1) * BLOCK + _inside_a_block(weights.device)
+    if weights.size(1) % BLOCK == 0:
+        own = _at(weights, rows, words)
+        return block * BLOCK + _column(own, rest)[0].squeeze(-1)
     last = weights.size(1) - 1
-    own = _at(weights, rows, words.clamp(max=last)) * inside
+    own = _at(weights, rows, words.clamp(max=last)) * (words <= last)
     return (block * BLOCK + _column(own, rest)[0].squeeze(-1)).clamp(max=last)
+
+
+@functools.cache
+def _inside_a_block(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(BLOCK, device=device)
 
 
 def _block_sums(weights: Tensor) -> Tensor:

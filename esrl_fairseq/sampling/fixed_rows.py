@@ -44,6 +44,7 @@ def decode_fixed_rows(
     fed[:, :1] = there.start
     now, live = there, torch.arange(rows)  # rows of the batch, and their places in ``there``
     going = torch.ones(rows, dtype=torch.bool, device=device)
+    ends = there.given + there.limits
     with steps.running():
         steps.keep(place)
         for step in range(length):
@@ -52,15 +53,14 @@ def decode_fixed_rows(
             if step < shortest:
                 fed[:, step + 1] = now.tokens[:, step]
                 continue
-            drawn = step - now.given  # below 0 while a row reads its prompt
             scores = steps.scores(output).float()
-            sampler.forbid(scores, drawn)
+            sampler.forbid(scores, step - now.given if step < longest + sampler.min_len else None)
             chosen, known = sample_and_score(scores, temperature, now.uniforms[:, step])
-            forced = ~going | (drawn >= now.limits)
+            forced = ~going | (ends <= step)
             chosen = chosen.masked_fill(forced, sampler.eos)
             goes_on = chosen != sampler.eos
             if step < longest:
-                reading = drawn < 0
+                reading = now.given > step
                 chosen = torch.where(reading, now.tokens[:, step], chosen)
                 forced, goes_on = forced | reading, goes_on | reading
             now.tokens[:, step] = chosen.masked_fill(~going, sampler.pad)
@@ -74,7 +74,7 @@ def decode_fixed_rows(
                     there.put(live.to(device, non_blocking=True), now)
                     steps.keep(left)
                     live, left = live[left], left.to(device, non_blocking=True)
-                    now, fed, going = now[left], fed[left], going[left]
+                    now, ends, fed, going = now[left], ends[left], fed[left], going[left]
                     temperature = None if temperature is None else temperature[left]
     there.put(live.to(device, non_blocking=True), now)
     draws.take(there)

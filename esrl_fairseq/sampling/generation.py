@@ -135,14 +135,15 @@ class RowSampler(SequenceGenerator):
             known=torch.zeros(3, len(given), steps),
         )
 
-    def forbid(self, scores: Tensor, drawn: Tensor) -> None:
+    def forbid(self, scores: Tensor, drawn: Tensor | None) -> None:
         """Take the words that are never drawn out of ``scores``, float32 ``[rows, words]``.
 
         Args:
-            drawn: int64 ``[rows]``, how many tokens each row has so far.
+            drawn: int64 ``[rows]``, how many tokens each row has so far; None: enough to end.
         """
         scores[:, self.pad] = FORBIDDEN
-        scores[:, self.eos].masked_fill_(drawn < self.min_len, FORBIDDEN)
+        if drawn is not None:
+            scores[:, self.eos].masked_fill_(drawn < self.min_len, FORBIDDEN)
 
     def as_rows(self, draws: Draws) -> Rows:
         """:class:`Rows` of finished sequences, without their prompts; where these are."""
