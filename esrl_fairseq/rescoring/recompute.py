@@ -71,12 +71,13 @@ class _WithGradient(torch.autograd.Function):
         wanted = [everything[i] for i in places]
         values: list[Tensor] = []
         found: dict[int, Tensor] = {}
+        own: set[int] = set()
         for term in terms:
             with torch.enable_grad():
                 value = term(tree_unflatten(leaves, structure))
             values.append(value.detach())
             gradients = torch.autograd.grad(value, wanted, allow_unused=True)
-            found = _sum(found, {i: x for i, x in zip(places, gradients) if x is not None})
+            _add({i: x for i, x in zip(places, gradients) if x is not None}, found, own)
         ctx.found, ctx.inputs = found, len(everything)
         return torch.stack(values).sum()
 
@@ -86,15 +87,20 @@ class _WithGradient(torch.autograd.Function):
         return None, None, None, *(found.get(i) for i in range(ctx.inputs))
 
 
-# Not in place, since autograd gives one tensor to both terms of a sum. Few launches for all.
+# In few launches for all. In place only where a tensor is known to be nobody else's: autograd gives
+# one to both terms of a sum.
 
 
-def _sum(some: dict[int, Tensor], others: dict[int, Tensor]) -> dict[int, Tensor]:
-    both = list(some.keys() & others.keys())
-    if not both:
-        return {**some, **others}
-    sums = torch._foreach_add([some[i] for i in both], [others[i] for i in both])
-    return {**some, **others, **dict(zip(both, sums))}
+def _add(gradients: dict[int, Tensor], to: dict[int, Tensor], own: set[int]) -> None:
+    """Add gradients to those that there are; ``own`` are the places of sums made here."""
+    both = gradients.keys() & to.keys()
+    if ours := list(both & own):
+        torch._foreach_add_([to[i] for i in ours], [gradients[i] for i in ours])
+    if others := list(both - own):
+        sums = torch._foreach_add([to[i] for i in others], [gradients[i] for i in others])
+        to.update(zip(others, sums))
+        own.update(others)
+    to.update({i: x for i, x in gradients.items() if i not in both})
 
 
 def _scaled(found: dict[int, Tensor], by: Tensor) -> dict[int, Tensor]:

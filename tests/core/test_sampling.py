@@ -5,7 +5,12 @@ import pytest
 import torch
 from helpers import chi_square_p
 
-from esrl_fairseq.core.sampling import inverse_cdf_sample, row_uniforms
+from esrl_fairseq.core.sampling import (
+    MANY_WORDS,
+    inverse_cdf_sample,
+    row_uniforms,
+    sample_and_score,
+)
 
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
@@ -126,3 +131,19 @@ def test_uniforms_depend_on_seed_and_input():
     assert len(drawn.unique()) == drawn.numel()
     assert torch.equal(drawn[0], row_uniforms(1, [2], [1], [8])[0])
     assert row_uniforms(1, [], [], []).shape == (0, 0)
+
+
+def test_many_words_need_many_bits():
+    """Words of 1e-9 are drawn at their place, which no number of 24 bits reaches."""
+    words = MANY_WORDS + 7
+    uniforms = row_uniforms(3, [1, 2], [4, 0], [5, 5], words=words)
+    assert uniforms.dtype == torch.float64 and (uniforms[:, 0] % 2**-24 > 0).all()
+    assert row_uniforms(3, [1], [4], [5], words=MANY_WORDS).dtype == torch.float32
+    weights = torch.full((1, words), 1.0)
+    weights[:, :2] = weights[:, -1] = 1e-9 * words
+    logits, ones, row = weights.log(), torch.ones(1), torch.zeros(6, dtype=torch.long)
+    at = torch.tensor([0, 0.9e-9, 1.1e-9, 1.9e-9, 2.1e-9, 1 - 0.5e-9], dtype=torch.float64)
+    found = inverse_cdf_sample(logits.clone(), ones, at, row).tolist()
+    assert found == [0, 0, 1, 1, 2, words - 1]
+    chosen, known = sample_and_score(logits, None, at, row)
+    assert chosen.tolist() == found and known.dtype == torch.float32
