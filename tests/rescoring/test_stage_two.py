@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from esrl_fairseq.core.sequences import Rows
 from esrl_fairseq.rescoring import row_scorer
+from esrl_fairseq.rescoring.recompute import with_gradient
 from esrl_fairseq.rescoring.rescoring import learn, rescore
 from esrl_fairseq.rewards import build_reward
 from esrl_fairseq.state.capability import RECORD
@@ -92,6 +93,64 @@ def test_equals_the_plain_pass(arch, min_len, monkeypatch):
         found = gradients(model, (weights(rows) * scores.log_probs).sum())
         assert gradient.norm() > 1
         assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", STAGE_TWO)
+def test_learning_at_once(arch, monkeypatch):
+    """A sum's gradient, computed piece by piece in the forward pass, is that of the kept graph,
+    times what backward brings; the scores are the same, without gradient."""
+    model, batch, rows = make_model(arch).train(), make_batch(), ragged_rows()
+    how = {"min_len": 1, "temperature": torch.linspace(0.5, 2, len(rows)), "tokens": True}
+    c, given = weights(rows), (model, batch["net_input"], rows)
+
+    def term(places, scores):
+        tokens = (scores.token_log_probs**2).sum(1)
+        return (c[places] * (scores.log_probs * scores.tempered + tokens)).sum()
+
+    expected = rescore(*given, PAD, EOS, **how)
+    total = term(torch.arange(len(rows)), expected)
+    gradient = gradients(model, -3 * total)
+    assert gradient.norm() > 1
+    for piece_tokens in (2048, 6, 1):
+        pieces(monkeypatch, piece_tokens)
+        scores, found = learn(*given, term, PAD, EOS, **how)
+        assert torch.allclose(found, total, rtol=1e-4)
+        for name, value in vars(expected).items():
+            assert torch.allclose(getattr(scores, name), value, rtol=1e-4, atol=1e-5)
+            assert not getattr(scores, name).requires_grad
+        difference = gradients(model, -3 * found) - gradient
+        assert difference.norm() < 1e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("arch", ["transformer", "lstm"])
+def test_learning_at_once_with_dropout(arch, monkeypatch):
+    """The gradient is of the masks that the scores have."""
+    pieces(monkeypatch, 6)
+    model, batch, rows = make_model(arch).train(), make_batch(), ragged_rows()
+    given = model, batch["net_input"], rows
+    torch.manual_seed(1)
+    kept = rescore(*given, PAD, EOS, dropout=True)
+    gradient = gradients(model, (weights(rows) * kept.log_probs).sum())
+    torch.manual_seed(1)
+    scores, total = learn(*given, partial(weighted, weights(rows)), PAD, EOS, dropout=True)
+    assert torch.allclose(scores.log_probs, kept.log_probs, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(gradients(model, total), gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_shared_gradients_are_not_added_twice():
+    """autograd gives both terms of a sum one tensor; each is scaled once."""
+    a, b = (torch.ones(3, requires_grad=True) for _ in range(2))
+    unused = torch.ones(2, requires_grad=True)
+
+    def terms():
+        yield lambda x: (x + b).sum()
+        yield lambda x: (2 * (x + b)).sum()
+        yield lambda x: (3 * (x + b)).sum()
+
+    total = with_gradient(terms(), a, [b, unused])
+    total.backward(torch.tensor(5.0))
+    assert total == 36 and a.grad.tolist() == b.grad.tolist() == [30] * 3
+    assert unused.grad is None
 
 
 @pytest.mark.parametrize("arch", ["transformer", "lstm", "lightconv"])
