@@ -4,12 +4,15 @@ import os
 import struct
 from typing import Any
 
+import numpy as np
 from fairseq import utils
-from fairseq.data import data_utils
+from fairseq.data import data_utils, indexed_dataset
 from fairseq.tasks import FairseqTask
 
 from esrl_fairseq.errors import EsrlError
 
+AT_ONCE = 2**20
+"""Lines whose places are looked at together."""
 MEND = "give the folder that fairseq-preprocess wrote (its --destdir)"
 
 
@@ -64,6 +67,7 @@ class FoundData(FairseqTask):
         if split != self.cfg.train_subset:
             folders = folders[:1]  # only training data have shards
         now = folders[(epoch - 1) % len(folders)]
+        check_whole(now, split)
         try:
             super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         except EsrlError:
@@ -91,6 +95,44 @@ def check_folder(folder: str) -> None:
         raise EsrlError(f"{folder} is a file, not a folder: {MEND}")
     if not os.path.isdir(folder):
         raise EsrlError(f"there is no folder {folder}: {MEND}")
+
+
+def check_whole(folder: str, split: str) -> None:
+    """Refuse memory-mapped data whose two files do not fit each other, as after a disk that was
+    full or a copy that broke off: a line would only fail when its turn comes.
+
+    Raises:
+        EsrlError: with the file and how to make it again.
+    """
+    for name in sorted(os.listdir(folder)):
+        stem, kind = os.path.splitext(os.path.join(folder, name))
+        if kind != ".idx" or not name.startswith(f"{split}.") or not os.path.exists(stem + ".bin"):
+            continue
+        if indexed_dataset.infer_dataset_impl(stem) != "mmap":
+            continue
+        damage = _damage(stem)
+        if damage:
+            raise EsrlError(
+                f"{stem}.bin and {name} are not whole ({damage}): make them again with "
+                "fairseq-preprocess, or copy them again"
+            )
+
+
+def _damage(stem: str) -> str:
+    """What is wrong with a pair of memory-mapped files; empty if nothing is."""
+    try:
+        index = indexed_dataset.MMapIndexedDataset.Index(stem + ".idx")
+    except (AssertionError, OSError, ValueError, KeyError, struct.error) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    sizes, starts, end = index.sizes, index._pointers, 0
+    for first in range(0, len(sizes), AT_ONCE):
+        part = sizes[first : first + AT_ONCE].astype(np.int64) * index.dtype().itemsize
+        ends = end + part.cumsum()
+        if (part < 0).any() or (starts[first : first + AT_ONCE] != ends - part).any():
+            return "the places of lines do not follow each other"
+        end = int(ends[-1])
+    length = os.path.getsize(stem + ".bin")
+    return "" if length == end else f"{length:,} bytes where the index says {end:,}"
 
 
 def missing(split: str, folder: str) -> EsrlError:
