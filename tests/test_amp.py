@@ -30,8 +30,9 @@ from esrl_fairseq.core.sampling import inverse_cdf_sample
 from esrl_fairseq.core.token_scores import tempered_scores, token_scores
 from esrl_fairseq.rescoring import frozen, row_scorer
 from esrl_fairseq.rescoring.rescoring import rescore
+from esrl_fairseq.sampling.attention import SelfAttention
 from esrl_fairseq.sampling.generation import RowSampler
-from esrl_fairseq.sampling.steps import TransformerSteps, _SelfAttention
+from esrl_fairseq.sampling.steps import TransformerSteps
 
 HALF = {torch.bfloat16: 0.1, torch.float16: 0.02}
 """Kinds, and how far a gradient may be from float32's, relative to its length."""
@@ -213,9 +214,9 @@ def test_stage_one(arch, kind, monkeypatch):
     """Rows are well formed and not far from float32's; the fast path is the general one's, and its
     cache is half precision."""
     model, batch, caches = make_model(arch).eval(), make_batch(), set()
-    attend = _SelfAttention.__call__
+    attend = SelfAttention.__call__
     monkeypatch.setattr(
-        _SelfAttention,
+        SelfAttention,
         "__call__",
         lambda self, query, **_: (attend(self, query), caches.add(self.cache.dtype))[0],
     )
