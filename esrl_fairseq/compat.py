@@ -697,11 +697,21 @@ MOVED = {
     "frozen": "rescoring.frozen",
     "scoring": "rewards.scorer",
     "text": "data.text",
+    "batches": "data.batches",
+    "prompts": "data.prompts",
     "references": "data.references",
     "capability": "state.capability",
     "replay": "state.replay",
+    "ranks": "state.ranks",
+    "visits": "state.visits",
     "logs": "monitoring.logs",
     "monitor": "monitoring.warnings",
+    "validation": "monitoring.validation",
+    "sampling_options": "sampling.options",
+    "preference": "reward_models.criterion",
+    "reward_data": "reward_models.data",
+    "reward_model": "reward_models.model",
+    "reward_task": "reward_models.task",
 }
 
 
