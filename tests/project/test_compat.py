@@ -51,6 +51,9 @@ def test_modules_are_found_under_their_old_names():
     from esrl_fairseq.sampling import generation
 
     assert RowSampler is generation.RowSampler and callable(rescore) and UNK_IN_HYPOTHESIS
+    for old, new in compat.MOVED.items():
+        module = importlib.import_module(f"esrl_fairseq.{new}")
+        assert importlib.import_module(f"esrl_fairseq.{old}") is module
 
 
 def convolution(kernel, padding, seed=1):
