@@ -116,12 +116,10 @@ def test_two_ranks(backend, faults, inputs, commands, train, tmp_path):
     assert len(rewards) == 2 * sum(inputs[::2])  # of the first passes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "faults, why",
-    [
-        ("3=backward", "in the backward pass"),
-        pytest.param("all=stage_one", "also for a single sample", marks=pytest.mark.long),
-    ],
+    [("3=backward", "in the backward pass"), ("all=stage_one", "also for a single sample")],
 )
 def test_two_ranks_end_in_a_sentence(faults, why, commands, train):
     """Where the other rank may have a part of the gradient, or no batch is small enough."""
