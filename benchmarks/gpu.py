@@ -16,15 +16,27 @@ from typing import Any
 
 from about import Row, about
 
-CASE = ("method", "engine", "peer", "check", "setting", "beta", "params", "k")
+CASE = (
+    "method",
+    "engine",
+    "peer",
+    "check",
+    "setting",
+    "beta",
+    "precision",
+    "decoding",
+    "params",
+    "k",
+)
 """Of a benchmark's row, what names its case."""
 COLUMNS = {"seconds": "seconds", "tokens_per_s": "tokens/s", "peak_mb": "peak MB"}
 FURTHER = (
     "two_stage_time", "esrl_speedup", "gemm_share", "to_beta_0", "to_trl_time", "gradient",
-    "cosine", "launches", "synchronisations", "copies", "operators", "device_seconds", "idle",
+    "cosine", "apart", "apart_most", "bias", "from_fp32", "gradient_cosine", "launches",
+    "synchronisations", "copies", "operators", "device_seconds", "idle",
     "tests", "failures", "skipped", "names", "BLEU", "chrF", "reason",
 )  # fmt: skip
-TABLES = ("update", "stage_one", "epoch", "peers", "profile_update", "tests", "demo")
+TABLES = ("update", "stage_one", "epoch", "precision", "peers", "profile_update", "tests", "demo")
 
 
 def main() -> None:

@@ -109,6 +109,7 @@ tables() {
     table update --methods two_stage selected standard_kv
     table stage_one --engines "${engines[@]}"
     table epoch --batches 4
+    table precision --dtype fp32 # the weights that the others are made of
     if python -c "import trl" 2>/dev/null; then
         table peers --params "$PEER" --rounds 1 --timeout 120 # float32, as TRL trains
     else

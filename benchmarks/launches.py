@@ -29,13 +29,27 @@ from pretended_rules import Cost, Event, summed, total
 
 from esrl_fairseq.optimizer import TorchAdam
 
-COLUMNS = ("params", "length", "k", "what", "ends", "part", *Cost._fields, "line")
+COLUMNS = (
+    "params",
+    "length",
+    "k",
+    "what",
+    "ends",
+    "part",
+    *Cost._fields,
+    "least_ms",
+    "most_ms",
+    "line",
+)
 ENDS = ("equal", "ragged")
 PARTS = (
     "plan", "stage one", "reward", "loss", "stage two", "remember", "other", "backward",
     "optimizer", "commit", "log",
 )  # fmt: skip
 """Of an update; *loss* also judges the rewards, *other* is what the clocks wait for, and sums."""
+LEAST = {"launches": 5, "syncs": 10, "rng": 5, "views": 1}
+MOST = {"launches": 10, "syncs": 20, "rng": 15, "views": 2}
+"""Microseconds of the host, between which a current one is taken to lie: not measured."""
 MEAN_LENGTH = 15
 """Of samples with ragged ends, as far as ``--length`` allows."""
 
@@ -99,7 +113,8 @@ def rows_of(events: list[Event], lines: int, per: int = 1, **names: str) -> list
 
     def row(cost: Cost, **more: str) -> common.Row:
         numbers = {key: x if per == 1 else x / per for key, x in cost._asdict().items()}
-        return {**names, **numbers, **more}
+        least, most = (sum(x * numbers[key] for key, x in us.items()) / 1e3 for us in (LEAST, MOST))
+        return {**names, **numbers, "least_ms": least, "most_ms": most, **more}
 
     by_line = list(summed(events, "line").items())[:lines]
     whole = total(event.cost for event in events)

@@ -58,6 +58,7 @@ class Cost(NamedTuple):
         syncs: times that the host waits for the device.
         to_device, to_host: copies between the two.
         rng: calls that read or write the state of the device's random numbers.
+        views: operations that run no kernel.
     """
 
     launches: int = 0
@@ -65,6 +66,7 @@ class Cost(NamedTuple):
     to_device: int = 0
     to_host: int = 0
     rng: int = 0
+    views: int = 0
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -162,7 +164,7 @@ def cost_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_device:
     if name == "_local_scalar_dense":  # .item()
         return Cost(syncs=1, to_host=1)
     if func.is_view or name in NO_KERNEL:
-        return Cost()
+        return Cost(views=1)
     if name in INDEXING:
         return _cost_of_indexing(name, args, on_device)
     if name == "repeat_interleave" and kwargs.get("output_size") is not None:

@@ -35,7 +35,8 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     result = run("--device", "cpu", "--quick", "--output", tmp_path, *parts)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     text = (tmp_path / "RESULTS.md").read_text()
-    for name, cases in {"update": 3, "stage_one": 2, "epoch": 4, "profile_update": 1}.items():
+    counts = {"update": 3, "stage_one": 2, "epoch": 4, "precision": 10, "profile_update": 1}
+    for name, cases in counts.items():
         assert len(json.loads((tmp_path / f"{name}.json").read_text())) == cases
         assert text.count(f"| {name} |") == cases
     (row,) = json.loads((tmp_path / "tests.json").read_text())
