@@ -28,6 +28,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
+from fairseq.tasks import FairseqTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 from numpy.typing import NDArray
@@ -678,6 +679,27 @@ class _Groups(iterators.GroupedIterator):
             iterable.take(used + groups * chunk_size)
 
 
+def make_batches_as_in_the_first_epoch() -> None:
+    """Let a run that is resumed in a later epoch have the batches of one never interrupted.
+
+    Reason: fairseq makes batches in the first epoch that a process sees, from a seed with that
+    epoch's number, and keeps them for all later epochs.
+    Remove when: it makes them from the first epoch's number.
+    """
+    stock = FairseqTask.get_batch_iterator
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def get_batch_iterator(self: Any, dataset: Any, *rest: Any, **keywords: Any) -> Any:
+        made_anew = ("disable_iterator_cache", "update_epoch_batch_itr")
+        if not any(map(keywords.get, made_anew)) and self.can_reuse_epoch_itr(dataset):
+            keywords["epoch"] = 1
+        return stock(self, dataset, *rest, **keywords)
+
+    FairseqTask.get_batch_iterator = get_batch_iterator
+
+
 def count_groups_of_what_is_left() -> None:
     """Let an epoch that goes on with another ``--update-freq`` end with its last batch.
 
@@ -733,5 +755,6 @@ def apply() -> None:
     give_numpy_long_back()
     give_dynamic_convolution_one_policy()
     mend_tasks_of_pretrained_models()
+    make_batches_as_in_the_first_epoch()
     count_groups_of_what_is_left()
     let_ddp_train_on_cpu()

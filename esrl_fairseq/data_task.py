@@ -12,7 +12,7 @@ from esrl_fairseq.checks.data import (
     check_references,
     refuse_empty_lines,
 )
-from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.batches import CheckedBatches
 from esrl_fairseq.data.fingerprint import shard_marks
 from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import NamedLines, split_name
@@ -20,7 +20,7 @@ from esrl_fairseq.data.lines import NamedLines, split_name
 logger = logging.getLogger(__name__)
 
 
-class DataTask(FoundData, SameBatches):
+class DataTask(FoundData, CheckedBatches):
     """Mixed in before a task's own class: data are checked when they are loaded."""
 
     trained_by_reward = False  # set by the criterion, as are the next

@@ -1,4 +1,4 @@
-"""Batches of a resumed run, and sentences about data that fairseq cannot make batches of."""
+"""Sentences about data that fairseq cannot make batches of."""
 
 from typing import Any
 
@@ -8,19 +8,11 @@ from esrl_fairseq.data.lines import NamedLines, places
 from esrl_fairseq.errors import EsrlError
 
 
-class SameBatches(FairseqTask):
-    """Mixed in before a task's own class: a run resumed in a later epoch has the batches of one
-    never interrupted.
-
-    fairseq makes batches in the first epoch that a process sees, from a seed with that epoch's
-    number, and keeps them for all later epochs.
-    """
+class CheckedBatches(FairseqTask):
+    """Mixed in before a task's own class."""
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's, made as in the first epoch."""
-        rebuilt = kwargs.get("disable_iterator_cache") or kwargs.get("update_epoch_batch_itr")
-        if not rebuilt and self.can_reuse_epoch_itr(dataset):
-            kwargs["epoch"] = 1
+        """fairseq's, which knows whether other batches are accepted."""
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         # Of tasks that have the option; those of fairseq's own go on, with a warning.
         batches.accept_other_batches = getattr(

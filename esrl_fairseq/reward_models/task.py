@@ -20,7 +20,7 @@ from esrl_fairseq.checks.data import refuse_empty_lines
 from esrl_fairseq.checks.numbers import one_line, refuse_bad_parameters
 from esrl_fairseq.checks.vocabulary import check_vocabulary_on_load
 from esrl_fairseq.compat import at_bad_numbers
-from esrl_fairseq.data.batches import SameBatches
+from esrl_fairseq.data.batches import CheckedBatches
 from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import places, split_name
 from esrl_fairseq.data.subwords import dictionary_words, markings
@@ -91,7 +91,7 @@ class SubwordText:
 
 
 @register_task(NAME, dataclass=RewardModelConfig)
-class RewardModelTask(FoundData, SameBatches, TranslationTask):
+class RewardModelTask(FoundData, CheckedBatches, TranslationTask):
     """Regression on ratings and Bradley-Terry on preferences, of outputs given their sources.
 
     ``--arch`` and its options choose a model as for translation; its encoder is what is trained.

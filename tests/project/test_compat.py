@@ -9,6 +9,7 @@ import pytest
 import torch
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.translation import TranslationConfig
 
 from esrl_fairseq import compat
 
@@ -102,3 +103,21 @@ def test_tasks_of_pretrained_models_load_their_data(corpus, tmp_path):
     masked = TASK_REGISTRY["translation_from_pretrained_xlm"].setup_task(cfg).target_dictionary
     assert masked.symbols == [*plain.symbols[:4], "<mask>", *plain.symbols[4:]]
     assert masked.mask() == 4 and masked.count[5:] == plain.count[4:]
+
+
+def test_fairseqs_own_tasks_have_the_same_batches_in_whatever_epoch_they_are_made(corpus):
+    """That is when a run goes on in a later one; sentences of equal length are in another order by
+    another seed."""
+    compat.apply()
+
+    def batches(epoch):
+        cfg = TranslationConfig(data=str(corpus.data), source_lang="de", target_lang="en")
+        cfg.train_subset, cfg.dataset_impl, cfg.required_seq_len_multiple = "train", None, 1
+        task = TASK_REGISTRY["translation"].setup_task(cfg)
+        task.load_dataset("train")
+        how = {"max_sentences": 8, "seed": 1, "epoch": epoch}
+        found = task.get_batch_iterator(task.datasets["train"], **how).frozen_batches
+        return [list(batch) for batch in found]
+
+    first = batches(1)
+    assert len(first) == 25 and batches(3) == first
