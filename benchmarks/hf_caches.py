@@ -1,4 +1,4 @@
-"""Launches of a decoding step of a causal LM of transformers by its kind of cache, on a pretended GPU.
+"""Launches of a causal LM's step by the kind of its cache, on a pretended GPU.
 
 See benchmarks/README.md.
 """
