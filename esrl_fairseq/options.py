@@ -35,7 +35,9 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "bleu, corpus-bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, "
             "length, repetition, model, bertscore, comet, sentence-embedding, hf-reward, "
-            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5; "
+            "language-gate, length-gate, "
+            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5, "
+            "also of products: comet*language-gate:0.7+bleu:0 (0: log it alone); "
             "see docs/rewards.md"
         },
     )

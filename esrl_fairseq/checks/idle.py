@@ -41,7 +41,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     objectives = f"objectives other than {' and '.join(COMPARING)}"
     varied = (options.capability != "none", "a --capability other than none")
     room = (options.min_samples < options.num_samples, "--num-samples above --min-samples")
-    names = [part.name for part, _ in reward.parts] or [reward.name]
+    names = [leaf.name for leaf in reward.leaves]
     bleu = ("bleu" in [*names, capability], "the reward bleu")
     words = (bleu[0] or "corpus-bleu" in names, "the rewards bleu and corpus-bleu")
     ppo = (cfg.objective == "ppo", "--objective ppo")

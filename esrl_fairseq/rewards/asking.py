@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.answers import Answer, Counts, Scores, as_scores
+from esrl_fairseq.rewards.answers import Answer, Scores, as_scores
+from esrl_fairseq.rewards.combining import Combination
 from esrl_fairseq.rewards.given import check_lengths, checked_references, has_text, named
 from esrl_fairseq.rewards.guard import Guard
 from esrl_fairseq.rewards.watch import Watch
@@ -113,24 +114,25 @@ class _Batch:
 
     def answer(self) -> Answer:
         """[pairs]: scored, checked, clipped to the range."""
-        answer = self._sum() if self.reward.parts else self._asked()
+        combination = Combination(
+            len(self.pairs),
+            self.references,
+            lambda leaf: self._of(leaf)._checked(self._of(leaf)._asked()),
+            lambda reward, answer: self._of(reward)._checked(answer),
+        )
+        return combination.answer(self.reward)
+
+    def _of(self, reward: Reward) -> _Batch:
+        """The same for one of those that the reward is made of."""
+        batch = copy.copy(self)
+        batch.reward = reward
+        return batch
+
+    def _checked(self, answer: Answer) -> Answer:
         low, high = self.reward.range
         self._check(answer.rewards, low, high)
         rewards = np.clip(answer.rewards, np.float32(low), np.float32(high))
         return Answer(rewards, answer.rest if answer.counts else rewards, answer.counts)
-
-    def _sum(self) -> Answer:
-        """The weighted sum of the parts, each checked under its own name."""
-        total, rest = np.zeros((2, len(self.pairs)))
-        counts: dict[str, Counts] = {}
-        for part, weight in self.reward.parts:
-            batch = copy.copy(self)
-            batch.reward = part
-            answer = batch.answer()
-            total += weight * answer.rewards.astype(np.float64)
-            rest += weight * answer.rest.astype(np.float64)
-            counts.update(answer.counts)
-        return Answer(as_scores(total, len(total)), as_scores(rest, len(rest)), counts)
 
     def _asked(self) -> Answer:
         """What the reward itself answers, or an error that names the sample that it fails on."""

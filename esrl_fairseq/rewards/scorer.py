@@ -29,9 +29,13 @@ from esrl_fairseq.data.text import (
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options
 from esrl_fairseq.rewards.asking import ask_rows
+from esrl_fairseq.rewards.build import leaf_names
 from esrl_fairseq.rewards.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+LANGUAGE = "language-gate"
+"""The reward that asks for the language of the outputs, which the task knows."""
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Scored:
         reference_words: words of each row's first reference, likewise, summed.
         rest, counts: of rewards that follow the counts of a corpus, see :class:`Answer`; not kept
             for later updates.
+        parts: of each reward that a sum or a product is made of, see :class:`Answer`.
     """
 
     rewards: NDArray[np.float32]
@@ -53,6 +58,7 @@ class Scored:
     reference_words: int
     rest: NDArray[np.float32] | None = None
     counts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    parts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -195,6 +201,7 @@ class Scorer:
             reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
             rest=answer.rest,
             counts=answer.counts,
+            parts=answer.parts,
         )
 
 
@@ -211,6 +218,8 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
     corpus_bleu = {"tokenize": cfg.reward_tokenize}
     options["bleu"] = {**bleu, **options.get("bleu", {})}
     options["corpus-bleu"] = {**corpus_bleu, **options.get("corpus-bleu", {})}
+    if LANGUAGE in leaf_names(name):
+        options[LANGUAGE] = {"language": task.languages[1], **options.get(LANGUAGE, {})}
     reward = build_reward(name, part_options=options)
     if not first_reference and getattr(task, "word_decoder", None) is None:
         check_subwords(cfg.reward_post_process, task, reward.needs_sources)

@@ -161,3 +161,30 @@ def test_a_reward_that_stops_the_run(function, more, words, commands, corpus, ml
     assert all(word in sentence for word in words), sentence
     assert "Traceback" not in result.stderr and "after update 2 is in" in sentence
     assert load(tmp_path / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 2
+
+
+def test_each_part_is_logged(commands, corpus, mle, tmp_path):
+    """Mean and spread of each, in training and validation; what is only logged changes nothing."""
+
+    def train(reward, *more):
+        options = esrl_options(corpus.data, tmp_path / reward.replace("*", "-"))
+        start = ["--finetune-from-model", mle, MODEL, JOINED, "--num-samples 3 --max-update 2"]
+        result = commands.succeed("fairseq-train", *options, *start, *more, "--reward", reward)
+        return result.logged("train_inner")[-1], result.logged("valid")[-1]
+
+    plain, _ = train("chrf:0.5+length:0.5", "--no-save")
+    trained, valid = train(
+        "chrf:0.5+length:0.5+repetition*length-gate:0+bleu:0+corpus-bleu:0",
+        "--best-checkpoint-metric reward_bleu --maximize-best-checkpoint-metric",
+    )
+    for name in ("loss", "gnorm", "reward", "reward_std", "reward_chrf", "reward_length_std"):
+        assert trained[name] == plain[name]
+    for log in (trained, valid):
+        parts = [log[f"reward_{name}"] for name in ("chrf", "length")]
+        assert log["reward"] == pytest.approx(sum(parts) / 2, abs=1e-4)
+        for name in ("chrf", "length", "repetition", "length-gate", "bleu"):
+            assert 0 < log[f"reward_{name}"] <= 1 and 0 <= log[f"reward_{name}_std"] <= 0.5
+        assert 0 < log["reward_corpus-bleu"] < 1
+    assert trained["reward_bleu_std"] > 0
+    best = load(next(tmp_path.glob("*/checkpoint_best.pt")))["extra_state"]["best"]
+    assert round(best, 4) == valid["reward_bleu"] != valid["reward_corpus-bleu"]
