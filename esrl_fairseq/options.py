@@ -69,6 +69,14 @@ class EsrlCriterionConfig(FairseqDataclass):
             "help": "seconds for a batch's rewards; then the run is saved and ends (0: no limit)"
         },
     )
+    reward_workers: int = field(
+        default=0,
+        metadata={
+            "help": "processes of their own for rewards that are no models, among which rows are "
+            "dealt out, for slow functions and metrics on several cores; 0: the trainer computes "
+            "them. Each rank has so many"
+        },
+    )
     reward_tokenize: str = field(
         default="13a",
         metadata={"help": "tokenizer of bleu and corpus-bleu: 13a, none, intl, char or zh"},

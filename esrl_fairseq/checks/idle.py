@@ -57,6 +57,10 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     return {
         "reward_tokenize": words,
         "reward_smoothing": bleu,
+        "reward_workers": (
+            any(leaf.in_workers for leaf in reward.leaves),
+            "rewards without models",
+        ),
         "text_language": (cfg.reward_detokenizer is not None, "--reward-detokenizer"),
         "reward_baseline": (based, objectives),
         "input_baseline": (based, objectives),

@@ -6,6 +6,7 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from esrl_fairseq.rewards.combining import Combination
 from esrl_fairseq.rewards.given import check_lengths, checked_references, has_text, named
 from esrl_fairseq.rewards.guard import Guard
 from esrl_fairseq.rewards.watch import Watch
+from esrl_fairseq.rewards.workers import Workers, WorkersFailed
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.base import Reward
@@ -77,8 +79,10 @@ def ask_rows(
     sample_ids: Sequence[Any],
     seed: int | None = None,
     watch: Watch = _NO_WATCH,
+    workers: Workers | None = None,
 ) -> Answer:
-    """As `score_rows`, with what the rewards of a whole corpus count."""
+    """As `score_rows`, with what the rewards of a whole corpus count; `workers` are asked for those
+    that can be in a process of their own."""
     rows = [int(i) for i in row_input]
     check_lengths(sources, hypotheses, references, rows, sample_ids)
     batch_references = checked_references(reward, references, sample_ids)
@@ -87,7 +91,8 @@ def ask_rows(
         return Answer(nothing, nothing)
     index: dict[tuple[int, str], int] = {}
     inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
-    batch = _Batch(reward, sources, batch_references, list(index), sample_ids, seed, watch)
+    given = (sources, batch_references, list(index), sample_ids)
+    batch = _Batch(reward, *given, seed, watch, workers)
     return batch.answer()[inverse]
 
 
@@ -103,6 +108,7 @@ class _Batch:
         sample_ids: Sequence[Any],
         seed: int | None,
         watch: Watch,
+        workers: Workers | None,
     ) -> None:
         self.reward = reward
         self.sources = sources
@@ -111,6 +117,7 @@ class _Batch:
         self.sample_ids = sample_ids
         self.seed = seed
         self.watch = watch
+        self.workers = workers
 
     def answer(self) -> Answer:
         """[pairs]: scored, checked, clipped to the range."""
@@ -139,6 +146,8 @@ class _Batch:
         guard = self._guard()
         try:
             return self._score(self.pairs, guard)
+        except WorkersFailed as error:
+            raise EsrlError(f"reward {self.reward.name!r} {error}, for {self._batch()}") from error
         except BaseException as error:
             if guard.came_from_outside(error):
                 raise
@@ -158,10 +167,14 @@ class _Batch:
         The reward gets lists of its own, which it may change.
         """
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
+        answer = self.reward.answer
+        if self.workers is not None and self.reward.in_workers:
+            self.workers.wait()  # for imports, which have no limit
+            answer = functools.partial(self.workers.answer, self.reward, seed=guard.seed)
         with guard:
             self.watch.begin(self._too_long)
             try:
-                given, counts = self.reward.answer(
+                given, counts = answer(
                     list(self.sources), list(self.references), hypotheses, inputs
                 )
                 scores = as_scores(given, len(pairs))

@@ -48,6 +48,9 @@ class Reward(abc.ABC):
     messages of its failures say where there are none."""
     needs_sources: bool = False
     """If True, values without the source say nothing; training always has it."""
+    in_workers: bool = True
+    """Whether ``--reward-workers`` may make it in other processes; not of models, which have a
+    device of their own."""
     parts: Sequence[tuple[Reward, float]] = ()
     """Of a weighted sum: its rewards and their weights. Each is asked and checked on its own."""
     factors: Sequence[Reward] = ()

@@ -31,6 +31,7 @@ from esrl_fairseq.rewards import Reward, build_reward, command_line_options
 from esrl_fairseq.rewards.asking import ask_rows
 from esrl_fairseq.rewards.build import leaf_names
 from esrl_fairseq.rewards.watch import Watch
+from esrl_fairseq.rewards.workers import Workers, build_workers
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Scorer:
         whole_text: hypotheses and references are continuations of their sources, and are scored
             with these before them.
         timeout: seconds that the reward has for a batch; 0 for ever.
+        workers: processes that are asked instead of `reward`, where it allows that.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Scorer:
         first_reference: bool = False,
         whole_text: bool = False,
         timeout: float = 0,
+        workers: Workers | None = None,
     ):
-        self.reward = reward
+        self.reward, self.workers = reward, workers
         self.watch = Watch(timeout)
         self.first_reference = first_reference
         self.whole_text = whole_text
@@ -187,6 +190,7 @@ class Scorer:
             sample.get(PLACES) or host_ids(sample).tolist(),
             torch.initial_seed(),  # fairseq's, of the update
             self.watch,
+            self.workers,
         )
         firsts = [texts[0] for texts in references or []]
         if self.whole_text:  # counted are the continuations
@@ -231,6 +235,7 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
         first_reference,
         whole_text=task.reward_text == "whole",
         timeout=cfg.reward_timeout,
+        workers=None if first_reference else build_workers(cfg.reward_workers, reward, options),
     )
 
 

@@ -1,10 +1,13 @@
 """Rewards that misbehave in training: they do no harm, or end the run with a sentence."""
 
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
-from command_lines import JOINED, MODEL, esrl_options
+from command_lines import JOINED, MODEL, esrl_options, gone
 from test_cli_resume import load
 
 HONEST = """
@@ -164,7 +167,8 @@ def test_a_reward_that_stops_the_run(function, more, words, commands, corpus, ml
 
 
 def test_each_part_is_logged(commands, corpus, mle, tmp_path):
-    """Mean and spread of each, in training and validation; what is only logged changes nothing."""
+    """Mean and spread of each, in training and validation; what is only logged changes nothing, nor
+    do processes of their own."""
 
     def train(reward, *more):
         options = esrl_options(corpus.data, tmp_path / reward.replace("*", "-"))
@@ -175,7 +179,7 @@ def test_each_part_is_logged(commands, corpus, mle, tmp_path):
     plain, _ = train("chrf:0.5+length:0.5", "--no-save")
     trained, valid = train(
         "chrf:0.5+length:0.5+repetition*length-gate:0+bleu:0+corpus-bleu:0",
-        "--best-checkpoint-metric reward_bleu --maximize-best-checkpoint-metric",
+        "--best-checkpoint-metric reward_bleu --maximize-best-checkpoint-metric --reward-workers 2",
     )
     for name in ("loss", "gnorm", "reward", "reward_std", "reward_chrf", "reward_length_std"):
         assert trained[name] == plain[name]
@@ -188,3 +192,31 @@ def test_each_part_is_logged(commands, corpus, mle, tmp_path):
     assert trained["reward_bleu_std"] > 0
     best = load(next(tmp_path.glob("*/checkpoint_best.pt")))["extra_state"]["best"]
     assert round(best, 4) == valid["reward_bleu"] != valid["reward_corpus-bleu"]
+
+
+HANGS = """
+import os, time
+
+def f(sources, hypotheses, references):
+    open(f"{os.getpid()}.pid", "w").close()
+    while True:
+        pass
+"""
+
+
+def test_no_worker_is_left(commands, corpus, mle, tmp_path):
+    """When the trainer is killed in the middle of a call."""
+    (commands.folder / "hanging_reward.py").write_text(HANGS)
+    running = commands.start(
+        *["fairseq-train", *esrl_options(corpus.data, tmp_path), "--finetune-from-model", mle],
+        *[MODEL, JOINED, "--reward python:hanging_reward.f --reward-workers 2 --num-samples 2"],
+        "--disable-validation",
+    )
+    deadline = time.monotonic() + 120
+    while not (found := list(commands.folder.glob("*.pid"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found, running.wait(0).stderr
+    pids = [int(path.stem) for path in found]
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait().returncode == -signal.SIGKILL
+    assert running.pid not in pids and all(map(gone, pids))
