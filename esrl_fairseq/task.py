@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import utils
+from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
@@ -24,7 +25,7 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
 
 
 @dataclass
-class LanguageTagsConfig:
+class LanguageTagsConfig(FairseqDataclass):
     """Options of data whose texts end with the name of their language."""
 
     langs: Optional[str] = field(
