@@ -37,26 +37,23 @@ CHILDREN_EVERY = 0.1
 """Seconds between two looks at which workers have ended."""
 
 
-def main(trainer: int, reports: int, descriptors: Sequence[int]) -> None:
+def main(trainer: int, in_main_thread: bool, reports: int, descriptors: Sequence[int]) -> None:
     """Start a worker for each descriptor, once all is imported, and tell of their ends.
 
     This process has no thread and no reward, so that copies of it are whole.
 
     Args:
         trainer: its process id.
+        in_main_thread: whether it started this process there: Linux takes the end of another thread
+            for the end of the trainer.
         reports: descriptor of the connection that takes (number of a worker, status of its end).
         descriptors: of the workers' connections.
     """
-    _end_with(trainer)
+    if in_main_thread:
+        _end_with(trainer)
     for name in IGNORED:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    logging.basicConfig(
-        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-        level=logging.WARNING,
-        stream=sys.stdout,
-    )
     gc.freeze()  # what is imported is then shared
     numbers: dict[int, int] = {}
     nursery = os.getpid()
@@ -66,6 +63,8 @@ def main(trainer: int, reports: int, descriptors: Sequence[int]) -> None:
             for other in (reports, *descriptors):
                 if other != descriptor:
                     os.close(other)
+            if number:  # one warning of all will do
+                logging.root.setLevel(logging.ERROR)
             _work(descriptor, nursery)
         numbers[pid] = number
     for descriptor in descriptors:

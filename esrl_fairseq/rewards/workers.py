@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,16 @@ from esrl_fairseq.rewards.answers import Scores
 from esrl_fairseq.rewards.messages import READY, Question, Raised, Said, Spec
 
 BEGIN = (
-    "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
+    "import json, logging, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
+    "logging.basicConfig(**given.pop('log'), stream=sys.stdout); "  # before any module does
     "from esrl_fairseq.rewards.worker import main; main(**given)"
 )
+LOG = {
+    "format": "%(asctime)s | %(levelname)s | %(name)s | %(message)s",
+    "datefmt": "%Y-%m-%d %H:%M:%S",
+    "level": "WARNING",
+}
+"""As fairseq's, but for what is usual."""
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Of the environment: many processes with many threads each would wait for each other."""
 LOOK_EVERY = 0.5
@@ -69,9 +77,15 @@ class Workers:
         self.connections = [ours for ours, _ in pipes]
         self.reports, reports = multiprocessing.Pipe(duplex=False)
         descriptors = [theirs.fileno() for _, theirs in pipes]
-        given = {"trainer": os.getpid(), "reports": reports.fileno(), "descriptors": descriptors}
+        self.owner = os.getpid()
+        given = {
+            "trainer": self.owner,
+            "in_main_thread": threading.current_thread() is threading.main_thread(),
+            "reports": reports.fileno(),
+            "descriptors": descriptors,
+        }
         self.parent = subprocess.Popen(
-            [sys.executable, "-c", BEGIN, json.dumps({**given, "path": sys.path})],
+            [sys.executable, "-c", BEGIN, json.dumps({**given, "path": sys.path, "log": LOG})],
             pass_fds=[reports.fileno(), *descriptors],
             stdin=subprocess.DEVNULL,
             env={**dict.fromkeys(ONE_THREAD, "1"), **os.environ},
@@ -185,6 +199,8 @@ class Workers:
 
     def close(self) -> None:
         """End the processes, whatever they do."""
+        if os.getpid() != self.owner:  # a copy of the trainer
+            return
         for connection in self.connections:
             connection.close()
         try:
