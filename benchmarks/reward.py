@@ -63,6 +63,8 @@ def settings(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if name in NEURAL:
         given = (options.reward_options, options.reward_model, options.device)
         return [command_line_options(name, *given)[name]]
+    if name == "language-gate":
+        return [{"language": "en"}]
     if name != "bleu":
         return [{}]
     return [

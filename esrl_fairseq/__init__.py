@@ -1,7 +1,7 @@
 """ESRL for fairseq: ``fairseq-train --user-dir esrl_fairseq --criterion esrl``.
 
-Importing this package registers the criterion ``esrl`` and the tasks ``esrl_translation`` and
-``esrl_language_modeling``, for
+Importing this package registers the criterion ``esrl`` and the tasks ``esrl_translation``,
+``esrl_translation_from_pretrained_bart`` and ``esrl_language_modeling``, for
 reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model``, and for models
 of Hugging Face ``--arch hf_causal_lm`` and ``--bpe hf_tokenizer``; and ``--optimizer torch_adam``.
 """

@@ -19,6 +19,7 @@ from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.reward_models.criterion import PreferenceConfig
 from esrl_fairseq.reward_models.task import SubwordConfig
 from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig
+from esrl_fairseq.task import LanguageTagsConfig
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,6 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
         "task esrl_translation": SamplingConfig(),
         f"task esrl_language_modeling, as esrl_translation, with {other_defaults()}; and": (
             PromptConfig()
+        ),
+        "task esrl_translation_from_pretrained_bart, as esrl_translation; and": (
+            LanguageTagsConfig()
         ),
         "task esrl_reward_model": SubwordConfig(),
         "criterion esrl_preference, which trains a reward model": PreferenceConfig(),

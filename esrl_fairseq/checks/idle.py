@@ -41,7 +41,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     objectives = f"objectives other than {' and '.join(COMPARING)}"
     varied = (options.capability != "none", "a --capability other than none")
     room = (options.min_samples < options.num_samples, "--num-samples above --min-samples")
-    names = [part.name for part, _ in reward.parts] or [reward.name]
+    names = [leaf.name for leaf in reward.leaves]
     bleu = ("bleu" in [*names, capability], "the reward bleu")
     words = (bleu[0] or "corpus-bleu" in names, "the rewards bleu and corpus-bleu")
     ppo = (cfg.objective == "ppo", "--objective ppo")
@@ -57,6 +57,10 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     return {
         "reward_tokenize": words,
         "reward_smoothing": bleu,
+        "reward_workers": (
+            any(leaf.in_workers for leaf in reward.leaves),
+            "rewards without models",
+        ),
         "text_language": (cfg.reward_detokenizer is not None, "--reward-detokenizer"),
         "reward_baseline": (based, objectives),
         "input_baseline": (based, objectives),

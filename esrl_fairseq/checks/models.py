@@ -24,6 +24,7 @@ from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
+from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
 
 AUTOREGRESSIVE = "an autoregressive --arch such as transformer, bart_base or lstm"
@@ -137,6 +138,30 @@ def _refuse_task(name: str, task: type) -> None:
     why, mend = next((why, mend) for kind, why, mend in TASKS if issubclass(task, kind))
     if why:
         raise EsrlError(f"--task {name} {why}: {mend}")
+
+
+def check_languages(cfg: Any) -> None:
+    """Refuse languages that have no word of their own in the dictionary of multilingual BART.
+
+    Args:
+        cfg: options of the task.
+
+    Raises:
+        EsrlError: naming the option, and what to give.
+    """
+    known = (cfg.langs or "").split(",")  # as fairseq reads them
+    if not any(known):
+        raise EsrlError(
+            "--langs is missing: give all languages of the model's pretraining in their order, "
+            "such as --langs ar_AR,de_DE,en_XX"
+        )
+    for option, lang in (("source", cfg.source_lang), ("target", cfg.target_lang)):
+        if lang not in known:
+            raise EsrlError(
+                f"--{option}-lang is {lang}{did_you_mean(lang, known)}, which is not one of "
+                f"--langs {cfg.langs}: its data have to be named as the model names languages "
+                f"(fairseq-preprocess --{option}-lang), and --langs has to have all of them"
+            )
 
 
 def check_choices(given: Namespace) -> None:

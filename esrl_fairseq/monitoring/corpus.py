@@ -6,6 +6,7 @@ the sums.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def reduce(logging_outputs: list[dict[str, Any]], reward: Reward) -> None:
         if key.startswith("valid_counts"):
             metrics.log_scalar(f"_{key}", total[key])
     metrics.log_derived("reward", lambda meters: round(validation_reward(meters, reward), 4))
+    for part, _ in reward.counted if reward.parts else ():
+        metrics.log_derived(f"reward_{part.label}", functools.partial(_rounded_score, part=part))
 
 
 def validation_reward(meters: Any, reward: Reward) -> float:
@@ -52,6 +55,10 @@ def validation_reward(meters: Any, reward: Reward) -> float:
     for part, weight in reward.counted:
         value += weight * part.corpus_score(_totals(meters, part))
     return value
+
+
+def _rounded_score(meters: Any, part: CountedReward) -> float:
+    return round(part.corpus_score(_totals(meters, part)), 4)
 
 
 def mean_counts(meters: Any, part: CountedReward) -> Floats:

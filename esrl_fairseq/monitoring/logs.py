@@ -16,6 +16,7 @@ from torch import Tensor
 
 from esrl_fairseq.core.losses import segment_sum
 from esrl_fairseq.core.sequences import Rows
+from esrl_fairseq.monitoring.parts import part_log, reduce_parts
 from esrl_fairseq.state.samples import Samples
 
 HISTOGRAM_BINS = 4
@@ -106,6 +107,7 @@ def training_log(
         "words": scored.words,
         "reference_words": scored.reference_words,
         "peak_gb": peak_memory_gb(samples.batch["id"].device),
+        **part_log(scored.parts, draws),
     }
     for branch, taken in branches(objective, rows, inputs).items():
         log[f"loss_{branch}"] = float(losses[taken].sum())
@@ -160,6 +162,7 @@ def reduce(logging_outputs: list[dict[str, Any]]) -> None:
     if not logging_outputs:
         return
     total = {key: _sum(logging_outputs, key) for key in logging_outputs[0]}
+    reduce_parts(total)
     if "valid_words" in total:
         _reduce_validation(total)
     elif "draws" in total:

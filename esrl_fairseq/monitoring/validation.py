@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esrl_fairseq.core.sequences import given_rows
 from esrl_fairseq.monitoring.corpus import reward_log
+from esrl_fairseq.monitoring.parts import part_log
 from esrl_fairseq.rescoring.rescoring import rescore, unwrap
 from esrl_fairseq.rewards.asking import named
 from esrl_fairseq.rewards.scorer import Scorer
@@ -47,6 +48,7 @@ def validate(
         "nsentences": len(best),
         "ntokens": sample["ntokens"],
         **reward_log(scored),
+        **part_log(scored.parts, np.ones(len(best), np.int64), without=list(scored.counts)),
         "valid_words": scored.words,
         "valid_reference_words": scored.reference_words,
     }

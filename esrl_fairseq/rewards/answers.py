@@ -23,15 +23,19 @@ class Answer:
         rewards: float32 ``[rows]``.
         rest: float32 ``[rows]``, the rewards without those that follow the counts of a corpus.
         counts: ``[rows, counts]`` of each that does, by its name.
+        parts: float32 ``[rows]`` of each reward that a sum or a product is made of, by its label;
+            NaN of one that could not be asked and is only logged.
     """
 
     rewards: Scores
     rest: Scores
     counts: Mapping[str, Counts] = field(default_factory=dict)
+    parts: Mapping[str, Scores] = field(default_factory=dict)
 
     def __getitem__(self, rows: Any) -> Answer:
         counts = {name: values[rows] for name, values in self.counts.items()}
-        return Answer(self.rewards[rows], self.rest[rows], counts)
+        parts = {name: values[rows] for name, values in self.parts.items()}
+        return Answer(self.rewards[rows], self.rest[rows], counts, parts)
 
 
 def as_scores(result: Any, expected: int) -> Scores:

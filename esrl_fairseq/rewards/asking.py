@@ -6,6 +6,7 @@ For inputs and rows see :mod:`esrl_fairseq.rewards.base`.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.answers import Answer, Counts, Scores, as_scores
+from esrl_fairseq.rewards.answers import Answer, Scores, as_scores
+from esrl_fairseq.rewards.combining import Combination
 from esrl_fairseq.rewards.given import check_lengths, checked_references, has_text, named
 from esrl_fairseq.rewards.guard import Guard
 from esrl_fairseq.rewards.watch import Watch
+from esrl_fairseq.rewards.workers import Workers, WorkersFailed
 
 if TYPE_CHECKING:
     from esrl_fairseq.rewards.base import Reward
@@ -76,8 +79,10 @@ def ask_rows(
     sample_ids: Sequence[Any],
     seed: int | None = None,
     watch: Watch = _NO_WATCH,
+    workers: Workers | None = None,
 ) -> Answer:
-    """As `score_rows`, with what the rewards of a whole corpus count."""
+    """As `score_rows`, with what the rewards of a whole corpus count; `workers` are asked for those
+    that can be in a process of their own."""
     rows = [int(i) for i in row_input]
     check_lengths(sources, hypotheses, references, rows, sample_ids)
     batch_references = checked_references(reward, references, sample_ids)
@@ -86,7 +91,8 @@ def ask_rows(
         return Answer(nothing, nothing)
     index: dict[tuple[int, str], int] = {}
     inverse = [index.setdefault(pair, len(index)) for pair in zip(rows, hypotheses)]
-    batch = _Batch(reward, sources, batch_references, list(index), sample_ids, seed, watch)
+    given = (sources, batch_references, list(index), sample_ids)
+    batch = _Batch(reward, *given, seed, watch, workers)
     return batch.answer()[inverse]
 
 
@@ -102,6 +108,7 @@ class _Batch:
         sample_ids: Sequence[Any],
         seed: int | None,
         watch: Watch,
+        workers: Workers | None,
     ) -> None:
         self.reward = reward
         self.sources = sources
@@ -110,33 +117,37 @@ class _Batch:
         self.sample_ids = sample_ids
         self.seed = seed
         self.watch = watch
+        self.workers = workers
 
     def answer(self) -> Answer:
         """[pairs]: scored, checked, clipped to the range."""
-        answer = self._sum() if self.reward.parts else self._asked()
+        combination = Combination(
+            len(self.pairs),
+            self.references,
+            lambda leaf: self._of(leaf)._checked(self._of(leaf)._asked()),
+            lambda reward, answer: self._of(reward)._checked(answer),
+        )
+        return combination.answer(self.reward)
+
+    def _of(self, reward: Reward) -> _Batch:
+        """The same for one of those that the reward is made of."""
+        batch = copy.copy(self)
+        batch.reward = reward
+        return batch
+
+    def _checked(self, answer: Answer) -> Answer:
         low, high = self.reward.range
         self._check(answer.rewards, low, high)
         rewards = np.clip(answer.rewards, np.float32(low), np.float32(high))
         return Answer(rewards, answer.rest if answer.counts else rewards, answer.counts)
-
-    def _sum(self) -> Answer:
-        """The weighted sum of the parts, each checked under its own name."""
-        total, rest = np.zeros((2, len(self.pairs)))
-        counts: dict[str, Counts] = {}
-        for part, weight in self.reward.parts:
-            batch = copy.copy(self)
-            batch.reward = part
-            answer = batch.answer()
-            total += weight * answer.rewards.astype(np.float64)
-            rest += weight * answer.rest.astype(np.float64)
-            counts.update(answer.counts)
-        return Answer(as_scores(total, len(total)), as_scores(rest, len(rest)), counts)
 
     def _asked(self) -> Answer:
         """What the reward itself answers, or an error that names the sample that it fails on."""
         guard = self._guard()
         try:
             return self._score(self.pairs, guard)
+        except WorkersFailed as error:
+            raise EsrlError(f"reward {self.reward.name!r} {error}, for {self._batch()}") from error
         except BaseException as error:
             if guard.came_from_outside(error):
                 raise
@@ -156,10 +167,14 @@ class _Batch:
         The reward gets lists of its own, which it may change.
         """
         inputs, hypotheses = [i for i, _ in pairs], [text for _, text in pairs]
+        answer = self.reward.answer
+        if self.workers is not None and self.reward.in_workers:
+            self.workers.wait()  # for imports, which have no limit
+            answer = functools.partial(self.workers.answer, self.reward, seed=guard.seed)
         with guard:
             self.watch.begin(self._too_long)
             try:
-                given, counts = self.reward.answer(
+                given, counts = answer(
                     list(self.sources), list(self.references), hypotheses, inputs
                 )
                 scores = as_scores(given, len(pairs))

@@ -48,8 +48,25 @@ class Reward(abc.ABC):
     messages of its failures say where there are none."""
     needs_sources: bool = False
     """If True, values without the source say nothing; training always has it."""
+    in_workers: bool = True
+    """Whether ``--reward-workers`` may make it in other processes; not of models, which have a
+    device of their own."""
     parts: Sequence[tuple[Reward, float]] = ()
     """Of a weighted sum: its rewards and their weights. Each is asked and checked on its own."""
+    factors: Sequence[Reward] = ()
+    """Of a product: its rewards, likewise."""
+
+    @property
+    def leaves(self) -> list[Reward]:
+        """The rewards that it is made of, each once; it alone, if it is not made of others."""
+        inner = [part for part, _ in self.parts] or self.factors
+        found = {id(leaf): leaf for reward in inner for leaf in reward.leaves}
+        return list(found.values()) or [self]
+
+    @property
+    def label(self) -> str:
+        """Its name in logs, as ``reward_LABEL``: without what says that it is a function."""
+        return self.name.rpartition(":")[2]
 
     @property
     def in_unit_interval(self) -> bool:
@@ -152,8 +169,10 @@ def register_reward(name: str) -> Callable[[_RewardClass], _RewardClass]:
     """Class decorator: make a `Reward` known to `build_reward` under `name`, and set its name."""
 
     def register(cls: _RewardClass) -> _RewardClass:
-        if set(name) & set("+:"):
-            raise EsrlError(f"a reward cannot be named {name!r}: '+' and ':' make weighted sums")
+        if set(name) & set("+:*"):
+            raise EsrlError(
+                f"a reward cannot be named {name!r}: '+', '*' and ':' make sums and products"
+            )
         known = _REWARDS.get(name)
         if known is not None and known.__qualname__ != cls.__qualname__:
             raise EsrlError(

@@ -12,7 +12,7 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, reward_class, reward_names
 from esrl_fairseq.rewards.function import PREFIX, FunctionReward
 from esrl_fairseq.rewards.guard import Guard
-from esrl_fairseq.rewards.weighted_sum import WeightedSum
+from esrl_fairseq.rewards.weighted_sum import Product, WeightedSum
 
 PartOptions = Mapping[str, Mapping[str, Any]]
 
@@ -21,8 +21,8 @@ def build_reward(name: str, part_options: PartOptions | None = None, **options: 
     """Make a reward from its name.
 
     Args:
-        name: a registered name, ``python:module.function``, or a weighted sum of such names:
-            ``bleu:0.5+chrf:0.5``. A weight that is left out is 1.
+        name: a registered name, ``python:module.function``, or a weighted sum of such names or
+            their products: ``bleu:0.5+chrf*language-gate:0.5``. A weight that is left out is 1.
         part_options: options of registered rewards by their names, for those that occur in `name`.
         options: of the reward `name` itself, which is then no weighted sum.
 
@@ -30,20 +30,23 @@ def build_reward(name: str, part_options: PartOptions | None = None, **options: 
         EsrlError: the name cannot be read or is unknown, a reward does not take its options, or
             what it needs is not installed.
     """
-    parts = parse_name(name)
-    if len(parts) == 1 and parts[0][1] is None:
-        return _build(parts[0][0], {**(part_options or {}).get(parts[0][0], {}), **options})
+    parts, given = parse_name(name), part_options or {}
+    if len(parts) == 1 and parts[0][1] is None and TIMES not in parts[0][0]:
+        return _build(parts[0][0], {**given.get(parts[0][0], {}), **options})
     if options:
         raise EsrlError(
             f"reward {name!r} is a weighted sum and takes no options itself, but was given "
             f"{', '.join(options)}: give them by part_options, under the name of a part"
         )
+    # A reward that occurs in several products is one, and asked once.
+    made = {leaf: _build(leaf, given.get(leaf, {})) for leaf in leaf_names(name)}
+
+    def part(term: str) -> Reward:
+        factors = [made[factor] for factor in term.split(TIMES)]
+        return factors[0] if len(factors) == 1 else Product(term, factors)
+
     return WeightedSum(
-        name,
-        [
-            (_build(part, (part_options or {}).get(part, {})), 1.0 if weight is None else weight)
-            for part, weight in parts
-        ],
+        name, [(part(term), 1.0 if weight is None else weight) for term, weight in parts]
     )
 
 
@@ -101,28 +104,56 @@ def registered(name: str) -> type[Reward]:
     return cls
 
 
+TIMES = "*"
+"""Between the factors of a product."""
+
+
+def leaf_names(text: str) -> list[str]:
+    """The names of rewards in a weighted sum of products, each once; raises as `parse_name`."""
+    return list(dict.fromkeys(name for part, _ in parse_name(text) for name in part.split(TIMES)))
+
+
 def parse_name(text: str) -> list[tuple[str, float | None]]:
-    """[parts] names and weights; a weight that is not given is None.
+    """[parts] names and weights; a weight that is not given is None. The name of a product has
+    those of its factors, with `TIMES` between them.
 
     Raises:
         EsrlError: it is no weighted sum, or a name comes twice.
     """
     parts = []
     for part in text.split("+"):
-        part = part.strip()
-        prefix = PREFIX if part.startswith(PREFIX) else ""
-        name, colon, weight = part[len(prefix) :].partition(":")
-        name = prefix + name.strip()
-        if not name:
+        *others, last = part.split(TIMES)
+        name, weight = _last_factor(last)
+        factors = [*map(str.strip, others), name]
+        if "" in factors:
             raise EsrlError(
                 f"reward {text!r}: a name is missing; weighted sums are written bleu:0.5+chrf:0.5"
             )
-        parts.append((name, _weight(text, name, weight) if colon else None))
-    names = [name for name, _ in parts]
+        for factor in factors[:-1]:
+            if ":" in factor.removeprefix(PREFIX):
+                raise EsrlError(
+                    f"reward {text!r}: the weight of a product stands behind its last factor, as "
+                    "in chrf*language-gate:0.5"
+                )
+        _refuse_twice(text, factors, "leave out one")
+        name = TIMES.join(factors)
+        parts.append((name, None if weight is None else _weight(text, name, weight)))
+    _refuse_twice(text, [name for name, _ in parts], "add its weights")
+    return parts
+
+
+def _last_factor(text: str) -> tuple[str, str | None]:
+    """Name and weight, if there is one."""
+    text = text.strip()
+    prefix = PREFIX if text.startswith(PREFIX) else ""
+    name, colon, weight = text[len(prefix) :].partition(":")
+    return prefix + name.strip(), weight if colon else None
+
+
+def _refuse_twice(text: str, names: list[str], mend: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise EsrlError(f"reward {text!r}: {name!r} comes twice; add its weights")
-    return parts
+            raise EsrlError(f"reward {text!r}: {name!r} comes twice; {mend}")
 
 
 def _weight(text: str, name: str, weight: str) -> float:
@@ -130,9 +161,10 @@ def _weight(text: str, name: str, weight: str) -> float:
         value = float(weight)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value == 0:
+    if not math.isfinite(value):
         raise EsrlError(
             f"reward {text!r}: the weight of {name!r} is {weight.strip()!r}"
-            f"{did_you_mean(f'{name}:', [PREFIX])}, but must be a number other than 0, such as 0.5"
+            f"{did_you_mean(f'{name}:', [PREFIX])}, but must be a number, such as 0.5, or 0 to log "
+            "it alone"
         )
     return value

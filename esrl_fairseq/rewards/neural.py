@@ -39,6 +39,7 @@ class NeuralReward(Reward):
     """
 
     range = (0.0, 1.0)
+    in_workers = False
     example = ""
     """A model that the reward can be made with, for messages."""
 

@@ -29,9 +29,14 @@ from esrl_fairseq.data.text import (
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options
 from esrl_fairseq.rewards.asking import ask_rows
+from esrl_fairseq.rewards.build import leaf_names
 from esrl_fairseq.rewards.watch import Watch
+from esrl_fairseq.rewards.workers import Workers, build_workers
 
 logger = logging.getLogger(__name__)
+
+LANGUAGE = "language-gate"
+"""The reward that asks for the language of the outputs, which the task knows."""
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Scored:
         reference_words: words of each row's first reference, likewise, summed.
         rest, counts: of rewards that follow the counts of a corpus, see :class:`Answer`; not kept
             for later updates.
+        parts: of each reward that a sum or a product is made of, see :class:`Answer`.
     """
 
     rewards: NDArray[np.float32]
@@ -53,6 +59,7 @@ class Scored:
     reference_words: int
     rest: NDArray[np.float32] | None = None
     counts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    parts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -69,6 +76,7 @@ class Scorer:
         whole_text: hypotheses and references are continuations of their sources, and are scored
             with these before them.
         timeout: seconds that the reward has for a batch; 0 for ever.
+        workers: processes that are asked instead of `reward`, where it allows that.
     """
 
     def __init__(
@@ -80,8 +88,9 @@ class Scorer:
         first_reference: bool = False,
         whole_text: bool = False,
         timeout: float = 0,
+        workers: Workers | None = None,
     ):
-        self.reward = reward
+        self.reward, self.workers = reward, workers
         self.watch = Watch(timeout)
         self.first_reference = first_reference
         self.whole_text = whole_text
@@ -181,6 +190,7 @@ class Scorer:
             sample.get(PLACES) or host_ids(sample).tolist(),
             torch.initial_seed(),  # fairseq's, of the update
             self.watch,
+            self.workers,
         )
         firsts = [texts[0] for texts in references or []]
         if self.whole_text:  # counted are the continuations
@@ -195,6 +205,7 @@ class Scorer:
             reference_words=sum(reference_lengths[i] for i in row_input) if firsts else 0,
             rest=answer.rest,
             counts=answer.counts,
+            parts=answer.parts,
         )
 
 
@@ -211,6 +222,8 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
     corpus_bleu = {"tokenize": cfg.reward_tokenize}
     options["bleu"] = {**bleu, **options.get("bleu", {})}
     options["corpus-bleu"] = {**corpus_bleu, **options.get("corpus-bleu", {})}
+    if LANGUAGE in leaf_names(name):
+        options[LANGUAGE] = {"language": task.languages[1], **options.get(LANGUAGE, {})}
     reward = build_reward(name, part_options=options)
     if not first_reference and getattr(task, "word_decoder", None) is None:
         check_subwords(cfg.reward_post_process, task, reward.needs_sources)
@@ -222,6 +235,7 @@ def build_scorer(cfg: Any, task: Any, name: str, first_reference: bool = False) 
         first_reference,
         whole_text=task.reward_text == "whole",
         timeout=cfg.reward_timeout,
+        workers=None if first_reference else build_workers(cfg.reward_workers, reward, options),
     )
 
 

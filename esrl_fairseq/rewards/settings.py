@@ -7,7 +7,7 @@ from typing import Any
 
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.build import parse_name, registered
+from esrl_fairseq.rewards.build import leaf_names, registered
 from esrl_fairseq.rewards.function import PREFIX
 
 Options = dict[str, dict[str, Any]]
@@ -31,7 +31,7 @@ def command_line_options(
         EsrlError: `options` cannot be read or names another reward, or no part, or more than one,
             takes the model.
     """
-    parts = [part for part, _ in parse_name(name) if not part.startswith(PREFIX)]
+    parts = [part for part in leaf_names(name) if not part.startswith(PREFIX)]
     result = _read(options or "", name, parts)
     if model is not None:
         takers = [part for part in parts if _lacks(part, "model", result)]

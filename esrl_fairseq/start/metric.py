@@ -31,8 +31,9 @@ def check_best_metric(cfg: Any, task: Any, references: bool) -> None:
         cfg.checkpoint.best_checkpoint_metric,
         cfg.checkpoint.maximize_best_checkpoint_metric,
     )
-    check_logged(name, validation_metrics(task, references), logs_are_known(task))
-    higher = HIGHER_IS_BETTER.get(name)
+    parts = metrics_of_parts(task, references)
+    check_logged(name, [*validation_metrics(task, references), *parts], logs_are_known(task))
+    higher = (HIGHER_IS_BETTER | parts).get(name)
     used = "the best checkpoint" if cfg.checkpoint.patience <= 0 else "--patience"
     if higher is True and not maximize:
         raise EsrlError(
@@ -63,6 +64,17 @@ def validation_metrics(task: Any, references: bool) -> list[str]:
     if getattr(task.cfg, "eval_bleu", False):
         names.append("bleu")
     return sorted(names)
+
+
+def metrics_of_parts(task: Any, references: bool) -> dict[str, bool]:
+    """Names of what it logs of the rewards that a sum is made of, and whether higher is better."""
+    reward = getattr(getattr(task, "scorer", None), "reward", None)
+    leaves = () if reward is None or reward.leaves == [reward] else reward.leaves
+    return {
+        f"reward_{leaf.label}": leaf.higher_is_better
+        for leaf in leaves
+        if references or not leaf.needs_references
+    }
 
 
 def logs_are_known(task: Any) -> bool:

@@ -107,7 +107,8 @@ def unpack(packed: dict[str, Any], device: torch.device) -> Samples:
     """The samples that :func:`pack` got, their batch on ``device``."""
 
     def arrays(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in values.items()}
+        nested = {k: arrays(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return {k: v.numpy() if torch.is_tensor(v) else v for k, v in nested.items()}
 
     return Samples(
         batch=utils.apply_to_sample(lambda tensor: tensor.to(device), packed["batch"]),

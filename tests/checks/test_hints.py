@@ -19,7 +19,10 @@ def refused(words, capsys, parser=options.get_training_parser):
 
 
 STOCK = "data --task translation --criterion esrl --arch transformer"
-TASKS = "belongs to --task esrl_translation (or esrl_language_modeling), but --task is translation"
+TASKS = (
+    "belongs to --task esrl_translation (or esrl_translation_from_pretrained_bart, "
+    "esrl_language_modeling), but --task is translation"
+)
 PROMPTS = "data --task esrl_language_modeling --criterion esrl --arch transformer_lm"
 
 

@@ -48,6 +48,22 @@ def test_models_that_train(model, commands, corpus, tmp_path):
             ["transformer_lm is a language model", "--task esrl_language_modeling"],
         ),
         ("--task masked_lm --arch roberta_base", ["--task masked_lm", "--task esrl_translation"]),
+        (
+            "--task multilingual_translation --lang-pairs de-en --arch transformer",
+            ["--task multilingual_translation", "one pair", "--task esrl_translation"],
+        ),
+        (
+            "--task esrl_translation_from_pretrained_bart --langs de_DE,en --arch mbart_base",
+            ["--source-lang is de ", "--langs de_DE,en", "fairseq-preprocess"],
+        ),
+        (
+            "--task translation_from_pretrained_bart --langs de --arch mbart_base",
+            ["--target-lang is en", "--langs de:"],
+        ),
+        (
+            "--task esrl_translation_from_pretrained_bart --arch mbart_base",
+            ["--langs is missing"],
+        ),
     ],
     ids=lambda value: value.split()[1] if isinstance(value, str) else "",
 )
@@ -64,9 +80,20 @@ def test_what_cannot_be_trained(options, words, commands, corpus, tmp_path):
     assert not list((tmp_path / "run").glob("*"))
 
 
-def test_multilingual_bart(commands, corpus, tmp_path):
+@pytest.mark.parametrize(
+    "task, more",
+    [
+        ("translation_from_pretrained_bart", ""),
+        (
+            "esrl_translation_from_pretrained_bart --prepend-bos",
+            "--num-samples 3 --objective ppo --mle-weight 0.1 --truncate-source",
+        ),
+    ],
+    ids=lambda value: value.split(" ")[0],
+)
+def test_multilingual_bart(task, more, commands, corpus, tmp_path):
     """Its task is trained by likelihood, goes on with ESRL, and generates what validation saw."""
-    task = "--task translation_from_pretrained_bart --langs de,en"
+    task = f"--task {task} --langs de,en"
     common = [corpus.data, "--user-dir", USER_DIR, task, MODEL, JOINED, COMMON]
     mle = tmp_path / "mle"
     commands.succeed(
@@ -84,6 +111,7 @@ def test_multilingual_bart(commands, corpus, tmp_path):
         ],
         *["--finetune-from-model", mle / "checkpoint_last.pt", "--valid-beam 1"],
         "--max-update 2 --no-epoch-checkpoints",
+        *more.split(),
     )
     first, (valid,) = result.logged("train_inner")[0], result.logged("valid")
     assert first["truncated"] < 0.1 and first["reward"] > 0.2

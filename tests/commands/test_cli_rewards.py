@@ -1,10 +1,13 @@
 """Rewards that misbehave in training: they do no harm, or end the run with a sentence."""
 
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
-from command_lines import JOINED, MODEL, esrl_options
+from command_lines import JOINED, MODEL, esrl_options, gone
 from test_cli_resume import load
 
 HONEST = """
@@ -161,3 +164,59 @@ def test_a_reward_that_stops_the_run(function, more, words, commands, corpus, ml
     assert all(word in sentence for word in words), sentence
     assert "Traceback" not in result.stderr and "after update 2 is in" in sentence
     assert load(tmp_path / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 2
+
+
+def test_each_part_is_logged(commands, corpus, mle, tmp_path):
+    """Mean and spread of each, in training and validation; what is only logged changes nothing, nor
+    do processes of their own."""
+
+    def train(reward, *more):
+        options = esrl_options(corpus.data, tmp_path / reward.replace("*", "-"))
+        start = ["--finetune-from-model", mle, MODEL, JOINED, "--num-samples 3 --max-update 2"]
+        result = commands.succeed("fairseq-train", *options, *start, *more, "--reward", reward)
+        return result.logged("train_inner")[-1], result.logged("valid")[-1]
+
+    plain, _ = train("chrf:0.5+length:0.5", "--no-save")
+    trained, valid = train(
+        "chrf:0.5+length:0.5+repetition*length-gate:0+bleu:0+corpus-bleu:0",
+        "--best-checkpoint-metric reward_bleu --maximize-best-checkpoint-metric --reward-workers 2",
+    )
+    for name in ("loss", "gnorm", "reward", "reward_std", "reward_chrf", "reward_length_std"):
+        assert trained[name] == plain[name]
+    for log in (trained, valid):
+        parts = [log[f"reward_{name}"] for name in ("chrf", "length")]
+        assert log["reward"] == pytest.approx(sum(parts) / 2, abs=1e-4)
+        for name in ("chrf", "length", "repetition", "length-gate", "bleu"):
+            assert 0 < log[f"reward_{name}"] <= 1 and 0 <= log[f"reward_{name}_std"] <= 0.5
+        assert 0 < log["reward_corpus-bleu"] < 1
+    assert trained["reward_bleu_std"] > 0
+    best = load(next(tmp_path.glob("*/checkpoint_best.pt")))["extra_state"]["best"]
+    assert round(best, 4) == valid["reward_bleu"] != valid["reward_corpus-bleu"]
+
+
+HANGS = """
+import os, time
+
+def f(sources, hypotheses, references):
+    open(f"{os.getpid()}.pid", "w").close()
+    while True:
+        pass
+"""
+
+
+def test_no_worker_is_left(commands, corpus, mle, tmp_path):
+    """When the trainer is killed in the middle of a call."""
+    (commands.folder / "hanging_reward.py").write_text(HANGS)
+    running = commands.start(
+        *["fairseq-train", *esrl_options(corpus.data, tmp_path), "--finetune-from-model", mle],
+        *[MODEL, JOINED, "--reward python:hanging_reward.f --reward-workers 2 --num-samples 2"],
+        "--disable-validation",
+    )
+    deadline = time.monotonic() + 120
+    while not (found := list(commands.folder.glob("*.pid"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found, running.wait(0).stderr
+    pids = [int(path.stem) for path in found]
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait().returncode == -signal.SIGKILL
+    assert running.pid not in pids and all(map(gone, pids))

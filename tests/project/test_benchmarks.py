@@ -16,6 +16,8 @@ PEERS = [("trl_rloo", "9 rows at once"), ("trl_grpo", "9 rows at once")]
 PYTHON_BACK_ENDS = hasattr(
     getattr(torch._C, "_acc", None), "register_python_privateuseone_device_guard"
 )
+OURS = ("corpus-bleu", "language-gate", "length", "length-gate", "repetition")
+"""Rewards that no library has."""
 HEADER = {"machine", "commit", "versions", "threads", "device", "dtype", "command"}
 
 
@@ -166,11 +168,23 @@ def test_reward(tmp_path):
             assert "needs a" in row["reason"]  # library or model
             continue
         assert row["pairs"] == 6 and row["us_per_pair"] > 0
-        if row["reward"] in ("corpus-bleu", "length", "repetition"):
+        if row["reward"] in OURS:
             assert "no reference library" in row["reason"]
         else:
             assert row["reference_us"] > 0 and row["largest_difference"] < 1e-6
     assert 0 < update["update_share"] < 1
+
+
+@pytest.mark.slow
+def test_reward_workers(tmp_path):
+    """As many rows as processes are asked for, and the trainer's own."""
+    file = tmp_path / "rows.json"
+    sizes = ("--inputs", "2", "--k", "2", "--rounds", "1", "--workers", "1", "2")
+    run("reward_workers.py", *sizes, "--rewards", "chrf", "--json", file)
+    rows = json.loads(file.read_text())
+    assert [row["workers"] for row in rows] == [0, 1, 2]
+    assert all(row["rows"] == 4 and row["seconds"] > 0 and row["speedup"] > 0 for row in rows)
+    assert rows[2]["start"] > 0 and rows[2]["mb"] > 50
 
 
 def test_peers(tmp_path):

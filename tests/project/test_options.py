@@ -13,7 +13,7 @@ from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.reward_models.criterion import PreferenceConfig
 from esrl_fairseq.reward_models.task import RewardModelConfig
 from esrl_fairseq.sampling.options import PromptConfig, SamplingConfig
-from esrl_fairseq.task import EsrlTranslationConfig
+from esrl_fairseq.task import EsrlTranslationConfig, LanguageTagsConfig
 
 
 def options(config):
@@ -38,7 +38,7 @@ def shown(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "config",
     [
-        *[EsrlCriterionConfig, EsrlTranslationConfig, PromptConfig],
+        *[EsrlCriterionConfig, EsrlTranslationConfig, LanguageTagsConfig, PromptConfig],
         *[RewardModelConfig, PreferenceConfig, HfTokenizerConfig],
     ],
 )
@@ -73,6 +73,6 @@ def test_names_are_not_taken_by_fairseq():
         for name in field.type.__dataclass_fields__
     }
     assert "sampling" in taken
-    for config in (EsrlCriterionConfig, SamplingConfig, PromptConfig):
+    for config in (EsrlCriterionConfig, SamplingConfig, PromptConfig, LanguageTagsConfig):
         own = {field.name for field in options(config)}
-        assert len(own) > 2 and not own & taken
+        assert len(own) > 1 and not own & taken
