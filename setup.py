@@ -52,8 +52,7 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
-    # What docs/deploy.md brings trained models to: its converter reads fairseq's checkpoints without
-    # unpickling code since 4.8.
+    # What docs/deploy.md brings trained models to; the version that its converter was tried with.
     "deploy": ["ctranslate2>=4.8"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.

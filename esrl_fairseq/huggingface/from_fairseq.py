@@ -78,7 +78,9 @@ def export(arguments: argparse.Namespace) -> None:
         for file in Path(partial).iterdir():
             out.mkdir(exist_ok=True)
             shutil.move(str(file), out / file.name)
-    print(f"{out}: a model of the family {family.kind}, whose scores are {difference:.1e} off at most")
+    print(
+        f"{out}: a model of the family {family.kind}, whose scores are {difference:.1e} off at most"
+    )
     if tokenizer is None:
         print("without a tokenizer: give --bpe-codes or --sentencepiece for one")
 

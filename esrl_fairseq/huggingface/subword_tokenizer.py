@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from typing import Any
 
 from transformers import PreTrainedTokenizer
 
@@ -88,7 +89,7 @@ class Pieces:
         return "".join(pieces).replace("\u2581", " ").strip()
 
 
-KINDS = {"subword_nmt": Codes, "sentencepiece": Pieces}
+KINDS: dict[str, Any] = {"subword_nmt": Codes, "sentencepiece": Pieces}
 
 
 class SubwordTokenizer(PreTrainedTokenizer):
@@ -119,7 +120,7 @@ class SubwordTokenizer(PreTrainedTokenizer):
     ):
         paths = (vocab_file, target_vocab_file, subwords_file, target_subwords_file)
         self.files = dict(zip(FILES, paths))
-        self.sides = []
+        self.sides: list[Any] = []
         for vocab, model in (
             (vocab_file, subwords_file),
             (target_vocab_file or vocab_file, target_subwords_file or subwords_file),
@@ -142,7 +143,7 @@ class SubwordTokenizer(PreTrainedTokenizer):
     def of(cls, vocabularies, models, subwords, **kwargs):
         """The tokenizer of one or two vocabularies, ``{word: id}``, and one or two files."""
         with tempfile.TemporaryDirectory() as folder:
-            given = dict.fromkeys(FILES)
+            given: dict[str, Any] = dict.fromkeys(FILES)
             for name, words in zip(("vocab_file", "target_vocab_file"), vocabularies):
                 given[name] = os.path.join(folder, FILES[name])
                 with open(given[name], "w", encoding="utf-8") as file:
@@ -187,12 +188,19 @@ class SubwordTokenizer(PreTrainedTokenizer):
         """Ids that are no text; fairseq prints <unk>."""
         return {self.bos_token_id, self.pad_token_id, self.eos_token_id}
 
-    def _decode(self, token_ids, skip_special_tokens=False, **kwargs):
+    def _decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: Any = None,
+        **kwargs: Any,
+    ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         left_out = self.left_out if skip_special_tokens else set()
-        return self.model.join(
+        text: str = self.model.join(
             [self._convert_id_to_token(int(index)) for index in ids if int(index) not in left_out]
         )
+        return text
 
     def _switch_to_input_mode(self):
         self.ids, self.model = self.sides[0]

@@ -25,6 +25,7 @@ class Shape:
         width, cached, ffn: numbers a position has between layers, as a key, and inside the
             feed-forward network.
         size: bytes of a weight or an activation.
+        parameters: those that are trained.
     """
 
     parameters: int
@@ -104,7 +105,8 @@ def training_state(parameters: int, optimizer: str, precision: str) -> int:
 def shape_of(model: Any, words: int) -> Shape | None:
     """Of a fairseq model (not wrapped) or one of Hugging Face; None if it is of another kind."""
     first = next(model.parameters())
-    parameters, size = sum(x.numel() for x in model.parameters()), first.element_size()
+    parameters = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    size = first.element_size()
     config = getattr(getattr(model.decoder, "model", None), "config", None)
     try:
         if config is not None:
@@ -166,8 +168,9 @@ def memory_line(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> s
     """
     cfg, task = trainer.cfg, trainer.task
     parameters = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    frozen = sum(x.numel() * x.element_size() for x in model.parameters() if not x.requires_grad)
     name = getattr(cfg.optimizer, "_name", None) or "adam"
-    state = training_state(parameters, name, precision_of(cfg.common))
+    state = training_state(parameters, name, precision_of(cfg.common)) + frozen
     text = f"memory, estimated: {state / 1e9:.2g} GB for parameters, gradients and optimizer"
     shape = shape_of(model, len(task.target_dictionary))
     if shape is None or not len(batches):

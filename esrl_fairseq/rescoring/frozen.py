@@ -26,8 +26,8 @@ class FrozenModel:
     distributed wrappers nor to checkpoints. A resumed run reads the file again; the fingerprint
     tells whether it is the same model.
 
-    Its parameters keep ``requires_grad``: without it, torch takes other kernels, whose rounding
-    would be a KL above 0 between equal models.
+    Its parameters require a gradient where the run's do: without that, torch takes other kernels,
+    whose rounding would be a KL above 0 between equal models.
 
     Args:
         path: of a fairseq checkpoint whose model has the dictionaries of ``task``; empty for what
@@ -53,6 +53,9 @@ class FrozenModel:
             self.fingerprint = fingerprint(frozen.state_dict())
             parameter = next(model.parameters())
             frozen.to(device=parameter.device, dtype=parameter.dtype)
+            trained = {name: x.requires_grad for name, x in model.named_parameters()}
+            for name, own in frozen.named_parameters():
+                own.requires_grad_(trained.get(name, True))
             self.model = frozen.eval()
             where = self.path or model.pretrained
             logger.info("the KL penalty is measured from the model in %s", where)

@@ -2,14 +2,16 @@
 fairseq-generate does."""
 
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cli_fixtures import preprocess
-from command_lines import COMMON, JOINED, MODEL, USER_DIR, environment, esrl_options
+from cli_fixtures import WORDS
+from command_lines import JOINED, MODEL, USER_DIR, environment, esrl_options
+from subword_nmt.apply_bpe import BPE
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface.__main__ import main
@@ -40,37 +42,44 @@ def follow(title, folder):
     return done.stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
-def trained(commands, corpus, tmp_path_factory):
-    """A folder with what the page names, and the outputs of fairseq-generate with a beam of 5."""
-    from subword_nmt.apply_bpe import BPE
-    from subword_nmt.learn_bpe import learn_bpe
+def merges_of(piece):
+    """From left to right; ``@@`` marks a piece that does not end a word."""
+    signs = [*piece[:-2]] if piece.endswith("@@") else [*piece[:-1], piece[-1] + "</w>"]
+    return [("".join(signs[:i]), signs[i]) for i in range(1, len(signs))]
 
+
+def write_codes(path):
+    """Codes that cut the corpus's words as they are cut; the order of merges decides."""
+    words, draw = [*WORDS, *WORDS.values()], random.Random(1)
+    pieces = " ".join(words).split()
+    for _ in range(1000):
+        draw.shuffle(pieces)
+        lines = [" ".join(merge) + "\n" for piece in pieces for merge in merges_of(piece)]
+        path.write_text("#version: 0.2\n" + "".join(lines), encoding="utf-8")
+        with open(path, encoding="utf-8") as codes:
+            bpe = BPE(codes)
+        if all(bpe.process_line(word.replace("@@ ", "")) == word for word in words):
+            return
+    raise AssertionError("no order found")
+
+
+@pytest.fixture(scope="module")
+def trained(commands, corpus, mle, tmp_path_factory):
+    """A folder with what the page names, and the outputs of fairseq-generate with a beam of 5."""
     folder = tmp_path_factory.mktemp("deploy")
-    texts = {path.name: path.read_text("utf-8").replace("@@ ", "") for path in corpus.text.iterdir()}
-    with open(folder / "codes", "w", encoding="utf-8") as codes:
-        learn_bpe((texts["train.de"] + texts["train.en"]).splitlines(), codes, 200)
-    with open(folder / "codes", encoding="utf-8") as codes:
-        bpe = BPE(codes)
-    (folder / "text").mkdir()
-    for name, text in texts.items():
-        lines = [bpe.process_line(line) + "\n" for line in text.splitlines()]
-        (folder / "text" / name).write_text("".join(lines), encoding="utf-8")
-    (folder / "test.de").write_text(texts["test.de"], encoding="utf-8")
-    data = preprocess(commands, folder / "text", folder / "data-bin", "--joined-dictionary")
-    commands.succeed(
-        *["fairseq-train", data, MODEL, JOINED, COMMON, "--save-dir", folder / "mle"],
-        "--criterion label_smoothed_cross_entropy --lr 5e-3 --max-epoch 12 --no-epoch-checkpoints",
-    )
-    commands.succeed(
-        *["fairseq-train", *esrl_options(data, folder / "esrl"), MODEL, JOINED, "--max-update 2"],
-        *["--finetune-from-model", folder / "mle" / "checkpoint_last.pt", "--max-epoch 1"],
-    )
+    write_codes(folder / "codes")
+    text = (corpus.text / "test.de").read_text(encoding="utf-8").replace("@@ ", "")
+    (folder / "test.de").write_text(text, encoding="utf-8")
+    (folder / "data-bin").symlink_to(corpus.data)
     (folder / "esrl_fairseq").symlink_to(USER_DIR)
+    commands.succeed(
+        *["fairseq-train", *esrl_options(corpus.data, folder / "esrl"), MODEL, JOINED],
+        *["--finetune-from-model", mle, "--max-update 2"],
+    )
     generated = commands.succeed(
-        *["fairseq-generate", data, "--user-dir", USER_DIR, "--gen-subset test --remove-bpe"],
+        *["fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--gen-subset test"],
         *["--path", folder / "esrl" / "checkpoint_best.pt", "--beam 5 --batch-size 20"],
-        "--required-batch-size-multiple 1",
+        "--required-batch-size-multiple 1 --remove-bpe",
     ).lines("H-")
     return folder, [generated[place] for place in sorted(generated)]
 
@@ -102,7 +111,10 @@ def test_refusals(trained, tmp_path, monkeypatch):
     (tmp_path / "few" / "train.de-en.de.idx").touch()
     data = ["--data", folder / "data-bin"]
     for more, sentence in [
-        ([], "is a checkpoint of --arch transformer, which is no model of the Hugging Face library"),
+        (
+            [],
+            "is a checkpoint of --arch transformer, which is no model of the Hugging Face",
+        ),
         (["--data", tmp_path / "gone"], "is no folder: give that of fairseq-preprocess"),
         (["--data", tmp_path], "no binarized data"),
         (["--data", tmp_path / "few"], "cannot be loaded with the dictionaries in"),
