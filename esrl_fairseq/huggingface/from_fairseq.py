@@ -15,7 +15,8 @@ from torch import Tensor
 
 from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.huggingface import families, library
+from esrl_fairseq.huggingface import exported_families as families
+from esrl_fairseq.huggingface import library
 
 TASKS = ("translation", "esrl_translation")
 """Tasks whose sources end, and whose targets begin and end, with fairseq's EOS alone."""

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from reward_texts import DATA
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.huggingface import families, from_fairseq
+from esrl_fairseq.huggingface import exported_families as families
+from esrl_fairseq.huggingface import from_fairseq
 
 transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
 

@@ -88,7 +88,7 @@ def test_others_learn_as_if_these_were_thrown_away(arch, parts, sampling):
         if name in frozen:
             assert torch.equal(own, start[name]) and own.grad is None
         else:
-            assert torch.allclose(own, expected, rtol=1e-4, atol=1e-6), name
+            assert torch.allclose(own, expected, rtol=1e-4, atol=1e-5), name
             if not name.endswith("k_proj.bias"):  # its gradient is rounding
                 assert not torch.equal(own, start[name]), name
     for output in built:  # backward never reaches the encoder
