@@ -79,22 +79,9 @@ def attach(model: Any, cfg: Any, where: str) -> Tensor:
     Raises:
         EsrlError: peft is missing, or an option does not fit.
     """
-    library = peft()
-    alpha = 2.0 * cfg.lora_rank if cfg.lora_alpha is None else cfg.lora_alpha
-    if cfg.lora_rank < 0 or alpha <= 0:
-        raise EsrlError("--lora-rank is 0 or more, and --lora-alpha above 0")
-    names = [name.strip() for name in cfg.lora_targets.split(",") if name.strip()]
-    targets = "all-linear" if names in ([], ["all-linear"]) else names
     found = fingerprint(model.state_dict())
-    try:
-        config = library.LoraConfig(
-            r=cfg.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
-        )
-        with torch.random.fork_rng(devices=[]):
-            library.inject_adapter_in_model(config, model)
-    except Exception as error:
-        why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
-        raise EsrlError(f"--lora-targets {cfg.lora_targets} does not fit {where}: {why}") from error
+    with torch.random.fork_rng(devices=[]):
+        inject(model, cfg, where)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.config.tie_word_embeddings and any(is_adapter(module) for module in ends):
         raise EsrlError(
@@ -102,6 +89,28 @@ def attach(model: Any, cfg: Any, where: str) -> Tensor:
             "projection: leave them out"
         )
     return torch.frombuffer(bytearray.fromhex(found), dtype=torch.uint8)
+
+
+def inject(model: Any, cfg: Any, where: str) -> None:
+    """Put adapters into ``model``, whatever device it is on, and freeze all else.
+
+    Args:
+        model, cfg, where: see :func:`attach`.
+    """
+    library = peft()
+    alpha = 2.0 * cfg.lora_rank if cfg.lora_alpha is None else cfg.lora_alpha
+    if cfg.lora_rank < 0 or alpha <= 0:
+        raise EsrlError("--lora-rank is 0 or more, and --lora-alpha above 0")
+    names = [name.strip() for name in cfg.lora_targets.split(",") if name.strip()]
+    targets = "all-linear" if names in ([], ["all-linear"]) else names
+    try:
+        config = library.LoraConfig(
+            r=cfg.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
+        )
+        library.inject_adapter_in_model(config, model)
+    except Exception as error:
+        why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
+        raise EsrlError(f"--lora-targets {cfg.lora_targets} does not fit {where}: {why}") from error
 
 
 def is_adapter(module: Any) -> bool:
