@@ -59,6 +59,10 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
+    # Makes adapters of --lora-rank, in models of the extra hf.
+    "lora": ["peft>=0.17"],
+    # What docs/deploy.md brings trained models to; the version that its converter was tried with.
+    "deploy": ["ctranslate2>=4.8"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],

@@ -267,7 +267,8 @@ class EsrlCriterion(FairseqCriterion):
         if self.cfg.rescoring_dropout and samples.scores is not None:
             # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
             scores = rescore(plain, *given, **how).on_host()
-        reference = rescore(frozen, *given, **how).on_host()
+        with self.task.frozen.turn(plain):
+            reference = rescore(frozen, *given, **how).on_host()
         trained = self.objective.trained
         return (trained(scores) - trained(reference)).numpy()
 

@@ -241,6 +241,20 @@ class EsrlCriterionConfig(FairseqDataclass):
     )
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
     restore_file: str = II("checkpoint.restore_file")
+    freeze_encoder: bool = field(
+        default=False,
+        metadata={
+            "help": "do not train the encoder, nor what others share with it (joined embeddings): "
+            "no gradients, no optimizer state"
+        },
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "do not train embeddings of words and of learned positions, nor an output "
+            "projection that is tied to them"
+        },
+    )
     rescoring_dropout: bool = field(
         default=False,
         metadata={

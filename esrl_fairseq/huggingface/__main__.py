@@ -12,7 +12,7 @@ import torch
 
 from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.huggingface import library
+from esrl_fairseq.huggingface import adapters, from_fairseq, library
 from esrl_fairseq.huggingface.words import Words, make_dictionary
 
 WEIGHTS = "decoder.model."
@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", help="of fairseq; without one, the model as it was")
     export.add_argument("--hf-model", help="default: that of the checkpoint's training")
     export.add_argument("--out", type=Path, required=True, help="folder of the result")
+    from_fairseq.add_options(export)
     return parser
 
 
@@ -68,16 +69,18 @@ def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
     Raises:
         EsrlError: the checkpoint is none of ``--arch hf_causal_lm``, or ``out`` is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EsrlError(f"{out} is not an empty folder: choose another --out")
+    check_out(out)
     state: dict[str, Any] = {}
     if checkpoint is not None:
-        state, trained_from = read_checkpoint(checkpoint)
-        where = where or trained_from
+        state, options = read_checkpoint(checkpoint)
+        where = where or str(options["hf_model"])
     if not where:
         raise EsrlError("give --checkpoint, --hf-model or both")
     model = library.load_model(where)
-    if state:
+    if adapters.ADAPTED in state:
+        options = {**vars(adapters.LoraConfig()), **options}
+        adapters.merge(model, state, argparse.Namespace(**options), str(checkpoint), where)
+    elif state:
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -88,8 +91,15 @@ def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
     library.load_tokenizer(where).save_pretrained(out)
 
 
-def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
-    """The model's own weights by their names, and the model that training started from.
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EsrlError(f"{out} is not an empty folder: choose another --out")
+
+
+def read_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The model's own weights by their names, and the options of its architecture, ``hf_model``
+    among them: what training started from.
 
     Raises:
         EsrlError: it is no checkpoint of ``--arch hf_causal_lm``.
@@ -109,15 +119,19 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], str]:
     if not options.get("hf_model"):
         raise EsrlError(
             f"{path} is a checkpoint of --arch {options.get('arch') or options.get('_name')}, "
-            "which is no model of the Hugging Face library: give one of --arch hf_causal_lm"
+            "which is no model of the Hugging Face library: give one of --arch hf_causal_lm, or, "
+            "for a Transformer of fairseq's own, --data with its dictionaries"
         )
-    return {name[len(WEIGHTS) :]: x for name, x in weights.items()}, str(options["hf_model"])
+    return {name.removeprefix(WEIGHTS): x for name, x in weights.items()}, options
 
 
 def main() -> None:
     arguments = make_parser().parse_args()
     if arguments.command == "data":
         write_data(arguments.hf_model, arguments.files, arguments.out, arguments.chat)
+    elif arguments.data:
+        check_out(arguments.out)
+        from_fairseq.export(arguments)
     else:
         export_model(arguments.checkpoint, arguments.hf_model, arguments.out)
 

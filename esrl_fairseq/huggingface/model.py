@@ -1,12 +1,12 @@
 """The fairseq model ``hf_causal_lm``: a causal LM of transformers, with its KV cache."""
 
 import functools
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel, register_model
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from esrl_fairseq.core.token_scores import FORBIDDEN
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.huggingface import library
+from esrl_fairseq.huggingface import adapters, library
 from esrl_fairseq.huggingface.words import Words, check_dictionary
 from esrl_fairseq.sampling.steps import DecoderSteps
 
@@ -22,7 +22,7 @@ CACHE = "past_key_values"
 
 
 @dataclass
-class HfCausalLMConfig(FairseqDataclass):
+class HfCausalLMConfig(adapters.LoraConfig):
     """Options of ``--arch hf_causal_lm``."""
 
     hf_model: Optional[str] = field(
@@ -190,8 +190,11 @@ class HfCausalLM(FairseqLanguageModel):
         check_dictionary(dictionary, model.config.vocab_size, cfg.hf_model or "")
         if cfg.checkpoint_activations:
             library.checkpoint_layers(model)
+        base = adapters.attach(model, cfg, cfg.hf_model or "") if cfg.lora_rank else None
         super().__init__(HfDecoder(model, dictionary))
         self.cfg = cfg
+        if base is not None:
+            adapters.keep_alone(self, base, self.pretrained)
 
     @classmethod
     def build_model(cls, cfg: HfCausalLMConfig, task: Any) -> "HfCausalLM":
@@ -232,6 +235,10 @@ class HfCausalLM(FairseqLanguageModel):
     def as_pretrained(self) -> "HfCausalLM":
         """That model; draws no random numbers."""
         return HfCausalLM(self.cfg, self.decoder.dictionary)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """While it lasts, the model is what it was before training."""
+        return adapters.off(self)
 
     @property
     def word_decoder(self) -> Callable[[], Decode]:

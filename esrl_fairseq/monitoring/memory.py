@@ -25,6 +25,7 @@ class Shape:
         width, cached, ffn: numbers a position has between layers, as a key, and inside the
             feed-forward network.
         size: bytes of a weight or an activation.
+        parameters: those that are trained.
     """
 
     parameters: int
@@ -35,6 +36,7 @@ class Shape:
     ffn: int
     words: int
     size: int = 4
+    encoder_trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ def stage_two(shape: Shape, batch: Batch) -> int:
 
     What autograd keeps of a position in a layer: 8 · width + 4 · cached + 2 · ffn with
     self-attention, and 4 · width more with cross-attention; of piece positions in the decoder and
-    of inputs · source in the encoder. piece · words · 3 numbers of at least 4 bytes are scores,
-    their softmax and its gradient. The sum of the pieces' gradients stands beside the newest one.
+    of inputs · source in the encoder, if it is trained. piece · words · 3 numbers of at least 4
+    bytes are scores, their softmax and its gradient. The sum of the pieces' gradients stands beside
+    the newest one.
     """
     own = 8 * shape.width + 4 * shape.cached + 2 * shape.ffn
     cross = 4 * shape.width if shape.encoder_layers else 0
     decoder = shape.layers * batch.piece * (own + cross)
-    encoder = shape.encoder_layers * batch.inputs * batch.source * own
+    encoder = shape.encoder_layers * batch.inputs * batch.source * own * shape.encoder_trained
     head = batch.piece * shape.words * 3 * max(shape.size, 4)
     return (decoder + encoder + shape.parameters) * shape.size + head
 
@@ -104,7 +107,8 @@ def training_state(parameters: int, optimizer: str, precision: str) -> int:
 def shape_of(model: Any, words: int) -> Shape | None:
     """Of a fairseq model (not wrapped) or one of Hugging Face; None if it is of another kind."""
     first = next(model.parameters())
-    parameters, size = sum(x.numel() for x in model.parameters()), first.element_size()
+    parameters = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    size = first.element_size()
     config = getattr(getattr(model.decoder, "model", None), "config", None)
     try:
         if config is not None:
@@ -117,7 +121,8 @@ def shape_of(model: Any, words: int) -> Shape | None:
         width = layer.self_attn.embed_dim
         encoder = 0 if is_decoder_only(model) else len(model.encoder.layers)
         layers, ffn = len(model.decoder.layers), layer.fc1.out_features
-        return Shape(parameters, layers, encoder, width, width, ffn, words, size)
+        trained = bool(encoder) and any(x.requires_grad for x in model.encoder.parameters())
+        return Shape(parameters, layers, encoder, width, width, ffn, words, size, trained)
     except (AttributeError, TypeError, IndexError):
         return None
 
@@ -166,8 +171,9 @@ def memory_line(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> s
     """
     cfg, task = trainer.cfg, trainer.task
     parameters = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    frozen = sum(x.numel() * x.element_size() for x in model.parameters() if not x.requires_grad)
     name = getattr(cfg.optimizer, "_name", None) or "adam"
-    state = training_state(parameters, name, precision_of(cfg.common))
+    state = training_state(parameters, name, precision_of(cfg.common)) + frozen
     text = f"memory, estimated: {state / 1e9:.2g} GB for parameters, gradients and optimizer"
     shape = shape_of(model, len(task.target_dictionary))
     if shape is None or not len(batches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import textwrap
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ class FrozenModel:
     distributed wrappers nor to checkpoints. A resumed run reads the file again; the fingerprint
     tells whether it is the same model.
 
-    Its parameters keep ``requires_grad``: without it, torch takes other kernels, whose rounding
-    would be a KL above 0 between equal models.
+    Its parameters require a gradient where the run's do: without that, torch takes other kernels,
+    whose rounding would be a KL above 0 between equal models.
+
+    Of a run that trains adapters it is the run's model, with these off.
 
     Args:
         path: of a fairseq checkpoint whose model has the dictionaries of ``task``; empty for what
@@ -47,16 +50,33 @@ class FrozenModel:
         Raises:
             EsrlError: the file cannot be loaded, or does not fit the data.
         """
+        adapted = getattr(model, "adapted", None)
+        if self.model is None and not self.path and adapted is not None:
+            self.model, self.fingerprint = model, bytes(adapted.tolist()).hex()
+            logger.info(
+                "the KL penalty is measured from the model in %s: this one with its adapters off",
+                model.pretrained,
+            )
         if self.model is None:
             frozen = load_model(self.path, self.task) if self.path else model.as_pretrained()
             refuse_bad_parameters(frozen, f"the frozen model ({self.path or model.pretrained})")
             self.fingerprint = fingerprint(frozen.state_dict())
             parameter = next(model.parameters())
             frozen.to(device=parameter.device, dtype=parameter.dtype)
+            trained = {name: x.requires_grad for name, x in model.named_parameters()}
+            for name, own in frozen.named_parameters():
+                own.requires_grad_(trained.get(name, True))
             self.model = frozen.eval()
             where = self.path or model.pretrained
             logger.info("the KL penalty is measured from the model in %s", where)
         return self.model
+
+    def turn(self, model: Any) -> AbstractContextManager[None]:
+        """Around the scoring by what :meth:`beside` gave for ``model``: where that is the same, its
+        adapters are off meanwhile."""
+        own = self.model is model
+        found: AbstractContextManager[None] = model.without_adapters() if own else nullcontext()
+        return found
 
 
 def load_model(path: str, task: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.architecture import IMPLIED, model_class, name_of, options_of, same
 from esrl_fairseq.start.dictionary import check_dictionaries
+from esrl_fairseq.start.freezing import refuse_other_parts
 from esrl_fairseq.start.reading import Checkpoint, read_checkpoint, read_start
 from esrl_fairseq.start.source import NONE, RESUMED, Start, find_start
 
@@ -76,7 +77,11 @@ def refuse_state_of_another_training(trainer: Any, start: Start, checkpoint: Che
     if fresh or trainer.is_fsdp:
         return
     own = type(trainer.get_criterion()).__name__, type(trainer.optimizer).__name__
-    if not checkpoint.optimized or checkpoint.optimized == own:
+    if not checkpoint.optimized:
+        return
+    if checkpoint.optimized == own:
+        what = f"{start.option or 'the last checkpoint in --save-dir,'} {start.path}"
+        refuse_other_parts(trainer.cfg.criterion, checkpoint.cfg.criterion, what)
         return
     there, here = next(pair for pair in zip(checkpoint.optimized, own) if pair[0] != pair[1])
     if start.kind == RESUMED:

@@ -238,3 +238,21 @@ def test_plot(tmp_path):
     file.write_text(json.dumps(rows))
     run("plot.py", file, "--output", tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_memory_by_part(tmp_path):
+    """What is computed is what lives after an update, but for tables of positions; what is frozen
+    needs less, and adapters no frozen model."""
+    pytest.importorskip("transformers", reason="extra hf is not installed")
+    pytest.importorskip("peft", reason="extra lora is not installed")
+    file = tmp_path / "rows.json"
+    run("memory.py", "--params", "small", "--measure", "--json", file)
+    rows = json.loads(file.read_text())
+    parts = ("weights_gb", "training_gb", "kl_gb")
+    computed = [sum(row[part] for part in parts) for row in rows]
+    assert computed == sorted(computed, reverse=True) and rows[-1]["kl_gb"] == 0
+    for row, expected in zip(rows, computed):
+        table = 2 * 1026 * 256 * 4 / 1e9
+        copies = 1 if row["trained"] == "lora" else 2
+        assert row["measured_gb"] == pytest.approx(expected + copies * table, rel=0.01)
