@@ -58,6 +58,10 @@ class SamplingTask(DataTask):
     pretrained = ""  # what the model was before any training here, if it can be had again
     word_decoder: Optional[Callable[[], Decode]] = None
     """Loads what turns the data's words into text, where the model has it."""
+    source_word_decoder: Optional[Callable[[], Decode]] = None
+    """The same of sources, where theirs differ."""
+    never: set[int] = set()
+    """Words of the target dictionary that the model gives no probability."""
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
 
     def start_sampling(self, options: SamplingConfig) -> None:
@@ -98,6 +102,9 @@ class SamplingTask(DataTask):
                 f"({what_failed(error)})"
             ) from error
         check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
+        self.never = set(getattr(model, "never", ()))
+        for name in ("pretrained", "word_decoder", "source_word_decoder"):
+            setattr(self, name, getattr(model, name, getattr(type(self), name)))
         return model
 
     def open_store(self) -> None:
