@@ -50,6 +50,7 @@ FAMILIES = {
     ),
     "t5": ("t5", T5, {}),
     "t5 1.1": ("t5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {}),
+    "t5 untied": ("t5", {**T5, "tie_word_embeddings": False}, {}),
     "mt5": ("mt5", T5, {}),
     "bart": ("bart", {}, dict(forced_bos_token_id=START)),
     "pegasus": ("pegasus", dict(decoder_start_token_id=PAD, scale_embedding=True), {}),
@@ -68,7 +69,7 @@ FAMILIES = {
 """Each family, with what is special about it."""
 
 
-def save(folder, name="bart", seed=1, tokenizer=True, **more):
+def save(folder, name="bart", seed=2, tokenizer=True, **more):
     """A model and its tokenizer in `folder`, whose path is returned as text."""
     kind, options, generation = FAMILIES[name]
     options = {**({} if options.get("d_kv") else BART), **options, **more}
@@ -76,13 +77,17 @@ def save(folder, name="bart", seed=1, tokenizer=True, **more):
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+        if "untied" in name:  # as checkpoints with a head of their own are loaded
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
         for part, parameter in model.named_parameters():
             if "norm" in part and part.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
             elif parameter.requires_grad and "embed_positions" not in part:
-                parameter.normal_(0, 0.6)
+                parameter.normal_(0, 0.4 if kind == "fsmt" else 0.6)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
+            model.final_logits_bias[0, PAD] -= 4  # beams of `generate` do not renormalise
+            model.final_logits_bias[0, END] += 2
     for setting, value in generation.items():
         setattr(model.generation_config, setting, value)
     model.save_pretrained(folder)
@@ -142,6 +147,11 @@ def make_dataset(folder, sources=SOURCES, targets=None):
     )
 
 
+def sources_of(batch):
+    """Tokens of a batch's sources, whose longest come first."""
+    return [SOURCES[i] for i in batch["id"].tolist()]
+
+
 def starts(own):
     """What the decoder reads before a text, by the library's settings."""
     settings = own.generation_config
@@ -187,7 +197,7 @@ def own_policy(own, logits, min_len=0):
     ends = [ends] if isinstance(ends, int) else ends
     never = {word for (word,) in settings.bad_words_ids or []} | set(settings.suppress_tokens or [])
     dictionary = make_dictionary(logits.size(-1))
-    scores = torch.full((*logits.shape[:-1], len(dictionary)), -np.inf)
+    scores = logits.new_full((*logits.shape[:-1], len(dictionary)), -np.inf)
     words = [i for i in range(logits.size(-1)) if i not in {*ends, *never}]
     places = torch.tensor(words) + dictionary.nspecial
     scores = scores.index_copy(-1, places, logits[..., words])

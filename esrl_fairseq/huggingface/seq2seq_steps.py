@@ -4,6 +4,7 @@ nor hold the source once a row."""
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,13 @@ class RowLayer:
         return self.seen + (len(new) if isinstance(new, Tensor) else new), 0
 
 
+@functools.cache
+def row_layer() -> type:
+    """:class:`RowLayer` as one of the library's own, which its caches ask for."""
+    base = library.transformers().cache_utils.DynamicLayer
+    return type("RowLayer", (RowLayer, base), {})
+
+
 class SharedCross:
     """``forward`` of a layer's cross-attention, for which the rows of an input are positions of one
     sequence: their keys and values are computed once an input, and lie there once.
@@ -109,7 +117,7 @@ class HfSeq2SeqSteps(DecoderSteps):
         self.mask = self.attention_mask(self.encoder_out["encoder_padding_mask"])
         self.grid = Grid(torch.arange(len(input_index)), self.device)
         cross = self.family.cross_attention
-        self.own = [RowLayer(most_rows, room + self.decoder.forced) for _ in cross]
+        self.own = [row_layer()(most_rows, room + self.decoder.forced) for _ in cross]
         self.cross = [SharedCross(module, self) for module in cross]
         self.cache = library.encoder_decoder_cache(self.family.config)
         self.cache.self_attention_cache.layers = self.own
