@@ -57,7 +57,10 @@ FAMILIES = {
     "fsmt": (
         "fsmt",
         dict(
-            langs=["en", "fr"], src_vocab_size=len(WORDS), tgt_vocab_size=9, scale_embedding=True
+            langs=["en", "fr"],
+            src_vocab_size=len(WORDS),
+            vocab_size=9,  # the target's
+            scale_embedding=True,
         ),
         {},
     ),
@@ -87,7 +90,7 @@ def save(folder, name="bart", seed=2, tokenizer=True, **more):
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.normal_()
             model.final_logits_bias[0, PAD] -= 4  # beams of `generate` do not renormalise
-            model.final_logits_bias[0, END] += 2
+            model.final_logits_bias[0, END] += 6 if kind == "mbart" else 2
     for setting, value in generation.items():
         setattr(model.generation_config, setting, value)
     model.save_pretrained(folder)

@@ -16,7 +16,13 @@ from fairseq.data import Dictionary
 
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.generation import policy_of
-from esrl_fairseq.huggingface.languages import MULTILINGUAL, Start, chosen, start_of
+from esrl_fairseq.huggingface.languages import (
+    MULTILINGUAL,
+    Start,
+    chosen,
+    codes_of,
+    start_of,
+)
 from esrl_fairseq.huggingface.words import Words, ids_of
 
 WHOLE = Dictionary().symbols[Dictionary().bos()]
@@ -52,6 +58,8 @@ class PairWords(Words):
         self.end = library.end_tokens(self.settings)[:1]
         self.codes: dict[str, str | None] = {}
         self.forced: list[int] = []
+        # Not all tokenizers know them for special tokens.
+        self.languages = set(codes_of(self.tokenizer).values())
         # Tokenizers in Python may have a vocabulary for each side; FSMT's forgets the target's.
         separate = hasattr(self.tokenizer, "tgt_vocab_file")
         self.marian = getattr(self.tokenizer, "separate_vocabs", False)
@@ -114,6 +122,9 @@ class PairWords(Words):
         other = {"encoder": self.swapped["encoder"], "src_lang": self.tokenizer.tgt_lang}
         with changed(self.tokenizer, **other):
             return list(self.tokenizer(text, **options)["input_ids"])
+
+    def text(self, ids: list[int], **more: Any) -> str:
+        return super().text([token for token in ids if token not in self.languages], **more)
 
     def decode_source(self, words: str) -> str:
         """The text of a source's words, as :meth:`decode` for those of targets."""
