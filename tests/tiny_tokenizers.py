@@ -38,9 +38,8 @@ def numbered(words):
 
 def scored(special):
     """A Unigram vocabulary."""
-    return (
-        [(x, 0.0) for x in special] + [(x, -2.0) for x in PIECES] + [(x, -9.0) for x in CHARACTERS]
-    )
+    words = {**dict.fromkeys(special, 0.0), **dict.fromkeys(CHARACTERS, -9.0)}
+    return list({**words, **dict.fromkeys(PIECES, -2.0)}.items())
 
 
 def marian(folder, separate=False):

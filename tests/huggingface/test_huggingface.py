@@ -319,7 +319,7 @@ class TestStageTwo:
         expected = rescore(model, batch["net_input"], given, PAD, STOP, 1).log_probs
         rows, scores, references = standard(model, batch, cached)
         assert torch.equal(rows.tokens, drawn.tokens)
-        found = torch.cat([scores.log_probs, references])
+        found = torch.cat([scores.log_probs, references.log_probs])
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
         weights = torch.linspace(-1, 2, len(found))
         slopes = [gradients(model, (weights * x).sum()) for x in (found, expected)]
