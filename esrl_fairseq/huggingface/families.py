@@ -70,6 +70,11 @@ class Family:
             if name.rpartition(".")[2] in CROSS
         ]
 
+    @staticmethod
+    def key_weights(attention: Any) -> Tensor:
+        """What makes keys, ``[heads * width of a head, width]``."""
+        return (attention.k if hasattr(attention, "k") else attention.k_proj).weight
+
     def encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """States ``[inputs, length, width]``.
 

@@ -164,6 +164,11 @@ class TestRefusals:
         words = [make_dictionary(11)] * 2
         assert "needs --hf-model" in self.refused("", words=words)
 
+    def test_tasks(self, tmp_path):
+        cfg = HfSeq2SeqConfig(hf_model=save(tmp_path, "bart"))
+        with pytest.raises(EsrlError, match="texts from texts: choose --task esrl_translation"):
+            HfSeq2Seq.build_model(cfg, SimpleNamespace())
+
     def test_words(self, tmp_path):
         folder = save(tmp_path, "fsmt")
         source, target = dictionaries(folder)

@@ -20,7 +20,10 @@ from tiny_seq2seq import (
     transformers,
 )
 
+from esrl_fairseq.core.sequences import append_rows
+from esrl_fairseq.rescoring.agreement import stage_difference
 from esrl_fairseq.rescoring.rescoring import rescore
+from esrl_fairseq.rescoring.standard import sample_with_graph
 from esrl_fairseq.sampling import branching, draws
 from esrl_fairseq.sampling.fixed_rows import FIXED_ROWS
 from esrl_fairseq.sampling.generation import RowSampler
@@ -105,6 +108,64 @@ def test_stage_one(folders, name, monkeypatch):
     sampler.strategy = None
     monkeypatch.setattr(branching, "decoding_steps", DecoderSteps)
     assert torch.equal(sampler.sample(batch, counts, temperatures, SEED)[0].tokens, rows.tokens)
+
+
+@pytest.mark.parametrize("name", ["m2m_100", "t5", "fsmt"])
+def test_the_source_is_read_once_an_input(folders, name):
+    """Encoder and keys of cross-attention, in both stages and both ways to decode; the layers are
+    left as they were."""
+    model = build(folders(name)).eval()
+    family, seen = model.decoder.family, []
+    first = family.cross_attention[0]
+    keys = first.k if hasattr(first, "k") else first.k_proj
+    family.encoder.register_forward_hook(lambda *_: seen.append("encoder"))
+    keys.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape[:2])))
+    batch = make_batch(make_dataset(folders(name)))
+    lengths = batch["net_input"]["src_lengths"]
+    shape = (len(lengths), batch["net_input"]["src_tokens"].size(1))
+    for strategy in (None, FIXED_ROWS):
+        sampler = make_sampler(model)
+        sampler.strategy = strategy
+        rows = sampler.sample_rows(batch, [30] * len(lengths), ONES, SEED)
+        assert seen == ["encoder", shape[::-1] if family.time_first else shape]
+        seen.clear()
+    assert "forward" not in vars(first)
+    score(model, batch, rows)
+    assert seen.count("encoder") == 1
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("name", ["mbart50", "t5"])
+def test_standard_sampling_equals_two_stages(folders, name, cached):
+    """Rows, scores and gradients, through the cache's graph; with dropout's layers in place."""
+    model, batch = build(folders(name)).train(), make_batch(make_dataset(folders(name)))
+    counts, dictionary = [3, 1, 0, 2, 2, 4], model.decoder.dictionary
+    sampler = make_sampler(model)
+    drawn = sampler.sample_rows(batch, counts, ONES, SEED)
+    given = append_rows(drawn, batch["target"], dictionary.pad())
+    expected = score(model, batch, given).log_probs
+    rows, scores, references = sample_with_graph(
+        model, batch, sampler, counts, ONES, SEED, cached=cached, references=batch["target"]
+    )
+    assert torch.equal(rows.tokens, drawn.tokens)
+    found = torch.cat([scores.log_probs, references.log_probs])
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.linspace(-1, 2, len(found))
+    slopes = [gradients(model, (weights * x).sum()) for x in (found, expected)]
+    assert torch.allclose(*slopes, rtol=1e-3, atol=1e-4) and slopes[0].norm() > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["m2m_100", "marian", "t5"])
+def test_stages_agree(folders, name, dtype):
+    """Also of a model in half precision, which samples and scores in it, too."""
+    model, batch = build(folders(name)).to(dtype), make_batch(make_dataset(folders(name)))
+    assert stage_difference(model, batch, make_sampler(model, 12)) < 1e-4
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    rows, known = make_sampler(model).sample(batch, [5] * len(SOURCES), ONES, SEED)
+    found = score(model, batch, rows)
+    assert torch.isfinite(found.entropy).all()
+    assert torch.allclose(found.log_probs, known.log_probs, atol=1e-4 if dtype.itemsize > 2 else 1)
 
 
 @torch.no_grad()
