@@ -53,7 +53,8 @@ EXTRAS_REQUIRE = {
     # Loads and asks models that embed whole texts.
     "embedding": ["sentence-transformers>=5.7"],
     "hf": [
-        # Loads and asks classifiers and reward models, and is the policy of --arch hf_causal_lm.
+        # Loads and asks classifiers and reward models, and is the policy of --arch hf_causal_lm
+        # and hf_seq2seq.
         "transformers>=4.57",
         # Both are what transformers reads a policy from a GGUF file with.
         "gguf",

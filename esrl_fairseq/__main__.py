@@ -12,8 +12,9 @@ from typing import Any
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks.translation import TranslationConfig
 
+from esrl_fairseq.huggingface.bpe import HfTokenizerConfig
 from esrl_fairseq.huggingface.model import HfCausalLMConfig
-from esrl_fairseq.huggingface.words import HfTokenizerConfig
+from esrl_fairseq.huggingface.seq2seq import HfSeq2SeqConfig
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig
 from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.reward_models.criterion import PreferenceConfig
@@ -42,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         "task esrl_reward_model": SubwordConfig(),
         "criterion esrl_preference, which trains a reward model": PreferenceConfig(),
         "model hf_causal_lm (--arch), a causal LM of Hugging Face": HfCausalLMConfig(),
+        "model hf_seq2seq (--arch), a sequence-to-sequence model of Hugging Face": (
+            HfSeq2SeqConfig()
+        ),
         "--bpe hf_tokenizer, its text": HfTokenizerConfig(),
         "task esrl_translation, as fairseq's translation": TranslationConfig(),
     }

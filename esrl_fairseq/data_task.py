@@ -1,7 +1,7 @@
 """What any task needs of its data: checks when they are loaded, same batches after a resume."""
 
 import logging
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from fairseq import utils
 from fairseq.data import LanguagePairDataset
@@ -16,6 +16,7 @@ from esrl_fairseq.data.batches import CheckedBatches
 from esrl_fairseq.data.fingerprint import shard_marks
 from esrl_fairseq.data.folders import FoundData
 from esrl_fairseq.data.lines import NamedLines, split_name
+from esrl_fairseq.data.text import Decode
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,22 @@ class DataTask(FoundData, CheckedBatches):
         " With --only-source it writes none for the target: copy that of the data that the model "
         "was trained on"
     )
+    pretrained = ""  # what the model was before any training here, if it can be had again
+    word_decoder: Optional[Callable[[], Decode]] = None
+    """Loads what turns the data's words into text, where the model has it."""
+    source_word_decoder: Optional[Callable[[], Decode]] = None
+    """The same of sources, where theirs differ."""
+    never: set[int] = set()
+    """Words of the target dictionary that the model gives no probability."""
     marks: Optional[list[str]] = None
     shard = 0
     """Of the training data, the one that is loaded."""
+
+    def learn_words(self, model: Any) -> None:
+        """Take from a model (not wrapped) what it knows of its words; most know nothing."""
+        self.never = set(getattr(model, "never", ()))
+        for name in ("pretrained", "word_decoder", "source_word_decoder"):
+            setattr(self, name, getattr(model, name, getattr(type(self), name)))
 
     def load_dataset(
         self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any

@@ -106,9 +106,6 @@ class PromptTask(LanguageModelingTask):
             )
         # Convolutional language models read any length.
         self.places = int(min(model.max_positions(), sys.maxsize))
-        self.never = set(getattr(model, "never", ()))
-        self.pretrained = getattr(model, "pretrained", "")
-        self.word_decoder = getattr(model, "word_decoder", None)
         return model
 
     def load_dataset(

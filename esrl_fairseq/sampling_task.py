@@ -3,7 +3,7 @@
 import logging
 import os
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from fairseq.sequence_generator import SequenceGenerator
 
@@ -16,7 +16,6 @@ from esrl_fairseq.core.batch import host_ids
 from esrl_fairseq.core.schedules import Plan
 from esrl_fairseq.data.fingerprint import check_shards, data_fingerprint
 from esrl_fairseq.data.place import refuse_other_batches
-from esrl_fairseq.data.text import Decode
 from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring import corpus
@@ -56,9 +55,6 @@ class SamplingTask(DataTask):
     run: Optional[Run] = None  # while it trains
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
-    pretrained = ""  # what the model was before any training here, if it can be had again
-    word_decoder: Optional[Callable[[], Decode]] = None
-    """Loads what turns the data's words into text, where the model has it."""
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
 
     def start_sampling(self, options: SamplingConfig) -> None:
@@ -99,6 +95,7 @@ class SamplingTask(DataTask):
                 f"({what_failed(error)})"
             ) from error
         check_vocabulary_on_load(model, self.source_dictionary, self.target_dictionary)
+        self.learn_words(model)
         return model
 
     def open_store(self) -> None:

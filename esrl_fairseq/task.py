@@ -11,6 +11,7 @@ from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
+from esrl_fairseq.checks.data import refuse_other_words
 from esrl_fairseq.checks.models import check_languages, check_task
 from esrl_fairseq.data.references import reference_files, with_references
 from esrl_fairseq.sampling.options import SamplingConfig
@@ -101,6 +102,9 @@ class EsrlTranslationTask(SamplingTask, TranslationTask):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if not self.trained_by_reward:  # fairseq-generate needs no reference but the target
             return
+        if self.never:
+            named = self.datasets[split]
+            refuse_other_words(named, named.split, self.file_endings, self.never)
         folders = utils.split_paths(self.cfg.data)
         languages = (self.cfg.source_lang, self.cfg.target_lang)
         if split in self.reference_splits:

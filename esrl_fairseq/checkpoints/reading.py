@@ -82,7 +82,7 @@ def look_at(path: str) -> str:
     if head.startswith((b"PK", b"\x80")):  # an archive; a pickle, as torch before 1.6 wrote them
         return ""
     if head.startswith(b"GGUF") or head[8:9] == b"{":
-        return "holds weights alone (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+        return "holds weights alone (a model of Hugging Face is for --hf-model)"
     printable = all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
     return "is a text file" if printable else "is no checkpoint"
 
@@ -95,7 +95,7 @@ def inside(folder: str) -> str:
     if found:
         return f" (with {found[0]})"
     if os.path.exists(os.path.join(folder, "config.json")):
-        return " (a model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+        return " (a model of Hugging Face is for --hf-model)"
     return ""
 
 

@@ -57,6 +57,33 @@ def check_references(
         refuse_empty_lines(dataset.tgt, dataset.tgt_dict, split, language, text, mend)
 
 
+def refuse_other_words(dataset: Any, split: str, endings: tuple[str, str], never: set[int]) -> None:
+    """Refuse pairs with unknown words, or with target words that their model never writes.
+
+    Args:
+        dataset: a fairseq ``LanguagePairDataset``.
+        split, endings: of both sides, see :func:`~esrl_fairseq.data.lines.places`.
+        never: ids of these target words.
+
+    Raises:
+        EsrlError: naming the first such line, and the word.
+    """
+    sides = [(dataset.src, dataset.src_dict, set()), (dataset.tgt, dataset.tgt_dict, never)]
+    for (side, dictionary, words), ending in zip(sides, endings):
+        if side is None:
+            continue
+        wrong = {dictionary.unk(), *words}
+        for line in range(len(side)):
+            found = wrong.intersection(side[line].tolist())
+            if found:
+                raise EsrlError(
+                    f"{places(side, [line], split, ending)[0]} has the word "
+                    f"{dictionary[min(found)]}, which is no token that the model "
+                    f"{'writes' if words else 'reads'}: make the data with python -m "
+                    "esrl_fairseq.huggingface data, or leave out such lines"
+                )
+
+
 def refuse_empty_lines(
     side: Any,
     dictionary: Any,

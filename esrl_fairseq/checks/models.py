@@ -181,6 +181,11 @@ def check_choices(given: Namespace) -> None:
         _refuse_task(given.task, task)
     if model is None:
         return
+    if getattr(model, "needs_own_task", False) and not hasattr(task, "start_sampling"):
+        raise EsrlError(
+            f"--task {given.task} does not know the text of --arch {given.arch}: choose --task "
+            "esrl_translation"
+        )
     check_arch(given)
     if issubclass(model, FairseqLanguageModel) and not issubclass(task, LanguageModelingTask):
         raise EsrlError(

@@ -1,5 +1,5 @@
-"""``python -m esrl_fairseq.huggingface``: text to data for ``--arch hf_causal_lm``, and models
-back to Hugging Face folders."""
+"""``python -m esrl_fairseq.huggingface``: text to data for ``--arch hf_causal_lm`` and
+``hf_seq2seq``, and models back to Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ import torch
 from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import adapters, from_fairseq, library
+from esrl_fairseq.huggingface.bpe import is_seq2seq
+from esrl_fairseq.huggingface.pair_data import (
+    add_options,
+    check_files,
+    refuse_options,
+    write_lines,
+    write_pairs,
+)
 from esrl_fairseq.huggingface.words import Words, make_dictionary
 
 WEIGHTS = "decoder.model."
 """What fairseq's checkpoints put before the names of the model's own weights."""
+OURS = " or ".join(kind.arch for kind in library.KINDS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--chat", action="store_true", help="each line is what a user says, and asks for an answer"
     )
-    data.add_argument("files", type=Path, nargs="+", help="texts, a prompt a line")
+    add_options(data)
+    data.add_argument("files", type=Path, nargs="+", help="texts, a prompt or a sentence a line")
     export = commands.add_parser("export", help="a trained model as a Hugging Face folder")
     export.add_argument("--checkpoint", help="of fairseq; without one, the model as it was")
     export.add_argument("--hf-model", help="default: that of the checkpoint's training")
@@ -45,29 +55,19 @@ def write_data(where: str, files: list[Path], out: Path, chat: bool) -> None:
     Raises:
         EsrlError: a file is missing, or two have one name.
     """
-    names = [file.name for file in files]
-    for file in files:
-        if not file.is_file():
-            raise EsrlError(f"there is no file {file}")
-        if names.count(file.name) > 1 or file.name == "dict.txt":
-            raise EsrlError(f"{file} cannot be written to {out / file.name}: rename it")
-        if (out / file.name).resolve() == file.resolve():
-            raise EsrlError(f"{file} would be written over itself: choose another --out")
+    check_files(files, out, ["dict.txt"])
     words = Words(where)
     out.mkdir(parents=True, exist_ok=True)
     make_dictionary(library.vocabulary_size(where)).save(str(out / "dict.txt"))
     for file in files:
-        convert = words.chat if chat else words.encode
-        with open(file, encoding="utf-8", newline="\n") as text:
-            lines = [convert(line.rstrip("\r\n")) + "\n" for line in text]
-        (out / file.name).write_text("".join(lines), encoding="utf-8")
+        write_lines(file, out / file.name, words.chat if chat else words.encode)
 
 
 def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
     """Write the model at ``where``, with the weights of ``checkpoint``, and its tokenizer.
 
     Raises:
-        EsrlError: the checkpoint is none of ``--arch hf_causal_lm``, or ``out`` is not empty.
+        EsrlError: the checkpoint is none of ours, or ``out`` is not empty.
     """
     check_out(out)
     state: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
         where = where or str(options["hf_model"])
     if not where:
         raise EsrlError("give --checkpoint, --hf-model or both")
-    model = library.load_model(where)
+    model = library.load_model(where, kind=library.kind_of(where))
     if adapters.ADAPTED in state:
         options = {**vars(adapters.LoraConfig()), **options}
         adapters.merge(model, state, argparse.Namespace(**options), str(checkpoint), where)
@@ -102,7 +102,7 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     among them: what training started from.
 
     Raises:
-        EsrlError: it is no checkpoint of ``--arch hf_causal_lm``.
+        EsrlError: it is no checkpoint of ``--arch hf_causal_lm`` or ``hf_seq2seq``.
     """
     if not Path(path).is_file():
         raise EsrlError(f"there is no checkpoint {path}: give one of fairseq-train")
@@ -112,22 +112,25 @@ def read_checkpoint(path: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
         weights, options = dict(found["model"]), found["cfg"]["model"]
     except Exception as error:  # whatever a file that is no checkpoint leads to
         raise EsrlError(
-            f"{path} cannot be read as a checkpoint of --arch hf_causal_lm "
+            f"{path} cannot be read as a checkpoint of --arch {OURS} "
             f"({type(error).__name__}): give one of fairseq-train"
         ) from error
     options = options if isinstance(options, Mapping) else vars(options)  # older models' own
     if not options.get("hf_model"):
         raise EsrlError(
             f"{path} is a checkpoint of --arch {options.get('arch') or options.get('_name')}, "
-            "which is no model of the Hugging Face library: give one of --arch hf_causal_lm, or, "
-            "for a Transformer of fairseq's own, --data with its dictionaries"
+            f"which is no model of the Hugging Face library: give one of --arch {OURS}, or, for a "
+            "Transformer of fairseq's own, --data with its dictionaries"
         )
     return {name.removeprefix(WEIGHTS): x for name, x in weights.items()}, options
 
 
 def main() -> None:
     arguments = make_parser().parse_args()
-    if arguments.command == "data":
+    if arguments.command == "data" and is_seq2seq(arguments.hf_model):
+        write_pairs(arguments)
+    elif arguments.command == "data":
+        refuse_options(arguments)
         write_data(arguments.hf_model, arguments.files, arguments.out, arguments.chat)
     elif arguments.data:
         check_out(arguments.out)

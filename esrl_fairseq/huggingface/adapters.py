@@ -79,14 +79,13 @@ def attach(model: Any, cfg: Any, where: str) -> Tensor:
     Raises:
         EsrlError: peft is missing, or an option does not fit.
     """
-    found = fingerprint(model.state_dict())
+    found, shared = fingerprint(model.state_dict()), tied(model)
     with torch.random.fork_rng(devices=[]):
         inject(model, cfg, where)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if model.config.tie_word_embeddings and any(is_adapter(module) for module in ends):
+    if any(is_adapter(model.get_submodule(name)) for name in shared):
         raise EsrlError(
             f"--lora-targets {cfg.lora_targets} has embeddings that {where} shares with its output "
-            "projection: leave them out"
+            "projection, or with another part: leave them out"
         )
     return torch.frombuffer(bytearray.fromhex(found), dtype=torch.uint8)
 
@@ -102,15 +101,32 @@ def inject(model: Any, cfg: Any, where: str) -> None:
     if cfg.lora_rank < 0 or alpha <= 0:
         raise EsrlError("--lora-rank is 0 or more, and --lora-alpha above 0")
     names = [name.strip() for name in cfg.lora_targets.split(",") if name.strip()]
-    targets = "all-linear" if names in ([], ["all-linear"]) else names
+    targets: Any = names
+    left_out = None
+    if names in ([], ["all-linear"]):
+        # peft leaves out what the library calls the output projection, which FSMT's is not.
+        targets, left_out = "all-linear", tied(model) or None
     try:
         config = library.LoraConfig(
-            r=cfg.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0
+            r=cfg.lora_rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            exclude_modules=left_out,
+            lora_dropout=0.0,
         )
         library.inject_adapter_in_model(config, model)
     except Exception as error:
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         raise EsrlError(f"--lora-targets {cfg.lora_targets} does not fit {where}: {why}") from error
+
+
+def tied(model: nn.Module) -> list[str]:
+    """Names of embeddings and linear layers whose weights are also those of another."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (nn.Embedding, nn.Linear)):
+            names.setdefault(id(module.weight), []).append(name)
+    return [name for same in names.values() if len(same) > 1 for name in same]
 
 
 def is_adapter(module: Any) -> bool:

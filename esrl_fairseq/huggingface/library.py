@@ -8,6 +8,8 @@ import importlib
 import os
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,8 +18,46 @@ from esrl_fairseq import compat
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.hub import hub_or_cache
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose logits are a projection of the last layer's states, and nothing beside."""
+
+@dataclass(frozen=True)
+class Kind:
+    """What an architecture of ours takes.
+
+    Attributes:
+        arch: its name.
+        what: its models, in words.
+        loader: transformers' class that loads them.
+        types: their model types.
+        task: the task that trains them.
+    """
+
+    arch: str
+    what: str
+    loader: str
+    types: tuple[str, ...]
+    task: str
+
+
+CAUSAL = Kind(
+    "hf_causal_lm",
+    "a causal LM",
+    "AutoModelForCausalLM",
+    # Their logits are a projection of the last layer's states, and nothing beside.
+    ("llama", "mistral", "qwen2", "qwen3"),
+    "esrl_language_modeling",
+)
+SEQ2SEQ = Kind(
+    "hf_seq2seq",
+    "a sequence-to-sequence model",
+    "AutoModelForSeq2SeqLM",
+    # See :mod:`esrl_fairseq.huggingface.families`.
+    (
+        *("bart", "blenderbot", "blenderbot-small", "fsmt", "m2m_100", "marian", "mbart", "mt5"),
+        *("pegasus", "plbart", "t5"),
+    ),
+    "esrl_translation",
+)
+KINDS = (CAUSAL, SEQ2SEQ)
 
 
 def transformers() -> Any:
@@ -59,37 +99,96 @@ def _loading(what: str, where: str) -> Iterator[None]:
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         raise EsrlError(
             f"the {what} of {where} cannot be loaded by transformers ({type(error).__name__}: "
-            f"{why}): give the folder, GGUF file or hub name of a causal LM; without network, "
-            "download it before"
+            f"{why}): give the folder, GGUF file or hub name of a model with its tokenizer; "
+            "without network, download it before"
         ) from error
 
 
-def load_model(where: str, attention: str | None = None) -> Any:
-    """The causal LM at ``where``, in float32 on the CPU; draws no random numbers.
+def load_config(where: str, what: str = "configuration") -> Any:
+    """The configuration of the model at ``where``; ``what`` is being loaded.
+
+    Raises:
+        EsrlError: it cannot be loaded.
+    """
+    name, file = locate(where)
+    library = transformers()
+    with _loading(what, where):
+        return library.AutoConfig.from_pretrained(name, **file)
+
+
+def load_settings(where: str) -> Any:
+    """What of a model :func:`end_tokens` and the like ask for: its ``config`` and its
+    ``generation_config``, without weights.
+
+    Raises:
+        EsrlError: they cannot be loaded.
+    """
+    config, library = load_config(where), transformers()
+    with _loading("generation_config.json", where):
+        try:
+            generation = library.GenerationConfig.from_pretrained(where)
+        except OSError:  # there is none, as beside old models
+            generation = library.GenerationConfig.from_model_config(config)
+    return SimpleNamespace(config=config, generation_config=generation)
+
+
+def kind_of(where: str) -> Kind:
+    """The kind of the model at ``where``.
+
+    Raises:
+        EsrlError: no architecture of ours takes it, or its configuration cannot be loaded.
+    """
+    found = load_config(where).model_type
+    for kind in KINDS:
+        if found in kind.types:
+            return kind
+    ours = " and ".join(f"{', '.join(kind.types)} (--arch {kind.arch})" for kind in KINDS)
+    raise EsrlError(f"the model of {where} is of the kind {found}, but taken are {ours} only")
+
+
+def refuse_other_kinds(found: str, where: str, kind: Kind) -> None:
+    """Refuse a model that ``kind`` does not take.
+
+    Args:
+        found: the model's type.
+
+    Raises:
+        EsrlError: naming the architecture that does, if there is one.
+    """
+    if found in kind.types:
+        return
+    other = next((x for x in KINDS if found in x.types), None)
+    mend = "" if other is None else f": choose --arch {other.arch} with --task {other.task}"
+    raise EsrlError(
+        f"the model of {where} is of the kind {found}, but --arch {kind.arch} takes "
+        f"{', '.join(kind.types)} only{mend}"
+    )
+
+
+def load_model(where: str, attention: str | None = None, kind: Kind = CAUSAL) -> Any:
+    """The model at ``where``, in float32 on the CPU; draws no random numbers.
 
     Args:
         where: a folder, a GGUF file or a hub name.
         attention: transformers' ``attn_implementation``; None leaves it the choice.
+        kind: what it has to be.
 
     Raises:
         EsrlError: it cannot be loaded, or is of another kind.
     """
     library = transformers()
     name, file = locate(where)
+    if not file:  # of GGUF files configurations are slow to read
+        refuse_other_kinds(load_config(where, "model").model_type, where, kind)
     chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if file and hasattr(library, "GgufConfig"):
         # Without it, versions that know it may leave weights packed, which cannot be trained.
         chosen["quantization_config"] = library.GgufConfig(dequantize=True)
     with _loading("model", where):
-        model, about = library.AutoModelForCausalLM.from_pretrained(
+        model, about = getattr(library, kind.loader).from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, **file, **chosen
         )
-    kind = model.config.model_type
-    if kind not in KINDS:
-        raise EsrlError(
-            f"the model of {where} is of the kind {kind}, but --arch hf_causal_lm takes "
-            f"{', '.join(KINDS)} only"
-        )
+    refuse_other_kinds(model.config.model_type, where, kind)
     missing = sorted(about["missing_keys"])
     if missing:
         raise EsrlError(
@@ -102,6 +201,13 @@ def load_model(where: str, attention: str | None = None) -> Any:
             "eos_token_id in its config.json"
         )
     return model
+
+
+def encoder_decoder_cache(config: Any) -> Any:
+    """An empty cache of keys and values of a decoder, and of its source."""
+    library = transformers()
+    parts = (library.DynamicCache(config=config) for _ in range(2))
+    return library.EncoderDecoderCache(*parts)
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -145,7 +251,4 @@ def vocabulary_size(where: str) -> int:
     Raises:
         EsrlError: its configuration cannot be loaded.
     """
-    name, file = locate(where)
-    library = transformers()
-    with _loading("configuration", where):
-        return int(library.AutoConfig.from_pretrained(name, **file).vocab_size)
+    return int(load_config(where).vocab_size)

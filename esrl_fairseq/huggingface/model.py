@@ -19,6 +19,11 @@ from esrl_fairseq.huggingface.words import Words, check_dictionary
 from esrl_fairseq.sampling.steps import DecoderSteps
 
 CACHE = "past_key_values"
+UNKNOWN = (
+    "the data have unknown words, which are no tokens of the model: make them with python -m "
+    "esrl_fairseq.huggingface data"
+)
+"""What messages say of them."""
 
 
 @dataclass
@@ -122,10 +127,7 @@ class HfDecoder(FairseqIncrementalDecoder):
             prev_output_tokens = prev_output_tokens[:, cache.get_seq_length() :]
         ids = self.ids[prev_output_tokens]
         if (ids < 0).any():
-            raise EsrlError(
-                "the data have unknown words, which are no tokens of the model: make them with "
-                "python -m esrl_fairseq.huggingface data"
-            )
+            raise EsrlError(UNKNOWN)
         inner = self.model.base_model
         output = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state

@@ -3,12 +3,9 @@
 The word of id i has the index i + 4 in the dictionary, behind fairseq's four special symbols.
 """
 
-import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.data import Dictionary
-from fairseq.data.encoders import register_bpe
-from fairseq.dataclass import FairseqDataclass
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import library
@@ -46,6 +43,9 @@ class Words:
         EsrlError: it cannot be loaded.
     """
 
+    options: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    """Of decoding."""
+
     def __init__(self, where: str):
         self.tokenizer = library.load_tokenizer(where)
 
@@ -76,34 +76,25 @@ class Words:
         Raises:
             EsrlError: a word is no number.
         """
-        try:
-            ids = [int(word) for word in words.split()]
-        except ValueError:
-            raise EsrlError(
-                f"{words!r} are not numbers of tokens: make the data with "
-                "python -m esrl_fairseq.huggingface data"
-            ) from None
-        text: str = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self.text(ids_of(words))
+
+    def text(self, ids: list[int], **more: Any) -> str:
+        """That of tokens; ``more`` are the tokenizer's own options."""
+        options = {**self.options, **more}
+        found: str = self.tokenizer.decode(ids, skip_special_tokens=True, **options)
+        return found
 
 
-@dataclasses.dataclass
-class HfTokenizerConfig(FairseqDataclass):
-    """Options of ``--bpe hf_tokenizer``."""
+def ids_of(words: str) -> list[int]:
+    """The tokens that words are.
 
-    hf_tokenizer: Optional[str] = dataclasses.field(
-        default=None,
-        metadata={"help": "tokenizer of Hugging Face: a folder, a GGUF file or a hub name"},
-    )
-
-
-@register_bpe("hf_tokenizer", dataclass=HfTokenizerConfig)
-class HfTokenizer(Words):
-    """fairseq's ``--bpe hf_tokenizer``: ``encode`` and ``decode``."""
-
-    def __init__(self, cfg: Any):
-        if not cfg.hf_tokenizer:
-            raise EsrlError("--bpe hf_tokenizer needs --hf-tokenizer: the folder of a tokenizer")
-        super().__init__(cfg.hf_tokenizer)
+    Raises:
+        EsrlError: a word is no number.
+    """
+    try:
+        return [int(word) for word in words.split()]
+    except ValueError:
+        raise EsrlError(
+            f"{words!r} are not numbers of tokens: make the data with "
+            "python -m esrl_fairseq.huggingface data"
+        ) from None

@@ -95,6 +95,9 @@ def next_command(cfg: Any, post_process: str, language_model: bool) -> str:
         prompt = getattr(cfg.task, "prompt_tokens", None)
         words += [] if prompt is None else ["--prompt-tokens", str(prompt)]
     words += ["--beam", "5", "--required-batch-size-multiple", "1"]
-    if post_process != "none":
+    model = getattr(cfg.model, "hf_model", None)
+    if model:
+        words += ["--bpe", "hf_tokenizer", "--hf-tokenizer", model]
+    elif post_process != "none":
         words += ["--post-process", post_process]
     return shlex.join(words)

@@ -100,7 +100,10 @@ class Scorer:
         self.strip_ids = {self.tgt_dict.eos(), getattr(task, "eos", self.tgt_dict.eos())}
         self.source_strip_ids = {getattr(task, "source_eos", self.src_dict.eos())}
         to_text = getattr(task, "word_decoder", None)
+        of_source = getattr(task, "source_word_decoder", None)
         self.source_decode = self.target_decode = None if to_text is None else to_text()
+        if of_source is not None:
+            self.source_decode = of_source()
         if detokenizer is not None:
             source, target = task.languages
             self.source_decode = _chain(self.source_decode, build_detokenizer(detokenizer, source))

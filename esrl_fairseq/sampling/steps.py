@@ -174,7 +174,9 @@ class TransformerSteps(DecoderSteps):
 
 def cache_bytes(decoder: Any, length: int) -> int:
     """Of one row of ``length`` tokens in :class:`TransformerSteps`, twice while a cache grows; 0
-    for other decoders, whose caches are not known."""
+    for other decoders, whose caches are not known, unless they tell (``cache_bytes``)."""
+    if hasattr(decoder, "cache_bytes"):
+        return int(decoder.cache_bytes(length))
     if not TransformerSteps.fits(decoder):
         return 0
     attentions = [layer.self_attn for layer in decoder.layers]

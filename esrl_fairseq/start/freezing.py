@@ -36,6 +36,7 @@ def freeze_parts(model: Any, cfg: Any) -> None:
         part = getattr(model, "encoder", None)
         if part is None:
             raise EsrlError(f"--freeze-encoder: {type(model).__name__} has no encoder")
+        part = getattr(part, "body", part)  # of hf_seq2seq, whose weights are the decoder's
         for name in held_outside(model, part):
             others.append(f"--freeze-encoder freezes {name}, too, which is the encoder's")
         part.requires_grad_(False)

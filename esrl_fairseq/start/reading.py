@@ -96,7 +96,7 @@ def look_into(state: Any) -> str:
     if state and are_tensors(state):
         return (
             f"holds weights alone ({next(iter(state))}, …) without the options of their model (a "
-            "model of Hugging Face is for --arch hf_causal_lm --hf-model)"
+            "model of Hugging Face is for --hf-model)"
         )
     options = state.get("cfg") or state.get("args")
     missing = [] if are_tensors(state.get("model")) else ["parameters (model)"]

@@ -43,7 +43,7 @@ PROMPTS = "data --task esrl_language_modeling --criterion esrl --arch transforme
         ),
         (
             f"{PROMPTS} --hf-model x",
-            "--hf-model belongs to --arch hf_causal_lm, but --arch is transformer_lm",
+            "--hf-model belongs to --arch hf_causal_lm (or hf_seq2seq), but --arch is transformer_",
         ),
         (f"{OURS} --hf-tokenizer x", "belongs to --bpe hf_tokenizer, but --bpe is not given"),
         (f"{OURS} --label-smoothing 0.1", "--label-smoothing belongs to --criterion "),

@@ -36,8 +36,9 @@ from esrl_fairseq.data.prompts import check_references
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.__main__ import export_model, read_checkpoint, write_data
+from esrl_fairseq.huggingface.bpe import HfTokenizer
 from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
-from esrl_fairseq.huggingface.words import HfTokenizer, Words, make_dictionary
+from esrl_fairseq.huggingface.words import Words, make_dictionary
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
 from esrl_fairseq.rescoring import row_scorer
 from esrl_fairseq.rescoring.agreement import stage_difference
@@ -318,7 +319,7 @@ class TestStageTwo:
         expected = rescore(model, batch["net_input"], given, PAD, STOP, 1).log_probs
         rows, scores, references = standard(model, batch, cached)
         assert torch.equal(rows.tokens, drawn.tokens)
-        found = torch.cat([scores.log_probs, references])
+        found = torch.cat([scores.log_probs, references.log_probs])
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
         weights = torch.linspace(-1, 2, len(found))
         slopes = [gradients(model, (weights * x).sum()) for x in (found, expected)]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 
-from esrl_fairseq.huggingface.words import HfTokenizerConfig
+from esrl_fairseq.huggingface.bpe import HfTokenizerConfig
 from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.reward_models.criterion import PreferenceConfig
 from esrl_fairseq.reward_models.task import RewardModelConfig

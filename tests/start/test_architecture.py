@@ -38,6 +38,7 @@ ARCHS = {
     "gpt": "--task language_modeling --arch transformer_lm_gpt2_small --scale-attn",
     "lstm_lm": "--task language_modeling --arch lstm_lm --decoder-layers 2 --residuals",
     "hf_causal_lm": "--task language_modeling --arch hf_causal_lm --hf-model folder",
+    "hf_seq2seq": "--arch hf_seq2seq --hf-model folder --hf-target-lang fr_XX",
 }
 
 
@@ -161,6 +162,7 @@ def test_forgotten_options(without, here, there, configurations):
         ("lightconv", "--weight-dropout 0.3"),
         ("hf_causal_lm", "--hf-model elsewhere"),
         ("hf_causal_lm", "--hf-attention eager"),
+        ("hf_seq2seq", "--hf-model elsewhere"),
     ],
 )
 def test_same_function(name, more, configurations):

@@ -90,7 +90,7 @@ def malice(path):
     [
         (lambda path: None, "does not exist"),
         (folder, "is a folder (with checkpoint_best.pt)"),
-        (hugging_face, "is a folder (a model of Hugging Face is for --arch hf_causal_lm --hf-mode"),
+        (hugging_face, "is a folder (a model of Hugging Face is for --hf-mode"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_text("Grüße 8\n"), "is a text file"),
         (lambda path: path.write_bytes(bytes(range(99))), "is no checkpoint"),

@@ -1,0 +1,161 @@
+"""The families of sequence-to-sequence models: how their parts are called.
+
+transformers' classes differ in what their decoders are given, in how positions are counted, and in
+what lies between a decoder's states and the logits. All of that is here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CROSS = ("encoder_attn", "EncDecAttention")
+"""Names of the layers' cross-attention."""
+
+
+def family_of(model: Any) -> Family:
+    """The parts of a model, by its type."""
+    return (Fsmt if model.config.model_type == "fsmt" else Family)(model)
+
+
+def source_words(config: Any) -> int:
+    """Words that the encoder of a model with this configuration reads."""
+    return int(getattr(config, "src_vocab_size", None) or config.vocab_size)
+
+
+def target_words(config: Any) -> int:
+    """Words that its decoder reads and scores."""
+    if getattr(config, "tgt_vocab_size", None):
+        return int(config.tgt_vocab_size)
+    shared = getattr(config, "share_encoder_decoder_embeddings", True)
+    return int(config.vocab_size if shared else config.decoder_vocab_size)
+
+
+class Family:
+    """Encoder, decoder and head of a model.
+
+    Args:
+        model: of transformers, with an encoder and a decoder. Positions that its decoder counts
+            without padding are counted from here on as ``generate`` does, which takes one token a
+            step: rows may hold the padding token, as any other.
+    """
+
+    time_first = False
+    """Whether attention modules see ``[length, rows, width]``."""
+
+    def __init__(self, model: Any):
+        self.model, self.config = model, model.config
+        self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
+        self.bias = getattr(model, "final_logits_bias", None) is not None
+        self.scale = 1.0
+        if self.config.model_type == "t5":  # versions before 5 have no name for it
+            tied = getattr(self.config, "tie_word_embeddings", True)
+            if getattr(self.config, "scale_decoder_outputs", tied):
+                self.scale = self.config.d_model**-0.5
+        parameters = inspect.signature(self.decoder.forward).parameters
+        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        positions: Any = getattr(self.decoder, "embed_positions", None)
+        if hasattr(positions, "create_position_ids_from_input_ids"):
+            positions.create_position_ids_from_input_ids = places_of_steps
+
+    @property
+    def cross_attention(self) -> list[Any]:
+        """That of each layer of the decoder."""
+        return [
+            module
+            for name, module in self.decoder.named_modules()
+            if name.rpartition(".")[2] in CROSS
+        ]
+
+    @staticmethod
+    def key_weights(attention: Any) -> Tensor:
+        """What makes keys, ``[heads * width of a head, width]``."""
+        return (attention.k if hasattr(attention, "k") else attention.k_proj).weight
+
+    def encode(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """States ``[inputs, length, width]``.
+
+        Args:
+            ids: int64 ``[inputs, length]``, right-padded.
+            mask: bool ``[inputs, length]``, what is not padding; None where nothing is.
+        """
+        found = self.encoder(input_ids=ids, attention_mask=None if mask is None else mask.long())
+        return found.last_hidden_state
+
+    def decode(self, ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """Features ``[rows, length, width]``.
+
+        Args:
+            ids: int64 ``[rows, length]``, those that the cache does not hold.
+            states: of the encoder, ``[rows, source length, width]``.
+            mask: as in :meth:`encode`.
+            cache: transformers' ``EncoderDecoderCache``; None without one.
+        """
+        return self.decoder(
+            input_ids=ids,
+            encoder_hidden_states=states,
+            encoder_attention_mask=None if mask is None else mask.long(),
+            use_cache=cache is not None,
+            **{self.cache_name: cache},
+        ).last_hidden_state
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores ``[…, words]`` of features ``[…, width]``."""
+        if self.scale != 1:
+            features = features * self.scale
+        found = self.model.get_output_embeddings()(features)
+        return found + self.model.final_logits_bias[0] if self.bias else found
+
+
+class Fsmt(Family):
+    """fairseq's own Transformer, as transformers has it: its decoder projects to the words, which
+    is left out here, and gets masks that are made outside."""
+
+    time_first = True
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.project = self.decoder.output_projection.forward
+        self.decoder.output_projection.forward = unchanged
+        self.decoder.embed_positions.make_positions = places_of_fsmt
+        for half in (self.encoder, self.decoder):
+            half.embed_positions.weight.requires_grad = False  # sinusoids, not to be trained
+
+    def decode(self, ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        length, causal = ids.size(1), None
+        if length > 1:
+            causal = torch.full((length, length), torch.finfo(states.dtype).min).triu(1)
+            causal = causal.to(states)
+        return self.decoder(
+            ids,
+            states,
+            encoder_padding_mask=None if mask is None else mask.long(),
+            decoder_padding_mask=None,
+            decoder_causal_mask=causal,
+            use_cache=cache is not None,
+            **{self.cache_name: cache},
+        ).last_hidden_state
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.project(features)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """The argument."""
+    return x
+
+
+def places_of_steps(ids: Tensor, padding: int, cache_length: int = 0) -> Tensor:
+    """Positions of M2M100 as if ``ids``, int64 ``[rows, length]``, came one a step: a padding token
+    has none, but those behind it have their own."""
+    steps = torch.arange(1, ids.size(1) + 1, device=ids.device) + cache_length
+    return steps * ids.ne(padding) + padding
+
+
+def places_of_fsmt(ids: Tensor, padding: int) -> Tensor:
+    """The same of FSMT, in which a padding token has the position before its own; without those
+    of the cache."""
+    return torch.arange(ids.size(1), device=ids.device) + ids.ne(padding) + padding
