@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SEED, make_batch
-from tiny_seq2seq import SOURCES, build, load, make_dataset, save
+from tiny_seq2seq import SOURCES, WORDS, build, load, make_dataset, save
 
 from esrl_fairseq.huggingface import adapters
 from esrl_fairseq.huggingface.__main__ import export_model
@@ -16,6 +16,7 @@ from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.start.freezing import freeze_parts
 
 KINDS = ["m2m_100", "marian two", "t5", "bart", "fsmt"]
+TIED = {"tie_word_embeddings": True, "vocab_size": len(WORDS)}
 COUNTS = [3] * len(SOURCES)
 
 
@@ -30,11 +31,11 @@ def score(model, batch, rows):
     return rescore(model, batch["net_input"], rows, words.pad(), words.eos())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_adapters(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "more"), [*((kind, {}) for kind in KINDS), ("fsmt", TIED)])
+def test_adapters(kind, more, tmp_path):
     """They are what is trained, kept and exported; without them the model is the start."""
     pytest.importorskip("peft", reason="extra lora is not installed")
-    where = save(tmp_path / "start", kind)
+    where = save(tmp_path / "start", kind, **more)
     model, plain = build(where, lora_rank=2), build(where)
     batch = make_batch(make_dataset(where))
     rows, known = draw(plain, batch)
