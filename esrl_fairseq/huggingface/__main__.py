@@ -129,7 +129,7 @@ def main() -> None:
     arguments = make_parser().parse_args()
     if arguments.command == "data":
         write_data(arguments.hf_model, arguments.files, arguments.out, arguments.chat)
-    elif arguments.data:
+    elif from_fairseq.is_asked_for(arguments):
         check_out(arguments.out)
         from_fairseq.export(arguments)
     else:
