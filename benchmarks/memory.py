@@ -1,14 +1,13 @@
 """Memory of one GPU by part, for pretrained translation models and what of them is trained.
 
 Parameters are counted in models without weights, by the very code that freezes and adapts them.
-With --measure, the model makes an update here, and all tensors that live after it are counted. See
+With --measure, the model makes an update here, and what it leaves is counted. See
 benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from esrl_fairseq.start.freezing import freeze_parts
 NLLB = dict(
     vocab_size=256206, d_model=1024, encoder_attention_heads=16, decoder_attention_heads=16,
     max_position_embeddings=1024, activation_function="relu", scale_embedding=True,
+    encoder_layerdrop=0.0, decoder_layerdrop=0.0,
 )  # fmt: skip
 SIZES = {
     "nllb-600m": dict(NLLB, encoder_layers=12, decoder_layers=12, encoder_ffn_dim=4096,
@@ -103,28 +103,19 @@ def row_of(model: Any, size: str, way: str, precision: str, options: Any) -> com
 
 
 def measure(size: str, way: str, rank: int) -> float:
-    """GB of all tensors that live after an update in float32: weights, gradients, Adam, and the
-    frozen model of the KL where there is a second one."""
-    before = living()
+    """GB of all tensors that an update in float32 leaves: weights and buffers, gradients, Adam, and
+    the frozen model of the KL where there is a second one."""
     model = make(size, way, rank, "cpu")
-    frozen = None if way == "lora" else copy.deepcopy(model)
+    models = [model] if way == "lora" else [model, copy.deepcopy(model)]
     optimizer = torch.optim.Adam([x for x in model.parameters() if x.requires_grad])
     ids = torch.arange(8).view(1, 8) + 4
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
-    gc.collect()
-    found = living() - before
-    del frozen
-    return found / 1e9
-
-
-def living() -> int:
-    """Bytes of all tensors."""
-    gc.collect()
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
-    tensors += [x.grad for x in tensors if x.is_leaf and x.grad is not None]
-    storages = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
-    return sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+    tensors = [x for model in models for x in (*model.parameters(), *model.buffers())]
+    tensors += [x.grad for x in tensors if x.grad is not None]
+    tensors += [x for state in optimizer.state.values() for x in state.values()]
+    storages = [x.untyped_storage() for x in tensors]
+    return sum({x.data_ptr(): x.nbytes() for x in storages}.values()) / 1e9
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def main() -> None:
     elif arguments.command == "data":
         refuse_options(arguments)
         write_data(arguments.hf_model, arguments.files, arguments.out, arguments.chat)
-    elif arguments.data:
+    elif from_fairseq.is_asked_for(arguments):
         check_out(arguments.out)
         from_fairseq.export(arguments)
     else:

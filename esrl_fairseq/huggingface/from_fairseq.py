@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils
 from torch import Tensor
 
 from esrl_fairseq.checkpoints.reading import check_file
+from esrl_fairseq.data.subwords import dictionary_words, markings
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import exported_families as families
 from esrl_fairseq.huggingface import library
@@ -49,18 +50,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_asked_for(arguments: argparse.Namespace) -> bool:
+    """Whether ``arguments`` of ``export`` are for a model of fairseq's own.
+
+    Raises:
+        EsrlError: some are, and others are not.
+    """
+    if not arguments.data:
+        if arguments.bpe_codes or arguments.sentencepiece:
+            raise EsrlError(
+                "--bpe-codes and --sentencepiece are for fairseq's own models: give --data, the "
+                "folder with their dictionaries, too"
+            )
+        return False
+    if not arguments.checkpoint or arguments.hf_model:
+        raise EsrlError(
+            "--data is for fairseq's own models: give their --checkpoint, no --hf-model"
+        )
+    if len(arguments.bpe_codes or arguments.sentencepiece or []) > 2:
+        raise EsrlError("give one file of sub-words, or two: of source and target")
+    return True
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Write the folder that ``arguments`` of ``export`` ask for; whole or not at all.
 
     Raises:
         EsrlError: no family of the library computes what the model does, or a file is none.
     """
-    if not arguments.checkpoint:
-        raise EsrlError("--data is for fairseq's own models: give their --checkpoint, too")
     subwords = arguments.bpe_codes or arguments.sentencepiece or []
     kind = "sentencepiece" if arguments.sentencepiece else "subword_nmt"
-    if len(subwords) > 2:
-        raise EsrlError("give one file of sub-words, or two: of source and target")
     model, task = load(arguments.checkpoint, arguments.data)
     family = families.choose(model)
     found = convert(family, model)
@@ -225,6 +244,8 @@ def make_tokenizer(task: Any, subwords: list[Path], kind: str, model: Any) -> An
             raise EsrlError(f"there is no file {file}: give the sub-words of the data")
     SubwordTokenizer.register_for_auto_class("AutoTokenizer")
     sides = [task.source_dictionary, task.target_dictionary]
+    for side in sides:
+        check_marks(side, kind)
     try:
         return SubwordTokenizer.of(
             [side.indices for side in sides],
@@ -235,3 +256,19 @@ def make_tokenizer(task: Any, subwords: list[Path], kind: str, model: Any) -> An
     except Exception as error:  # whatever a file that is none leads to
         why = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")
         raise EsrlError(f"{', '.join(map(str, subwords))} cannot be read ({why})") from error
+
+
+def check_marks(dictionary: Any, kind: str) -> None:
+    """Refuse sub-words of another kind than those in the dictionary.
+
+    Raises:
+        EsrlError: naming a word of it.
+    """
+    found = markings(dictionary_words(dictionary))
+    if found and not any(marking.joined_by(kind) for marking, _ in found):
+        marking, word = found[0]
+        option = "--sentencepiece" if kind == "sentencepiece" else "--bpe-codes"
+        raise EsrlError(
+            f"{option} does not fit the dictionaries, whose sub-words are made by {marking.maker} "
+            f"({word!r} is one): give the file that the data were split with"
+        )

@@ -29,13 +29,15 @@ class Codes:
 
     def __init__(self, path: str):
         with open(path, encoding="utf-8") as file:
-            lines = [line.strip("\r\n ").split(" ") for line in file if line.strip()]
+            lines = [line.strip("\r\n ").split(" ") for line in file if line.strip("\r\n ")]
+        merges = [line for line in lines if not line[0].startswith("#version:")]
+        if not merges or not all(len(x) == 2 or x[2:3] == x[2:] and x[2].isdigit() for x in merges):
+            raise ValueError("its lines are not two symbols each, and perhaps a number")
         self.end_apart = len(lines[0]) == 2  # version 0.1: the end of a word is a symbol
         if lines[0][0].startswith("#version:"):
             self.end_apart = lines[0][1] == "0.1"
-            lines = lines[1:]
         self.ranks: dict[tuple[str, str], int] = {}
-        for first, second, *_ in lines:
+        for first, second, *_ in merges:
             self.ranks.setdefault((first, second), len(self.ranks))
         self.known: dict[str, list[str]] = {}
 

@@ -33,12 +33,14 @@ def freeze_parts(model: Any, cfg: Any) -> None:
         return
     total, others = trained(model), []
     if encoder:
-        part = getattr(model, "encoder", None)
+        part = encoder_of(model)
         if part is None:
             raise EsrlError(f"--freeze-encoder: {type(model).__name__} has no encoder")
         part = getattr(part, "body", part)  # of hf_seq2seq, whose weights are the decoder's
-        for name in held_outside(model, part):
-            others.append(f"--freeze-encoder freezes {name}, too, which is the encoder's")
+        if shared := held_outside(model, part):
+            others.append(
+                f"--freeze-encoder freezes {', '.join(shared)}, too: the encoder shares it"
+            )
         part.requires_grad_(False)
     if embeddings:
         found = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -56,6 +58,16 @@ def freeze_parts(model: Any, cfg: Any) -> None:
     logger.info("frozen: %s of %s parameters", f"{total - left:,}", f"{total:,}")
     for sentence in others:
         logger.info(sentence)
+
+
+def encoder_of(model: Any) -> Any:
+    """The module with the encoder's weights; None without an encoder."""
+    own = getattr(model, "encoder", None)
+    if own is None or any(True for _ in own.parameters()):
+        return own
+    # Of Hugging Face: the decoder holds the whole model.
+    inner = (module for module in model.modules() if hasattr(module, "get_encoder"))
+    return next((module.get_encoder() for module in inner), None)
 
 
 def trained(model: nn.Module) -> int:

@@ -120,6 +120,9 @@ def test_refusals(trained, tmp_path, monkeypatch):
         (["--data", tmp_path / "few"], "cannot be loaded with the dictionaries in"),
         ([*data, "--bpe-codes", "gone"], "there is no file gone"),
         ([*data, "--bpe-codes", "a", "b", "c"], "one file of sub-words, or two"),
+        (["--bpe-codes", "a"], "give --data, the folder"),
+        ([*data, "--hf-model", "x"], "no --hf-model"),
+        ([*data, "--sentencepiece", folder / "codes"], "whose sub-words are made by subword-nmt"),
         ([*data, "--checkpoint", "gone.pt"], "there is no checkpoint gone.pt"),
         ([*data, "--out", tmp_path / "full"], "is not an empty folder"),
     ]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SOURCE, TARGET, make_model
+from helpers import SOURCE, TARGET, dictionary, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reward_texts import DATA
@@ -229,11 +229,21 @@ class TestTokenizer:
         printed = post_process(dictionaries[1].string(torch.tensor(ids)), "sentencepiece")
         assert tokenizer.decode(ids, skip_special_tokens=True) == printed
 
+    def test_subwords_of_another_kind(self, tmp_path):
+        (tmp_path / "codes").write_text("#version: 0.2\na b\n")
+        pieces, words = dictionary("▁a b ▁c"), dictionary("a@@ b c")
+        for side, kind, option in (
+            (pieces, "subword_nmt", "--bpe-codes"),
+            (words, "sentencepiece", "--sentencepiece"),
+        ):
+            with pytest.raises(EsrlError, match=f"{option} does not fit the dictionaries"):
+                self.tokenizer([TARGET, side], [tmp_path / "codes"], kind, tmp_path / "out")
+
     def test_files_that_are_none(self, tmp_path):
         (tmp_path / "empty").write_text("")
         (tmp_path / "text").write_text("this is a text\n")
         for name, kind in (("gone", "subword_nmt"), ("empty", "subword_nmt"),
-                           ("text", "sentencepiece")):  # fmt: skip
+                           ("text", "subword_nmt"), ("text", "sentencepiece")):  # fmt: skip
             with pytest.raises(EsrlError, match=name):
                 self.tokenizer([TARGET], [tmp_path / name], kind, tmp_path / "out")
 

@@ -14,6 +14,7 @@ from helpers import (
     make_model,
     make_task,
 )
+from torch import nn
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.start.freezing import freeze_parts, refuse_other_parts
@@ -106,7 +107,11 @@ def _tensors(output):
 @pytest.mark.parametrize(
     ("kinds", "parts", "sentences"),
     [
-        (JOINED, ["encoder"], ["freezes decoder.embed_tokens.weight, too", "output_projection"]),
+        (
+            JOINED,
+            ["encoder"],
+            ["freezes decoder.embed_tokens.weight, decoder.output_projection.weight, too"],
+        ),
         (JOINED, ["embeddings"], ["freezes the output projection, too"]),
         ({"arch": "lstm"}, ["embeddings"], ["freezes the output projection, too"]),
         ({"share_decoder_input_output_embed": False}, ["embeddings"], []),
@@ -121,6 +126,23 @@ def test_what_is_frozen_beside_is_said(kinds, parts, sentences, caplog):
     assert f"frozen: {total - left:,} of {total:,} parameters" in caplog.text
     assert all(sentence in caplog.text for sentence in sentences)
     assert caplog.text.count(", too") == len(sentences)
+
+
+def test_an_encoder_whose_weights_the_decoder_holds(caplog):
+    """As in models of Hugging Face."""
+    transformers = pytest.importorskip("transformers", reason="extra hf is not installed")
+    config = transformers.M2M100Config(
+        vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8,
+        decoder_ffn_dim=8, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    model = nn.Module()
+    model.encoder, model.decoder = nn.Module(), nn.Module()
+    model.decoder.model = transformers.M2M100ForConditionalGeneration(config)
+    with caplog.at_level(logging.INFO):
+        freeze_parts(model, options("encoder"))
+    assert "model.shared.weight" in caplog.text and "lm_head.weight, too" in caplog.text
+    for name, x in model.named_parameters():
+        assert x.requires_grad == (".encoder." not in name and "shared" not in name)
 
 
 def test_no_such_part():
