@@ -52,6 +52,7 @@ FAMILIES = {
     "t5 1.1": ("t5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {}),
     "t5 untied": ("t5", {**T5, "tie_word_embeddings": False}, {}),
     "mt5": ("mt5", T5, {}),
+    "umt5": ("umt5", T5, {}),
     "bart": ("bart", {}, dict(forced_bos_token_id=START)),
     "pegasus": ("pegasus", dict(decoder_start_token_id=PAD, scale_embedding=True), {}),
     "fsmt": (

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esrl_fairseq.huggingface import library
+
 CROSS = ("encoder_attn", "EncDecAttention")
 """Names of the layers' cross-attention."""
 
@@ -50,11 +52,7 @@ class Family:
         self.model, self.config = model, model.config
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
         self.bias = getattr(model, "final_logits_bias", None) is not None
-        self.scale = 1.0
-        if self.config.model_type == "t5":  # versions before 5 have no name for it
-            tied = getattr(self.config, "tie_word_embeddings", True)
-            if getattr(self.config, "scale_decoder_outputs", tied):
-                self.scale = self.config.d_model**-0.5
+        self.scale = self.config.d_model**-0.5 if scales_states(self.config) else 1.0
         parameters = inspect.signature(self.decoder.forward).parameters
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         positions: Any = getattr(self.decoder, "embed_positions", None)
@@ -141,6 +139,15 @@ class Fsmt(Family):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.project(features)
+
+
+def scales_states(config: Any) -> bool:
+    """Whether a model with this configuration makes its states smaller before the head."""
+    if hasattr(config, "scale_decoder_outputs"):
+        return bool(config.scale_decoder_outputs)
+    # Before version 5 both kinds did where the head is the embeddings; from then on only T5 does.
+    old = int(library.transformers().__version__.split(".")[0]) < 5
+    return old and config.model_type in ("t5", "mt5") and config.tie_word_embeddings
 
 
 def unchanged(x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ SEQ2SEQ = Kind(
     # See :mod:`esrl_fairseq.huggingface.families`.
     (
         *("bart", "blenderbot", "blenderbot-small", "fsmt", "m2m_100", "marian", "mbart", "mt5"),
-        *("pegasus", "plbart", "t5"),
+        *("pegasus", "plbart", "t5", "umt5"),
     ),
     "esrl_translation",
 )

@@ -107,7 +107,7 @@ class HfSeq2Seq(FairseqEncoderDecoderModel):
             raise EsrlError(
                 "--arch hf_seq2seq makes texts from texts: choose --task esrl_translation"
             )
-        if task.cfg.left_pad_target:
+        if getattr(task.cfg, "left_pad_target", False) is True:
             raise EsrlError("--arch hf_seq2seq reads targets from the left: no --left-pad-target")
         kind = library.load_config(where, "model").model_type
         library.refuse_other_kinds(kind, where, library.SEQ2SEQ)

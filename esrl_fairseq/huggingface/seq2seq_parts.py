@@ -41,11 +41,6 @@ class HfEncoder(FairseqEncoder):
         ids = torch.cat([special, torch.arange(len(dictionary) - dictionary.nspecial)])
         self.register_buffer("ids", ids, persistent=False)
 
-    @property
-    def body(self) -> Any:
-        """What has the encoder's weights."""
-        return self.family.encoder
-
     def forward(self, src_tokens: Tensor, src_lengths: Any = None, **_: Any) -> dict[str, Any]:
         """What fairseq's Transformer encoder gives, of a batch padded on either side."""
         tokens = self.aligned(src_tokens)

@@ -36,7 +36,6 @@ def freeze_parts(model: Any, cfg: Any) -> None:
         part = encoder_of(model)
         if part is None:
             raise EsrlError(f"--freeze-encoder: {type(model).__name__} has no encoder")
-        part = getattr(part, "body", part)  # of hf_seq2seq, whose weights are the decoder's
         if shared := held_outside(model, part):
             others.append(
                 f"--freeze-encoder freezes {', '.join(shared)}, too: the encoder shares it"

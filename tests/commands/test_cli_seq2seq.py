@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -55,9 +55,9 @@ def make_pairs(commands, folder, model, *options):
     return Pairs(model, ids, binarize(commands, ids, folder / "data"), folder / "text")
 
 
-def binarize(commands, ids, data):
+def binarize(commands, ids, data, *more):
     commands.succeed(
-        *["fairseq-preprocess", "--source-lang en --target-lang de", "--destdir", data],
+        *["fairseq-preprocess", "--source-lang en --target-lang de", "--destdir", data, *more],
         f"--trainpref {ids / 'train'} --validpref {ids / 'valid'} --testpref {ids / 'test'}",
         f"--srcdict {ids / 'dict.en.txt'} --tgtdict {ids / 'dict.de.txt'}",
     )
@@ -138,7 +138,12 @@ def test_from_text_to_a_trained_folder(commands, pairs, tmp_path):
     ],
 )
 def test_resumed_equals_uninterrupted(more, commands, pairs, tmp_path):
-    """From the checkpoint after update 4 of 8, which says what the model is."""
+    """From the checkpoint after update 4 of 8, which says what the model is; also from sources
+    alone, as the README makes them."""
+    if "--mle-weight" not in more:
+        alone = binarize(commands, pairs.ids, tmp_path / "alone", "--only-source")
+        shutil.copy(pairs.ids / "dict.de.txt", alone)
+        pairs = replace(pairs, data=alone)
 
     def run(folder, arch=True):
         given = options(pairs, folder, more, "--save-interval-updates 4 --max-update 8")

@@ -87,7 +87,7 @@ def test_a_frozen_encoder_gets_no_gradient(kind, tmp_path):
 
     model, plain = build(where), build(where)
     freeze_parts(model, SimpleNamespace(freeze_encoder=True, freeze_embeddings=False))
-    encoder = {id(x) for x in model.encoder.body.parameters()}
+    encoder = {id(x) for x in model.encoder.family.encoder.parameters()}
     frozen = {name for name, x in model.named_parameters() if id(x) in encoder}
     assert any("layer" in name or "block" in name for name in frozen)
     found, expected = gradient(model), gradient(plain)

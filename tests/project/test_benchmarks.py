@@ -55,6 +55,15 @@ def test_stage_one(tmp_path):
             assert row["tokens"] == 3 * row["k"] * 5  # inputs, samples, words and EOS
 
 
+def test_seq2seq(tmp_path):
+    """Stage one and ``generate`` draw as much, and an update learns from it."""
+    pytest.importorskip("transformers", reason="extra hf is not installed")
+    rows = rows_of(tmp_path, "seq2seq.py", "--k", "2")
+    assert [row["case"] for row in rows] == ["esrl", "generate", "update"]
+    assert all(row["tokens"] == 3 * 2 * 5 and row["tokens_per_s"] > 0 for row in rows)
+    assert rows[1]["esrl_speedup"] > 0 and rows[2]["seconds_stage_two"] > 0
+
+
 def test_what_is_measured_is_kept_after_every_round():
     code = (
         "import common, json; cases = {'good': lambda: {'x': 1}, 'bad': lambda: 1 / 0}; kept = []; "
