@@ -1,4 +1,7 @@
-"""Options of the criterion; checks/criterion.py refuses values that cannot work."""
+"""Options of the criterion; checks/criterion.py refuses values that cannot work.
+
+Longer than 300 lines because it is a list: one entry an option.
+"""
 
 from dataclasses import dataclass, field
 from typing import Optional
