@@ -52,6 +52,8 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
+    # Its script draws the plots of esrl-report, and is written into the page.
+    "report": ["plotly>=6"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],
@@ -69,8 +71,9 @@ setup(
     license="MIT",
     python_requires=">=3.9",
     packages=find_packages(include=["esrl_fairseq", "esrl_fairseq.*"]),
-    package_data={"esrl_fairseq": ["py.typed"]},
+    package_data={"esrl_fairseq": ["py.typed", "report/page.css", "report/page.js"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["esrl-report = esrl_fairseq.report.__main__:main"]},
     zip_safe=False,  # fairseq reads --user-dir as a folder
 )

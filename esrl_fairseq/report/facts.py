@@ -35,8 +35,8 @@ def tiles(run: Recorded) -> list[tuple[str, str]]:
     taken = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     found += [("updates", f"{last['at']:,}"), ("training time", taken)]
     found.append(("warnings", str(len(run.of("warning")))))
-    ended = "at its end" if last["kind"] == "end" else "no end recorded: it runs, or was ended"
-    return [*found, ("state", ended)]
+    ended = any(record["kind"] == "end" for record in run.records[-1:])
+    return [*found, ("" if ended else "or was ended", "ended" if ended else "still runs")]
 
 
 def what_was_run(runs: Sequence[Recorded]) -> Section:

@@ -66,7 +66,7 @@ def line(
 
 
 def bars(
-    name: str, x: Sequence[Any], y: Sequence[float | None], colour: int = 0, **more: Any
+    name: str, x: Sequence[Any], y: Sequence[Any], colour: int = 0, **more: Any
 ) -> dict[str, Any]:
     """A trace of bars."""
     return {"type": "bar", "name": name, "x": list(x), "y": list(y), "colour": colour, **more}

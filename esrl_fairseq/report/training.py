@@ -14,6 +14,8 @@ STAGES = {
     "seconds_stage_two": "stage two (scoring)",
 }
 REST = "backward, optimizer, data"
+WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
+FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
 MOST_MARKS = 30
 """Warnings that are marked in plots; all are listed."""
 Series = tuple[str, str]
@@ -55,7 +57,7 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
                     runs,
                     "Share of samples",
                     [(name, name) for name in ("unique", "truncated", "empty")],
-                    layout={"yaxis": {"rangemode": "tozero"}},
+                    FROM_ZERO,
                 )
             ],
         ),
@@ -94,12 +96,12 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
             "Does it fit into memory?",
             "The largest amount in use so far. It should level off; where it nears the size of "
             "the device, lower --max-sampled-tokens.",
-            [updates_figure(runs, "Memory at its peak (GB)", [("peak", "peak_gb")])],
+            [updates_figure(runs, "Memory at its peak (GB)", [("peak", "peak_gb")], FROM_ZERO)],
         ),
         Section(
             "How large were the steps?",
             "The learning rate. Where the reward breaks in while it is highest, lower --lr.",
-            [updates_figure(runs, "Learning rate", [("lr", "lr")])],
+            [updates_figure(runs, "Learning rate", [("lr", "lr")], FROM_ZERO)],
         ),
     ]
     for section in found:
@@ -120,7 +122,7 @@ def over_time(records: Sequence[Record]) -> dict[str, list[float]]:
     return {"updates": [r["at"] for r in records], "hours": [hours(r) for r in records]}
 
 
-def style(runs: Sequence[Recorded], run: int, series: int) -> dict[str, int]:
+def style(runs: Sequence[Recorded], run: int, series: int) -> dict[str, Any]:
     """One run: colours tell the series apart. Several: colours tell runs, dashes the series."""
     return {"colour": series if len(runs) == 1 else run, "dash": series}
 
@@ -148,7 +150,7 @@ def updates_figure(
             x, label = over_time(records), called(runs, run, name)
             smooth = smoothed(values)
             if smooth != values:
-                faint = {"opacity": 0.25, "showlegend": False, "hoverinfo": "skip"}
+                faint: dict[str, Any] = {"opacity": 0.25, "showlegend": False, "hoverinfo": "skip"}
                 traces.append(line(label, x, values, look["colour"], **faint))
             traces.append(line(label, x, smooth, **look))
     return Figure(title, traces, layout=layout or {})
@@ -211,7 +213,7 @@ def epochs_figure(runs: Sequence[Recorded], title: str, key: str) -> Figure:
             values = [value(r[key]) for r in records]
             look = style(runs, number, dash)
             traces.append(line(called(runs, run, name), epochs, values, points=True, **look))
-    return Figure(title, traces, x="epoch", layout={"xaxis": {"dtick": None, "tickformat": "d"}})
+    return Figure(title, traces, x="epoch", layout=WHOLE_EPOCHS)
 
 
 def capability_figure(run: Recorded) -> Figure:
@@ -235,7 +237,7 @@ def capability_figure(run: Recorded) -> Figure:
     }
     mean = line("mean", heat["x"], [r["capability"]["mean"] for r in records], points=True)
     mean["fixed"] = "#ffffff"  # on the map's own colours
-    layout = {"yaxis": {"range": [0, 1]}, "xaxis": {"tickformat": "d"}, "showlegend": False}
+    layout = {**WHOLE_EPOCHS, "yaxis": {"range": [0, 1]}, "showlegend": False}
     return Figure(f"Capability of known inputs, {run.name}", [heat, mean], "epoch", layout)
 
 
