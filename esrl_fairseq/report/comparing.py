@@ -62,7 +62,8 @@ def scores(start: Texts, best: Texts, references: References, tokenize: str) -> 
             other.score,
             one.ci,
             other.ci,
-            other.p_value,
+            # sacreBLEU's test calls equal systems the least probable ones.
+            1.0 if one.score == other.score else other.p_value,
             f"{name}|{signatures[name].format()}",
         )
         for name, (one, other) in found.items()
@@ -176,7 +177,8 @@ def odd_ngrams(
 ) -> tuple[list[Ngram], list[Ngram]]:
     """N-grams that the best model has too often, and too seldom, against the references.
 
-    The standard error is that of a difference of two counts by chance. An n-gram within a longer
+    The standard error is that of a difference of two counts by chance; what is within one is not
+    told of. An n-gram within a longer
     one that comes as often in all three is left out.
     """
     before, after = ngrams_of(start), ngrams_of(best)
@@ -187,8 +189,8 @@ def odd_ngrams(
         if after[text] + wanted[text] >= RAREST
         and (both := float(np.sqrt(after[text] + wanted[text])))
     ]
-    often = sorted((n for n in found if n.excess > 0), key=lambda n: (-n.excess, n.text))
-    seldom = sorted((n for n in found if n.excess < 0), key=lambda n: (n.excess, n.text))
+    often = sorted((n for n in found if n.excess >= 1), key=lambda n: (-n.excess, n.text))
+    seldom = sorted((n for n in found if n.excess <= -1), key=lambda n: (n.excess, n.text))
     return longest(often, most), longest(seldom, most)
 
 

@@ -35,8 +35,7 @@ def tiles(run: Recorded) -> list[tuple[str, str]]:
     taken = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     found += [("updates", f"{last['at']:,}"), ("training time", taken)]
     found.append(("warnings", str(len(run.of("warning")))))
-    ended = any(record["kind"] == "end" for record in run.records[-1:])
-    return [*found, ("" if ended else "or was ended", "ended" if ended else "still runs")]
+    return [*found, ("state", "ended" if last["kind"] == "end" else "no end yet")]
 
 
 def what_was_run(runs: Sequence[Recorded]) -> Section:

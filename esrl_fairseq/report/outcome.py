@@ -67,7 +67,7 @@ def score_section(found: Translations, what: str) -> Section:
         "Is the best checkpoint better than the start?",
         f"Of {what}. ± is half of the 95 % range of {comparing.RESAMPLES:,} resampled sets; p is "
         "the chance of such a difference between equal systems (paired bootstrap): above 0.05 "
-        "nothing is shown. Look at the metric that was not the reward, too.",
+        "it may well be chance. Look at the metric that was not the reward, too.",
         html=html,
     )
 
@@ -83,7 +83,7 @@ def length_section(found: Translations) -> Section:
             for _, lines in buckets
         ]
         traces.append(bars(name, names, values, colour))
-    layout = {"barmode": "group", "xaxis": {"type": "category"}}
+    layout = {"barmode": "group", "bargap": 0.4, "xaxis": {"type": "category"}}
     figure = Figure("BLEU by words of the reference", traces, "words (lines)", layout)
     return Section(
         "Is it better for all lengths?",
@@ -103,7 +103,7 @@ def word_section(found: Translations) -> Section:
         bars("start", names, [c.start for c in classes], 0),
         bars("best", names, [c.best for c in classes], 1),
     ]
-    layout = {"barmode": "group", "xaxis": {"type": "category"}}
+    layout = {"barmode": "group", "bargap": 0.4, "xaxis": {"type": "category"}}
     title = "F1 of words by how often they come in training"
     return Section(
         "Does it keep rare words?",

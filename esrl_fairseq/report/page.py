@@ -52,8 +52,10 @@ def page(title: str, tiles: str, sections: Sequence[Section], script: str) -> st
     """
     sections = [section for section in sections if section.figures or section.html]
     figures: list[Figure] = []
-    body = ""
+    body, chosen = "", False  # the choice of an axis stands before what it is for
     for number, section in enumerate(sections):
+        if not chosen and any(figure.x == "updates" for figure in section.figures):
+            chosen, body = True, body + AXES
         body += f"<section id=s{number}><h2>{escape(section.title)}</h2>"
         body += f"<p class=hint>{escape(section.hint)}</p>"
         if section.figures:
@@ -67,7 +69,6 @@ def page(title: str, tiles: str, sections: Sequence[Section], script: str) -> st
         f"<li><a href=#s{number}>{escape(section.title)}</a></li>"
         for number, section in enumerate(sections)
     )
-    over_updates = any(figure.x == "updates" for figure in figures)
     data = json.dumps(plain([asdict(figure) for figure in figures])).replace("<", "\\u003c")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     drawing = (HERE / "page.js").read_text(encoding="utf-8")
@@ -77,8 +78,7 @@ def page(title: str, tiles: str, sections: Sequence[Section], script: str) -> st
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n{tiles}\n<nav><ol>{contents}</ol></nav>\n"
-        f"{AXES if over_updates else ''}\n{body}\n</main>\n"
+        f"<h1>{escape(title)}</h1>\n{tiles}\n<nav><ol>{contents}</ol></nav>\n{body}\n</main>\n"
         f'<script type="application/json" id="figures">{data}</script>\n'
         f"<script>{script}</script>\n<script>\n{drawing}</script>\n</body>\n</html>\n"
     )
