@@ -64,6 +64,8 @@ EXTRAS_REQUIRE = {
     "lora": ["peft>=0.17"],
     # What docs/deploy.md brings trained models to; the version that its converter was tried with.
     "deploy": ["ctranslate2>=4.8"],
+    # Its script draws the plots of esrl-report, and is written into the page.
+    "report": ["plotly>=6"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],
@@ -81,8 +83,9 @@ setup(
     license="MIT",
     python_requires=">=3.9",
     packages=find_packages(include=["esrl_fairseq", "esrl_fairseq.*"]),
-    package_data={"esrl_fairseq": ["py.typed"]},
+    package_data={"esrl_fairseq": ["py.typed", "report/page.css", "report/page.js"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["esrl-report = esrl_fairseq.report.__main__:main"]},
     zip_safe=False,  # fairseq reads --user-dir as a folder
 )

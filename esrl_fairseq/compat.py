@@ -16,6 +16,7 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Callable, NoReturn
 
@@ -26,6 +27,7 @@ from fairseq.data import iterators
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.logging import progress_bar
 from fairseq.models import distributed_fairseq_model
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks import FairseqTask
@@ -326,6 +328,31 @@ def at_end_of_training(call: Callable[[], None]) -> None:
     Remove when: fairseq gives tasks a hook at the end.
     """
     logging.getLogger("fairseq_cli.train").addHandler(_AtEnd(call))
+
+
+def show_table(
+    common: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int
+) -> None:
+    """A table of texts to TensorBoard and Weights & Biases, where fairseq logs there.
+
+    Args:
+        common: ``cfg.common``.
+
+    Reason: fairseq's progress bars log numbers alone, and keep what they log with to themselves.
+    Remove when: they have a method for texts.
+    """
+    folder, writers = common.tensorboard_logdir, getattr(progress_bar, "_tensorboard_writers", None)
+    if folder and writers is not None and progress_bar.SummaryWriter is not None:
+        if name not in writers:
+            writers[name] = progress_bar.SummaryWriter(os.path.join(folder, name))
+        lines = [columns, ["---"] * len(columns), *rows]
+        escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines)
+        writers[name].add_text(name, "\n".join(f"| {' | '.join(row)} |" for row in escaped), step)
+        writers[name].flush()
+    wandb = getattr(progress_bar, "wandb", None)
+    if common.wandb_project and wandb is not None and wandb.run is not None:
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        wandb.log({name: table}, step=step)
 
 
 def stored_tokens(

@@ -281,6 +281,15 @@ class EsrlCriterionConfig(FairseqDataclass):
             "always drawn with the same random numbers"
         },
     )
+    show_samples: int = field(
+        default=0,
+        metadata={
+            "help": "at each validation show so many of its inputs, always the same: a sample, "
+            "what the model gives as validated, the reference, and the rewards of both (by part "
+            "where it is a sum); in the log, in the run's record for esrl-report, and in "
+            "TensorBoard or Weights & Biases where fairseq logs there"
+        },
+    )
     check_start: ChoiceEnum(["stop", "warn", "off"]) = field(  # type: ignore[valid-type]
         default="stop",
         metadata={

@@ -20,6 +20,7 @@ from esrl_fairseq.data_task import DataTask
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring import corpus
 from esrl_fairseq.monitoring.outcome import Outcome
+from esrl_fairseq.monitoring.shown import Shown
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
@@ -53,6 +54,7 @@ class SamplingTask(DataTask):
     dummy_batch = False
     frozen: Optional[FrozenModel] = None
     run: Optional[Run] = None  # while it trains
+    shown = Shown(0)
     reference_splits: tuple[str, ...] = ()
     """Splits whose inputs can have further references."""
     reward_text = "continuation"  # what the reward sees: that, or the whole text with its prompt
@@ -185,7 +187,7 @@ class SamplingTask(DataTask):
             self.frozen_model(model)
         self.rl.begin_epoch(epoch)
         if self.run is not None:
-            self.run.rescue.begin_epoch()
+            self.run.begin_epoch()
 
     def begin_update(self) -> None:
         """The criterion tells of it before the batches of each update."""

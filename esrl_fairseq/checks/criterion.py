@@ -49,7 +49,12 @@ def check_criterion_options(cfg: Any, pretrained: str = "") -> None:
     check_baseline_options(cfg)
     check_ppo_options(cfg)
     check_timeout(cfg.reward_timeout)
-    for name, least in (("valid_beam", 0), ("max_sampled_tokens", 0), ("reward_workers", 0)):
+    for name, least in (
+        ("valid_beam", 0),
+        ("max_sampled_tokens", 0),
+        ("reward_workers", 0),
+        ("show_samples", 0),
+    ):
         if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least {least}")

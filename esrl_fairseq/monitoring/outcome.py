@@ -22,6 +22,7 @@ class Outcome:
         last, last_update: the latest one.
         due: whether a validation failed or was left, and is to be made up for.
         due_best: whether that one may give the best checkpoint.
+        run: name of the run in its record, see :mod:`~esrl_fairseq.monitoring.record`.
     """
 
     start: float | None = None
@@ -31,6 +32,7 @@ class Outcome:
     last_update: int = 0
     due: bool = False
     due_best: bool = True
+    run: str = ""
 
     def add(self, reward: float, update: int) -> None:
         """A validation after ``update`` updates, 0 being the start."""

@@ -41,6 +41,7 @@ def validate(
         )
     best = hypotheses(model, sample, task, beam)
     scored = scorer.score(sample, best, range(len(best)))
+    task.shown.see(model, sample, task, scorer, best, VALID_SEED)
     reward = float(scored.rewards.sum())
     if not scorer.reward.counted:  # the score of a corpus is known at the end
         task.monitor.add_validation(reward, len(best))

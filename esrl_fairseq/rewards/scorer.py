@@ -28,6 +28,7 @@ from esrl_fairseq.data.text import (
 )
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, command_line_options
+from esrl_fairseq.rewards.answers import Answer
 from esrl_fairseq.rewards.asking import ask_rows
 from esrl_fairseq.rewards.build import leaf_names
 from esrl_fairseq.rewards.watch import Watch
@@ -169,6 +170,26 @@ class Scorer:
             tokens, self.src_dict, self.post_process, self.source_decode, self.source_strip_ids
         )
 
+    def ask(
+        self,
+        sample: dict[str, Any],
+        hypotheses: Sequence[str],
+        references: Sequence[Sequence[str]] | None,
+        row_input: Sequence[int],
+    ) -> Answer:
+        """What the reward says of texts, [rows]."""
+        return ask_rows(
+            self.reward,
+            self.sources(sample),
+            hypotheses,
+            references,
+            row_input,
+            sample.get(PLACES) or host_ids(sample).tolist(),
+            torch.initial_seed(),  # fairseq's, of the update
+            self.watch,
+            self.workers,
+        )
+
     def score(
         self, sample: dict[str, Any], tokens: Sequence[Sequence[int]], row_input: Sequence[int]
     ) -> Scored:
@@ -184,17 +205,7 @@ class Scorer:
         """
         hypotheses = self.hypotheses(self.with_prompts(sample, tokens, row_input))
         references = self.references(sample)
-        answer = ask_rows(
-            self.reward,
-            self.sources(sample),
-            hypotheses,
-            references,
-            row_input,
-            sample.get(PLACES) or host_ids(sample).tolist(),
-            torch.initial_seed(),  # fairseq's, of the update
-            self.watch,
-            self.workers,
-        )
+        answer = self.ask(sample, hypotheses, references, row_input)
         firsts = [texts[0] for texts in references or []]
         if self.whole_text:  # counted are the continuations
             hypotheses = self.hypotheses(tokens)

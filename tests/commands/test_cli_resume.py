@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_lines import JOINED, MODEL, Result, esrl_options
 
+from esrl_fairseq.monitoring.record import FILE, read_record
 from esrl_fairseq.state.capability import EARLIER_RECORD, RECORD, restored
 
 EVERY = 6  # updates between checkpoints; an epoch has 10
@@ -99,6 +100,15 @@ def stored(save_dir):
     return state["rl"]["stores"][0]["packed"]
 
 
+def recorded(save_dir):
+    """The run's record, without time and memory, and where it was resumed."""
+    return [
+        {key: value for key, value in record.items() if not key.startswith(OF_THE_MACHINE)}
+        for record in read_record(save_dir / FILE)
+        if record["kind"] not in ("begin", "end")
+    ]
+
+
 def same_parameters(one, other):
     assert load(one / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == LAST
     return same_model(one, other)
@@ -126,6 +136,9 @@ def test_resumed_equals_uninterrupted(commands, corpus, mle, killed, uninterrupt
     assert same_parameters(save_dir, tmp_path / "resumed")
     stores = [stored(folder) for folder in (save_dir, tmp_path / "resumed")]
     assert torch.equal(*stores)
+    records = [recorded(folder) for folder in (save_dir, tmp_path / "resumed")]
+    assert records[0] == records[1] and len(records[0]) > LAST
+    assert len(recorded(killed.save_dir)) > killed.updates + 2  # more than was kept
 
 
 @pytest.mark.parametrize("part", ["rewards", "stores"])
