@@ -45,6 +45,7 @@ recipe() {
     MLE_CHECKPOINT=${MLE_CHECKPOINT:-}
     MLE_CONTINUED=${MLE_CONTINUED:-0} # 1: also continue MLE for as long as ESRL trained
     COMPARE=${COMPARE:-0}             # 1: that, and REINFORCE, MRT and PPO
+    AVERAGE=${AVERAGE:-0} # MLE's last so many epochs' checkpoints are averaged; 0: its best one is taken
     one_of MLE_CONTINUED 0 1
     one_of COMPARE 0 1
     [[ $COMPARE == 0 ]] || MLE_CONTINUED=1
@@ -255,7 +256,6 @@ WHOLE=(--required-batch-size-multiple 1)
 KEPT=(--no-epoch-checkpoints) # else: how many epochs' checkpoints are kept
 JOBS=1                        # processes that prepare text
 JOINED=1
-AVERAGE=${AVERAGE:-0} # MLE's last so many epochs' checkpoints are averaged; 0: its best one is taken
 METHODS=(reinforce mrt ppo)
 
 # fairseq_train DATA DIR OPTION...: fairseq-train into DIR, with time and memory in DIR/cost.json; a run

@@ -1,8 +1,8 @@
-"""Filter pairs of sentences, line by line, however many there are: IN… → OUT (before .SOURCE, .TARGET).
+"""Filter pairs of sentences, however many there are: IN… → OUT (before .SOURCE and .TARGET).
 
-The files of several IN follow each other. Without options only pairs with an empty side are dropped,
-and every run of blanks becomes one. Limits count words, or tokens where text is tokenised: they are
-those of Moses' clean-corpus-n.perl.
+The files of several IN follow each other. Without options only pairs with an empty side are
+dropped, and every run of blanks becomes one. Limits count words, or tokens where text is tokenised:
+they are those of Moses' clean-corpus-n.perl.
 """
 
 import argparse

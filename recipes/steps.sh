@@ -255,7 +255,9 @@ plan_step() {
     if [[ " ${PLANNED[*]} " == *" $1 "* ]]; then
         ("$@")
     elif [[ $1 == fetch_data ]]; then
-        sources "$@"
+        local told
+        told=$(sources "$@")
+        if [[ -n $told ]]; then echo "$told"; else words "$@"; fi
     else
         words "$@"
     fi

@@ -1,4 +1,4 @@
-"""Read the tagged text of evaluation campaigns with a parser: test sets, and training text with tags.
+"""Read the tagged text of evaluation campaigns with a parser: test sets, and training text.
 
 It is SGML or XML that is not always well formed: names in either case, attributes without quotes, a
 bare &, segments over several lines. Python's html.parser takes all of that.
@@ -66,7 +66,7 @@ class Line(HTMLParser):
 
 
 def tag_and_text(line: str) -> tuple[str, str]:
-    """Of a line of training text: ("title", text) of <title>text</title>, ("", line) without tag."""
+    """Of a line of training text: ("title", text) of <title>text</title>; no tag: ("", line)."""
     if not line.lstrip().startswith("<"):
         return "", line.strip()
     parser = Line()

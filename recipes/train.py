@@ -1,6 +1,6 @@
 """fairseq-train, which also writes down how much memory it took: --cost FILE OPTION…
 
-FILE gets, as JSON, the largest resident set of its processes so far, over all launches ("process_mb"),
+FILE gets, as JSON, the largest resident set of its processes over all launches ("process_mb"),
 and the memory of a GPU ("gpu_total_mb"; null without one), from which costs.py tells what was used.
 """
 

@@ -30,7 +30,8 @@ def unpack(archive: Path, folder: Path, patterns: list[str]) -> int:
     except tarfile.FilterError as error:
         raise ValueError(f"{archive} is refused: {error}") from None
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive} is no whole archive: {error}") from None
+        reason = str(error).split("\n")[0].rstrip(":")
+        raise ValueError(f"{archive} is no whole archive: {reason}") from None
     if left:
         raise ValueError(f"{archive} has no {' and no '.join(sorted(left))}")
     return files
