@@ -54,7 +54,7 @@ recipe() {
     read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
     read -r -a COMPARE_EXTRA <<<"${COMPARE_ARGS:-}"
     # Words in front of the training program, e.g. torchrun with its options
-    read -r -a LAUNCHER <<<"${LAUNCH:-}"
+    read -r -d "" -a LAUNCHER <<<"${LAUNCH:-}" || true
     STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
     [[ $STOP_AFTER == mle || $STOP_AFTER == esrl || $STOP_AFTER == score ]] ||
         die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle, esrl or score"

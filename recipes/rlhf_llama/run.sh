@@ -16,7 +16,7 @@
 #          Alpaca's answers first
 # Options: environment variables, see recipes/README.md; here also REWARD_MODEL, KL_WEIGHT, GPUS, PRECISION, INPUTS
 #          and LAUNCH
-# Reported: the paper's figures (arXiv 2308.02223) are in its tables; they are of another reward model and other data.
+# Reported: the paper's figures (arXiv 2308.02223) are in its tables.
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe rlhf_llama prompt answer
