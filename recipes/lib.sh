@@ -53,6 +53,7 @@ recipe() {
     read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
     read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
     read -r -a COMPARE_EXTRA <<<"${COMPARE_ARGS:-}"
+    read -r -a GENERATE_EXTRA <<<"${GENERATE_ARGS:-}" # for fairseq-generate
     # Words in front of the training program, e.g. torchrun with its options
     read -r -d "" -a LAUNCHER <<<"${LAUNCH:-}" || true
     STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
@@ -505,10 +506,10 @@ training_steps() {
 }
 
 table_steps() {
-    local run
+    local run options=("${GENERATE[@]}" "${GENERATE_EXTRA[@]}")
     for run in "${RUNS[@]}"; do
         about "translate the test set, beam 5 and greedy" "data-bin/ $run/" "out/$run.beam5.* out/$run.greedy.*" 10
-        step "generate-$run" "${GENERATE[*]:-}" generate "$run" "${GENERATE[@]}"
+        step "generate-$run" "${options[*]}" generate "$run" "${options[@]}"
     done
     if [[ ${COMET:-0} != 0 ]]; then
         about "COMET of the translations" out/ "out/*.comet.txt" "" ""

@@ -29,6 +29,7 @@ SETTINGS = {
     "MLE_EPOCHS": "6",
     "ESRL_UPDATES": "3",
     "MLE_ARGS": MLE,
+    "GENERATE_ARGS": "--max-len-a 0 --max-len-b 12 --min-len 1",
     "ESRL_ARGS": f"{TINY} --cpu --batch-size 16 --update-freq 1 --check-start warn",
 }
 
