@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
-
-import esrl_fairseq  # noqa: F401 (fairseq then loads checkpoints)
 
 
 def last_epochs(folder: Path, number: int) -> list[Path]:
@@ -31,7 +28,8 @@ def mean_state(paths: list[Path]) -> dict:
     sums: dict[str, torch.Tensor] = {}
     state: dict = {}
     for path in paths:
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # as fairseq saves them
+            state = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in state["model"].items():
             if value.is_floating_point():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()

@@ -295,7 +295,7 @@ take_model() {
 
 # average N: of mle/'s last N epochs → mle-average/checkpoint_best.pt
 average() {
-    PYTHONPATH=$REPO python "$RECIPES/average.py" --last "$1" mle mle-average/checkpoint_best.pt
+    python "$RECIPES/average.py" --last "$1" mle mle-average/checkpoint_best.pt
 }
 
 # decay OPTION...: MLE goes on to convergence → mle-decay/checkpoint_best.pt

@@ -121,11 +121,11 @@ def verdict(found: dict[tuple[str, str], np.ndarray], of: str, runs: list[str], 
         for mode in MODES:
             one, two = (found[run, mode][:, :3].mean(axis=1, keepdims=True) for run in (of, other))
             gain, p = float((one - two).mean()), float(bootstrap_p(one, two, seed)[0])
-            parts.append(f"{gain:+.2f} with {mode} (p = {p:.3f})")
+            parts.append(f"{gain:+.2f} mean ROUGE with {mode} (p = {p:.3f})")
             clear.append(("better" if gain > 0 else "worse") if p < SIGNIFICANT else "no different")
         told = " and ".join(f"{one} with {mode}" for one, mode in zip(clear, MODES))
         same = "no significant difference" if set(clear) == {"no different"} else told
-        lines.append(f"{of} against {other}: {' and '.join(parts)} mean ROUGE: {same}.")
+        lines.append(f"{of} against {other}: {', '.join(parts)}: {same}.")
     return "\n".join(lines)
 
 

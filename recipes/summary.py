@@ -40,34 +40,30 @@ def tokenised_bleu(log: Path) -> str:
     return found[-1] if found else "?"
 
 
-def difference(folder: Path, comparison: str, one: str, other: str, mode: str) -> tuple[float, str]:
-    """BLEU of run ``one`` − ``other``, and its p in a comparison whose first run is ``one``."""
-    scores = []
-    for run in (one, other):
-        metrics = json.loads((folder / f"{run}.{mode}.json").read_text(encoding="utf-8"))
-        scores.append([float(metric["score"]) for metric in metrics])
-    if scores[0] == scores[1]:
-        return 0.0, "-"
-    return scores[0][0] - scores[1][0], p_values(comparison, other, mode)[0]
+def scores_of(folder: Path, run: str, mode: str) -> list[float]:
+    """BLEU and chrF2."""
+    metrics = json.loads((folder / f"{run}.{mode}.json").read_text(encoding="utf-8"))
+    return [float(metric["score"]) for metric in metrics]
 
 
 def verdict(compare: str, folder: Path, of: str, runs: list[str]) -> list[str]:
     """In words: what run ``of`` has over the start, and over each of the others, in BLEU."""
     lines = []
     for other in [run for run in runs if run != of]:
-        table, first = (compare, other) if other == runs[0] else (f"{compare}.others", of)
+        # sacreBLEU compares with its first run: the start in one table, `of` in the other.
+        table, row = (compare, of) if other == runs[0] else (f"{compare}.others", other)
         parts, clear = [], []
         for mode in MODES:
+            own, theirs = scores_of(folder, of, mode), scores_of(folder, other, mode)
+            if own == theirs:  # see main: p would say nothing
+                parts.append(f"equal scores with {mode}")
+                clear.append(0)
+                continue
             comparison = Path(f"{table}.{mode}.txt").read_text(encoding="utf-8")
-            if first == of:
-                gain, p = difference(folder, comparison, of, other, mode)
-            else:  # the start is the first run of its table
-                gain, p = difference(folder, comparison, other, of, mode)
-                gain = -gain
-            parts.append(f"{gain:+.2f} with {mode} (p = {p})")
-            significant = p != "-" and float(p) < SIGNIFICANT
-            clear.append(0 if not significant else 1 if gain > 0 else -1)
-        lines.append(f"{of} against {other}: {' and '.join(parts)} BLEU: {in_words(clear)}.")
+            p, gain = p_values(comparison, row, mode)[0], own[0] - theirs[0]
+            parts.append(f"{gain:+.2f} BLEU with {mode} (p = {p})")
+            clear.append(0 if float(p) >= SIGNIFICANT else 1 if gain > 0 else -1)
+        lines.append(f"{of} against {other}: {', '.join(parts)}: {in_words(clear)}.")
     return lines
 
 

@@ -186,6 +186,8 @@ def test_the_last_epochs_are_averaged(tmp_path):
     assert state["model"]["weight"].dtype == torch.float32
     assert state["model"]["count"].tolist() == [3]
     assert state["last_optimizer_state"] is None
+    torch.save(state, tmp_path / "mean.pt")  # and costs.py reads it, as plain data
+    assert script("costs.py").progress_of(tmp_path / "mean.pt") == (10, 0.0)
     assert state["optimizer_history"][-1]["num_updates"] == 10
     with pytest.raises(SystemExit, match="has no checkpoint of an epoch"):
         module.last_epochs(tmp_path, 2)
@@ -263,10 +265,10 @@ def test_the_verdict_in_words(scored):
         "process",
     ]
     assert (
-        "esrl against mle: +3.00 with beam5 (p = 0.001) and +1.00 with greedy (p = 0.001) BLEU: "
+        "esrl against mle: +3.00 BLEU with beam5 (p = 0.001), +1.00 BLEU with greedy (p = 0.001): "
         "better, significantly with both.\n"
-        "esrl against esrl-mle-continued: +0.50 with beam5 (p = 0.2) and +0.50 with greedy "
-        "(p = 0.01) BLEU: significantly better with greedy alone.\n"
+        "esrl against esrl-mle-continued: +0.50 BLEU with beam5 (p = 0.2), +0.50 BLEU with greedy "
+        "(p = 0.01): significantly better with greedy alone.\n"
     ) in result.stdout
 
 
@@ -293,8 +295,8 @@ def test_the_verdict_of_rouge():
         noise = np.random.default_rng(2).normal(size=(200, 6))
         found["mle", mode] = draw + 0.1 * (noise - noise.mean(axis=0))
     told = module.verdict(found, "esrl", ["mle", "esrl"], seed=3)
-    assert told.startswith("esrl against mle: +1.00 with beam5 (p = 0.001) and ")
-    assert told.endswith("mean ROUGE: better with beam5 and no different with greedy.")
+    assert told.startswith("esrl against mle: +1.00 mean ROUGE with beam5 (p = 0.001), ")
+    assert told.endswith(": better with beam5 and no different with greedy.")
 
 
 def test_escaping_of_the_stand_ins():
