@@ -151,7 +151,8 @@ Choose another ESRL_WORK_DIR (for ESRL alone another ESRL_RUN), or delete that o
         printf '[%5d s] %s\n' "$SECONDS" "$name"
         echo "$settings" >"steps/$name.settings"
         STEP=$name
-        ("$@") 2>&1 | tee "logs/$name.log" | progress
+        # At Ctrl-C a training saves its state and says so: its listeners have to stay.
+        ("$@") 2>&1 | (trap '' INT && exec tee "logs/$name.log") | (trap '' INT && progress)
         STEP=
         touch "steps/$name.done"
         printf '[%5d s] %s: done in %d s\n' "$SECONDS" "$name" $((SECONDS - begun))

@@ -11,10 +11,12 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
-from reward_texts import DATA
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this is called as a program
+from reward_texts import DATA  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 GERMAN = "das ein Haus Hund Kind Mann Frau geht läuft spielt sieht den roten Ball & heute".split()
@@ -90,17 +92,24 @@ def tagged(texts):
     return lines(found)
 
 
-def iwslt14(folder):
-    pairs = sentences(500)
+IWSLT_SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+
+
+def iwslt14(folder, number=500):
+    """An eighth of the pairs, but not more than 750 (a set of 150 each), are the test set."""
+    pairs = sentences(number)
+    size = min(150, len(pairs) // 8 // len(IWSLT_SETS))
+    train = len(pairs) - size * len(IWSLT_SETS)
     files = {}
-    names = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
     for side, lang in enumerate(("de", "en")):
-        files[f"de-en/train.tags.de-en.{lang}"] = tagged([pair[side] for pair in pairs[:440]])
-        for i, name in enumerate(names):
-            own = [pair[side] for pair in pairs[440 + 12 * i : 452 + 12 * i]]
-            files[f"de-en/IWSLT14.{name}.de-en.{lang}.xml"] = xml(own)
+        files[f"de-en/train.tags.de-en.{lang}"] = tagged([pair[side] for pair in pairs[:train]])
+        for i, name in enumerate(IWSLT_SETS):
+            own = pairs[train + size * i : train + size * (i + 1)]
+            text = xml([pair[side] for pair in own])
+            files[f"de-en/IWSLT14.{name}.de-en.{lang}.xml"] = text
     files["de-en/README"] = "about the data\n"
     pack(folder / "de-en.tgz", files)
+    return pairs[:train], pairs[train:]
 
 
 def news(folder, corpora, sets):
@@ -219,3 +228,9 @@ def pack_parquet(folder):
             "id": [str(i) for i in range(start, end)],
         }
         parquet.write_table(pyarrow.table(table), folder / name)
+
+
+if (
+    __name__ == "__main__"
+):  # python tests/project/recipe_stand_ins.py FOLDER PAIRS: an archive as IWSLT'14's
+    iwslt14(Path(sys.argv[1]), int(sys.argv[2]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipe_stand_ins import escaped, iwslt14, sentences, sgm, xml
+from recipe_stand_ins import escaped, iwslt14, sgm, xml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -71,18 +71,18 @@ def test_training_lines_of_iwslt(tmp_path):
 
 def test_iwslt_is_extracted_in_order(tmp_path):
     """From an archive of the original's layout; then a set of one language is a line short."""
-    iwslt14(tmp_path)
+    train_pairs, test_pairs = iwslt14(tmp_path)
     raw = tmp_path / "raw"
     unpacked = run("unpack.py", tmp_path / "de-en.tgz", raw / "unpacked", "de-en/*")
     assert unpacked.returncode == 0, unpacked.stderr
     result = run("iwslt14_de_en/extract.py", raw)
     assert result.returncode == 0, result.stderr
-    pairs = [tuple(" ".join(side.split()) for side in pair) for pair in sentences(500)]
     for side, lang in enumerate(("de", "en")):
-        expected = [pair[side].replace("’", "'") for pair in pairs[440:]]
-        assert lines_of(raw / f"test.{lang}") == expected
+        expected = [" ".join(pair[side].split()).replace("’", "'") for pair in test_pairs]
+        assert lines_of(raw / f"test.{lang}") == expected and len(expected) == 60
         train = lines_of(raw / f"train.{lang}")
-        assert len(train) == 440 + 2 * 9 and train[:3] == 3 * [pairs[0][side]]
+        assert len(train) == 440 + 2 * 9
+        assert train[:3] == 3 * [" ".join(train_pairs[0][side].split())]
     (raw / "unpacked" / "de-en" / "IWSLT14.TED.tst2011.de-en.en.xml").write_text(xml(["one"]))
     result = run("iwslt14_de_en/extract.py", raw)
     assert result.returncode == 1 and "two languages of test have [49, 60] lines" in result.stderr
