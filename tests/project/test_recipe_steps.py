@@ -80,9 +80,13 @@ def test_every_recipe_has_help_and_refuses_other_words(name, tmp_path):
     told = call(RECIPES / name / "run.sh", "--help", **variables)
     assert told.returncode == 0 and "Launch:" in told.stdout and "--dry-run" in told.stdout
     assert "shellcheck" not in told.stdout
-    for words in (["--dryrun"], ["all"], ["--until"], ["--from", "--until"], ["--until="]):
+    unknown, lone = "is no word of a recipe", "needs the name of a step"
+    for words, why in (
+        (["--dryrun"], unknown), (["all"], unknown), (["--until", "mle", "mle"], unknown),
+        (["--until"], lone), (["--from", "--until"], lone), (["--until="], lone),
+    ):  # fmt: skip
         refused = call(RECIPES / name / "run.sh", *words, **variables)
-        assert refused.returncode == 1 and refused.stdout == ""
+        assert refused.returncode == 1 and refused.stdout == "" and why in refused.stderr
         assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
     assert not (tmp_path / "work").exists()
 

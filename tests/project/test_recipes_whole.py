@@ -94,7 +94,7 @@ def test_iwslt14_with_all_methods(recipe, tmp_path):
 
 
 def test_two_ranks(recipe):
-    """LAUNCH starts the trainings, and only these; an update has as many tokens as with one rank."""
+    """LAUNCH starts the trainings alone; an update has as many tokens as with one rank."""
     launch = {"LAUNCH": "torchrun --standalone --nproc-per-node 2", "GPUS": "2"}
     result, work = recipe(
         "iwslt14_de_en", iwslt14, "--until", "esrl-s1", PRECISION="fp32", AVERAGE="0", **launch
