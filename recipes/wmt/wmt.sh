@@ -40,12 +40,14 @@ MODEL=(--arch transformer_wmt_en_de --share-all-embeddings "${PRECISION[@]}")
 # padding counted), 100,000 updates. Learning rate of Ott et al. 2018 (arXiv 1806.00187).
 MLE_UPDATES=${MLE_UPDATES:-100000}
 batch --max-tokens 32768 "${TOKENS:-4096}"
-MLE=(
+COMMON=(
     --label-smoothing 0.1 --dropout 0.1
-    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 0.0
-    --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000 --warmup-init-lr 1e-07
-    "${BATCH[@]}" --max-update "$MLE_UPDATES" --max-epoch "${MLE_EPOCHS:-0}"
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 0.0 "${BATCH[@]}"
     --max-source-positions 256 --max-target-positions 256 --skip-invalid-size-inputs-valid-test
+)
+MLE=(
+    "${COMMON[@]}" --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000 --warmup-init-lr 1e-07
+    --max-update "$MLE_UPDATES" --max-epoch "${MLE_EPOCHS:-0}"
 )
 batch --batch-size 512 "${INPUTS:-128}"
 ESRL_UPDATES=${ESRL_UPDATES:-2000}
@@ -60,7 +62,7 @@ ESRL=(
 )
 # The control: the last learning rates of MLE, falling to zero.
 CONTINUE=(
-    "${MLE[@]}" --max-epoch 0 --lr 1e-4 --lr-scheduler polynomial_decay --warmup-updates 100
+    "${COMMON[@]}" --lr 1e-4 --lr-scheduler polynomial_decay --warmup-updates 100
     --total-num-update "${CONTINUE_UPDATES:-20000}" --max-update "${CONTINUE_UPDATES:-20000}"
 )
 GENERATE=(--lenpen 0.6) # Vaswani et al. 2017 (their beam is 4)
