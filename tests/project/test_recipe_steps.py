@@ -2,13 +2,17 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from fairseq import options
 from recipe_stand_ins import environment
+
+import esrl_fairseq  # noqa: F401 (registers its options)
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(path.parent.name for path in RECIPES.glob("*/run.sh"))
@@ -63,15 +67,24 @@ def small(tmp_path):
 def test_every_recipe_has_a_plan(name, tmp_path):
     """It names all steps with what they read and write, and writes nothing."""
     work = tmp_path / "no such" / "folder"
-    result = call(RECIPES / name / "run.sh", "--dry-run", ESRL_WORK_DIR=str(work))
+    result = call(RECIPES / name / "run.sh", "--dry-run", ESRL_WORK_DIR=str(work), COMPARE="1")
     assert result.returncode == 0, result.stderr
     assert not result.stderr and not work.parent.exists()
     steps = re.findall(r"^ ?\d+\. (\S+) +to do$", result.stdout, re.M)
     assert len(steps) >= 6 and steps[0] == "fetch" and len(set(steps)) == len(steps)
     for section in re.split(r"^ ?\d+\. ", result.stdout, flags=re.M)[1:]:
         assert section.count("\n    reads ") == 1 and section.count("\n    $ ") >= 1
-    assert "$ fairseq-train data" in result.stdout
     assert re.search(r"needs about \d+ MB of disk \(estimated\); \d+ MB are free", result.stdout)
+    commands = re.findall(r"\$ (fairseq-train.*?)\n\n", result.stdout, re.S)
+    assert commands
+    for command in commands:
+        check_options(shlex.split(command.replace("\\\n", " ").replace("ESRL_HOURS", "1"))[1:])
+
+
+def check_options(words):
+    """fairseq knows them, as far as its parser can tell without data."""
+    found = options.parse_args_and_arch(options.get_training_parser(), words)
+    assert found.save_dir == words[words.index("--save-dir") + 1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,8 +177,13 @@ def wait_for(path, seconds=60):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", ["one", "two", "three"])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, signal.SIGKILL) for name in ("one", "two", "three")),
+        *(("two", number) for number in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_killed_in_every_step(small, name, number):
     """The same command goes on: with the step that was interrupted, not with those before."""
     before = {"one": 0, "two": 1, "three": 2}[name]
