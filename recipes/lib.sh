@@ -80,7 +80,8 @@ lacks() {
 
 # need MODULES PACKAGE...: stop now rather than after hours if a Python module is missing.
 need() {
-    python -c "import $1" 2>/dev/null ||
+    python -c 'import sys; from importlib.util import find_spec
+sys.exit(not all(find_spec(name.strip()) for name in sys.argv[1].split(",")))' "$1" ||
         lacks "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
 }
 
