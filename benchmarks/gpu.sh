@@ -129,7 +129,7 @@ demo() {
         epochs=1 updates=2 stop=esrl options+=" --max-update 2" esrl+=" --disable-validation"
     fi
     run demo env ESRL_WORK_DIR="$OUT/demo" MLE_EPOCHS="$epochs" ESRL_UPDATES="$updates" \
-        ESRL_STOP_AFTER="$stop" MLE_ARGS="$options" ESRL_ARGS="$esrl" "$REPO/recipes/demo/run.sh"
+        MLE_CONTINUED=0 ESRL_STOP_AFTER="$stop" MLE_ARGS="$options" ESRL_ARGS="$esrl" "$REPO/recipes/demo/run.sh"
     run demo-json python "$BENCHMARKS/gpu.py" demo "$OUT"
 }
 

@@ -1,21 +1,18 @@
 # shellcheck shell=bash
-# The steps that all recipes share; a recipe sets its variables, then calls them (see README.md).
-#
-# Every step runs through `step`, which keeps, in $WORK/steps:
-#     NAME.settings   what the step was begun with; another call with other settings is refused
-#     NAME.done       written after success only: a finished step is not repeated
-# and its whole output in $WORK/logs/NAME.log.
+# What all recipes share: a recipe sets its variables, then calls run_recipe (see README.md).
+# steps.sh has the words of the command line, the plan and the steps' bookkeeping.
 set -euo pipefail
 export LC_ALL=C.UTF-8 PYTHONUTF8=1
 
 RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$RECIPES")
 USER_DIR=$REPO/esrl_fairseq
+# shellcheck source-path=SCRIPTDIR source=steps.sh
+source "$RECIPES/steps.sh"
+read_words "$@" # the recipe's own: `source` without words leaves them
 
-die() {
-    echo "error: $*" >&2
-    exit 1
-}
+# Estimates for the plan, by step (fetch, clean, bpe, binarize, mle, average, decay, esrl): MB, and words
+declare -A DISK=() TIMES=()
 
 # recipe NAME SRC TGT [DATA]: the environment, the work directory and the options that every recipe
 # has. DATA is the folder here with SHA256SUMS, where it is not NAME's own.
@@ -24,113 +21,124 @@ recipe() {
     if [[ -z ${VIRTUAL_ENV:-} && -x $REPO/.venv/bin/python ]]; then
         PATH=$REPO/.venv/bin:$PATH
     fi
-    command -v fairseq-train >/dev/null ||
-        die "fairseq-train was not found. Run 'make env', or activate the environment that has it."
+    if ! command -v fairseq-train >/dev/null; then
+        lacks "fairseq-train was not found. Run 'make env', or activate the environment that has it."
+    fi
 
     local name
     for name in ESRL_DATA_DIR MLE_CHECKPOINT; do # as seen from where the recipe was called
         [[ -z ${!name:-} || ${!name} == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
     done
     WORK=${ESRL_WORK_DIR:-$REPO/runs/$RECIPE}
-    mkdir -p "$WORK/steps" "$WORK/logs"
-    WORK=$(cd "$WORK" && pwd)
-    cd "$WORK"
+    [[ $WORK == /* ]] || WORK=$PWD/$WORK
+    if [[ $PASS == run ]]; then
+        mkdir -p "$WORK/steps" "$WORK/logs"
+        WORK=$(cd "$WORK" && pwd)
+        cd "$WORK"
+    fi
 
     SEED=${SEED:-1} # of ESRL and of continued MLE
     MLE_SEED=${MLE_SEED:-1}
     ESRL_RUN=${ESRL_RUN:-esrl-s$SEED} # its folder: runs of one work directory share the MLE model
+    [[ $ESRL_RUN != *[[:space:]/]* ]] || die "ESRL_RUN is '$ESRL_RUN', but is a folder's name: no blank, no /"
     # Start from this model instead of training one; bpe.codes and dict.txt lie beside it.
     MLE_CHECKPOINT=${MLE_CHECKPOINT:-}
     MLE_CONTINUED=${MLE_CONTINUED:-0} # 1: also continue MLE for as long as ESRL trained
+    COMPARE=${COMPARE:-0}             # 1: that, and REINFORCE, MRT and PPO
+    AVERAGE=${AVERAGE:-0} # MLE's last so many epochs' checkpoints are averaged; 0: its best one is taken
+    one_of MLE_CONTINUED 0 1
+    one_of COMPARE 0 1
+    [[ $COMPARE == 0 ]] || MLE_CONTINUED=1
     # More options for fairseq-train, split at blanks: they follow the recipe's own and so win.
     read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
     read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
+    read -r -a COMPARE_EXTRA <<<"${COMPARE_ARGS:-}"
+    read -r -a GENERATE_EXTRA <<<"${GENERATE_ARGS:-}" # for fairseq-generate
+    # Words in front of the training program, e.g. torchrun with its options
+    read -r -d "" -a LAUNCHER <<<"${LAUNCH:-}" || true
     STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
     [[ $STOP_AFTER == mle || $STOP_AFTER == esrl || $STOP_AFTER == score ]] ||
         die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle, esrl or score"
     export SACREBLEU_SEED=${SACREBLEU_SEED:-12345} # of the bootstrap
+    export SACREBLEU=$WORK/sacrebleu               # its test sets, where the recipe puts them there
 
-    STEP=
-    trap on_exit EXIT
-    echo "$RECIPE: working in $WORK"
+    [[ $PASS == plan ]] || echo "$RECIPE: working in $WORK"
 }
 
-on_exit() {
-    local status=$?
-    if [[ $status -ne 0 && -n $STEP ]]; then
-        {
-            echo "--- the last lines of $WORK/logs/$STEP.log"
-            tail -n 15 "logs/$STEP.log"
-            echo "error: step $STEP failed. The same command goes on from here."
-        } >&2
-    fi
+# one_of VARIABLE VALUE...
+one_of() {
+    local value
+    for value in "${@:2}"; do [[ ${!1} != "$value" ]] || return 0; done
+    die "$1 is '${!1}', but must be one of: ${*:2}"
+}
+
+# lacks SENTENCE: what a run cannot do without; the plan only says it
+lacks() {
+    [[ $PASS == plan ]] || die "$*"
+    NOTES+=("$*")
 }
 
 # need MODULES PACKAGE...: stop now rather than after hours if a Python module is missing.
 need() {
-    python -c "import $1" 2>/dev/null ||
-        die "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
+    python -c 'import sys; from importlib.util import find_spec
+sys.exit(not all(find_spec(name.strip()) for name in sys.argv[1].split(",")))' "$1" ||
+        lacks "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
 }
 
-# step NAME SETTINGS COMMAND...
-step() {
-    local name=$1 settings=$2 begun=$SECONDS
-    shift 2
-    if [[ -e steps/$name.settings && $(<"steps/$name.settings") != "$settings" ]]; then
-        die "step $name in $WORK was begun with other settings:
-$(diff <(tr ' ' '\n' <"steps/$name.settings") <(tr ' ' '\n' <<<"$settings") |
-            sed -n 's/^< /    then: /p; s/^> /    now:  /p')
-Choose another ESRL_WORK_DIR (for ESRL alone another ESRL_RUN), or delete that one."
+# ---- GPUs. Recipes that are made for them call `gpus`, then `batch`.
+
+# gpus: GPUS (those that train together, on all machines; by default this machine's) and PRECISION
+# (options: by default fp16 where there is a GPU)
+gpus() {
+    local here=0
+    if command -v nvidia-smi >/dev/null; then
+        here=$(python -c 'import torch; print(torch.cuda.device_count())')
     fi
-    if [[ -e steps/$name.done ]]; then
-        printf '[%5d s] %s: done before\n' "$SECONDS" "$name"
-        return
-    fi
-    printf '[%5d s] %s\n' "$SECONDS" "$name"
-    echo "$settings" >"steps/$name.settings"
-    STEP=$name
-    ("$@") 2>&1 | tee "logs/$name.log" | progress
-    STEP=
-    touch "steps/$name.done"
-    printf '[%5d s] %s: done in %d s\n' "$SECONDS" "$name" $((SECONDS - begun))
+    GPUS=${GPUS:-$((here > 0 ? here : 1))}
+    [[ $GPUS =~ ^[1-9][0-9]*$ ]] || die "GPUS is '$GPUS', but must be a number from 1 on"
+    local kind=${PRECISION:-$([[ $here == 0 && -z ${LAUNCH:-} ]] && echo fp32 || echo fp16)}
+    case $kind in
+        fp16 | bf16) PRECISION=("--$kind") ;;
+        fp32) PRECISION=() ;;
+        *) die "PRECISION is '$kind', but must be fp16, bf16 or fp32" ;;
+    esac
+    PLAN_HEAD="$GPUS GPU(s), $kind"
+    ((here > 0)) || NOTES+=("no GPU was found here; training on a CPU would take weeks")
 }
 
-# Of a step's output, what tells how far it is: lines of recipes ('> …'), of esrl_fairseq, log intervals,
-# validations and warnings.
-progress() {
-    sed -u -n -E '/^(> |error: )|\| (INFO \| (train_inner|valid|esrl_fairseq[.a-z_]*) \||WARNING \|)/ {
-        s/^[0-9-]+ ([0-9:]+) \| (INFO|WARNING) \| /\1 /; s/^/          /; s/^(.{400}).*/\1…/; p
-    }'
+# batch OPTION TOTAL MOST: into BATCH, OPTION for one GPU and --update-freq, so that an update has TOTAL
+# (tokens or inputs) with any number of GPUs, and none of them more than MOST at a time
+batch() {
+    local option=$1 total=$2 most=$3 times
+    ((total % GPUS == 0)) || die "GPUS is $GPUS, but must divide $total ($option of all together)"
+    times=$(((total / GPUS + most - 1) / most))
+    while ((total % (GPUS * times) != 0)); do ((++times)); done
+    # shellcheck disable=SC2034 # recipes use it
+    BATCH=("$option" $((total / GPUS / times)) --update-freq "$times")
 }
 
-# download URL FILE: nothing half-downloaded remains. Given up is what stands still, however long it takes.
+# ---- Data
+
+# planned WORD...: in the plan, say them (to where `sources` listens)
+planned() {
+    [[ $PASS == plan ]] || return 1
+    words "$@" >&3
+}
+
+# download FILE URL...: from ESRL_DATA_DIR, ESRL_MIRROR (an address of a folder) or the first URL that
+# has it; checked against the data's SHA256SUMS and MD5SUMS, or to be the one of the first time.
 download() {
-    if ! curl --fail --silent --show-error --location --retry 3 --connect-timeout 30 \
-        --speed-limit 1000 --speed-time 60 --output "$2.part" "$1"; then
-        rm -f "$2.part"
-        die "could not download $1
-Download it by hand into a folder and set ESRL_DATA_DIR to that folder (recipes/README.md)."
-    fi
-    mv "$2.part" "$2"
-    echo "> $(basename "$2")"
+    ! planned download "$@" || return 0
+    python "$RECIPES/fetch.py" ${ESRL_DATA_DIR:+--local "$ESRL_DATA_DIR"} ${ESRL_MIRROR:+--mirror "$ESRL_MIRROR"} \
+        --sums "$RECIPES/$DATA/SHA256SUMS" "$RECIPES/$DATA/MD5SUMS" --record "$WORK/steps/fetched.sums" -- "$@"
 }
 
-# fetch_urls BASE_URL FILE...: into raw/, from $ESRL_DATA_DIR where that is set (a FILE.gz there is
-# unpacked); checked against the data's SHA256SUMS, if it has any.
+# fetch_urls BASE_URL FILE...: into raw/ (see `download`)
 fetch_urls() {
     local base=$1 file
     shift
-    mkdir -p raw
     for file; do
-        if [[ -n ${ESRL_DATA_DIR:-} && -e $ESRL_DATA_DIR/$file.gz ]]; then
-            gzip -dc "$ESRL_DATA_DIR/$file.gz" >"raw/$file"
-        elif [[ -n ${ESRL_DATA_DIR:-} ]]; then
-            cp "$ESRL_DATA_DIR/$file" "raw/$file" || die "ESRL_DATA_DIR=$ESRL_DATA_DIR has no file $file"
-            chmod u+w "raw/$file"
-            echo "> $file"
-        else
-            download "$base/$file" "raw/$file"
-        fi
+        download "raw/$file" "$base/$file"
     done
     [[ ! -e $RECIPES/$DATA/SHA256SUMS ]] || check_sums raw
 }
@@ -142,38 +150,99 @@ check_sums() {
     echo "> checksums are right"
 }
 
+# unpack ARCHIVE DIR PATTERN...: files of an archive, none outside DIR
+unpack() {
+    ! planned unpack "$@" || return 0
+    python "$RECIPES/unpack.py" "$@"
+}
+
+# sacrebleu_set NAME ARCHIVE URL...: one of sacreBLEU's test sets, where `sacrebleu -t NAME` looks for it
+sacrebleu_set() {
+    local folder=$SACREBLEU/$1/raw archive
+    archive=${1//\//_}.${2##*/}
+    download "raw/$archive" "${@:2}"
+    rm -rf "$folder"
+    unpack "raw/$archive" "$folder" '*.sgm'
+    ln -s "$WORK/raw/$archive" "$folder/$archive"
+}
+
+# from_set NAME SPLIT: raw/SPLIT.{SRC,TGT}, as sacreBLEU reads the set
+from_set() {
+    sacrebleu -t "$1" -l "$SRC-$TGT" --echo src >"raw/$2.$SRC"
+    sacrebleu -t "$1" -l "$SRC-$TGT" --echo ref >"raw/$2.$TGT"
+    echo "> $2: $(wc -l <"raw/$2.$SRC") sentences of $1"
+}
+
+# pairs OPTION... IN... OUT: see pairs.py
+pairs() {
+    ! planned pairs "$@" || return 0
+    python "$RECIPES/pairs.py" --source "$SRC" --target "$TGT" "$@"
+}
+
 # clean OPTION...: raw/{train,valid,test}.{SRC,TGT} → clean/, with further references (TGT1, TGT2 …)
 clean() {
     python "$RECIPES/clean.py" --source "$SRC" --target "$TGT" "$@" raw clean
 }
 
-# bpe MERGES: clean/ → bpe/, tokenised with sacremoses, one set of codes for both languages.
-bpe() {
+# moses IN OUT LANGUAGE: tokenised as Moses does it, on all cores; MOSES has the options of moses.py
+moses() {
+    python "$RECIPES/moses.py" --language "$3" --jobs "$JOBS" "${MOSES[@]}" <"$1" >"$2"
+}
+
+# tokenise: clean/ → tok/
+tokenise() {
     local file name
-    mkdir -p tok bpe
     for file in clean/{train,valid,test}.*; do
         name=${file##*/}
-        sacremoses -l "${TEXT_LANGUAGE:-${name##*.}}" -q tokenize <"$file" >"tok/$name"
+        if [[ -n ${MOSES[*]:-} ]]; then
+            moses "$file" "tok/$name" "${name##*.}"
+        else
+            sacremoses -l "${TEXT_LANGUAGE:-${name##*.}}" -q tokenize <"$file" >"tok/$name"
+        fi
     done
+}
+
+# bpe MERGES: clean/ → bpe/, tokenised, one set of codes for both languages. TOKENISE=: where tok/ is
+# there already. BPE_FILTER: options of pairs.py, for training pairs that are too long in sub-words.
+bpe() {
+    local file
+    mkdir -p tok bpe
+    "${TOKENISE:-tokenise}"
     if [[ -n $MLE_CHECKPOINT ]]; then
         cp "$(dirname "$MLE_CHECKPOINT")/bpe.codes" bpe/codes
     else
         cat "tok/train.$SRC" "tok/train.$TGT" | subword-nmt learn-bpe -s "$1" -o bpe/codes
     fi
     for file in tok/{train,valid,test}.*; do
-        subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file##*/}"
+        if ((JOBS > 1)); then
+            subword-nmt apply-bpe -c bpe/codes --num-workers "$JOBS" -i "$file" -o "bpe/${file##*/}"
+        else
+            subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file##*/}"
+        fi
     done
+    if [[ -n ${BPE_FILTER[*]:-} ]]; then
+        pairs "${BPE_FILTER[@]}" bpe/train bpe/filtered
+        mv "bpe/filtered.$SRC" "bpe/train.$SRC"
+        mv "bpe/filtered.$TGT" "bpe/train.$TGT"
+    fi
     echo "> $(wc -l <"bpe/train.$SRC") training pairs"
 }
 
-# bpe/ → data-bin/, with further references as --reward-references reads them
+# bpe/ → data-bin/, with further references as --reward-references reads them. JOINED=0: a dictionary
+# for each side.
 binarize() {
-    local dict=() file name
+    local dict=() file name beside
+    ((JOINED == 0)) || dict=(--joined-dictionary)
     if [[ -n $MLE_CHECKPOINT ]]; then
-        dict=(--srcdict "$(dirname "$MLE_CHECKPOINT")/dict.txt")
+        beside=$(dirname "$MLE_CHECKPOINT")
+        if ((JOINED)); then
+            dict+=(--srcdict "$beside/dict.txt")
+        else
+            dict+=(--srcdict "$beside/dict.$SRC.txt" --tgtdict "$beside/dict.$TGT.txt")
+        fi
     fi
     rm -rf data-bin
-    fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --joined-dictionary "${dict[@]}" \
+    fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" "${dict[@]}" --workers "$JOBS" \
         --trainpref bpe/train --validpref bpe/valid --testpref bpe/test --destdir data-bin
     for file in bpe/{train,valid,test}."$TGT"[1-9]; do
         [[ -e $file ]] || continue # none
@@ -186,27 +255,48 @@ binarize() {
 # fairseq leaves out the last (longest) sentences of a data set whose size is not a multiple of
 # this, 8 by default, and says nothing: 3 of the demo's 315 test verses.
 WHOLE=(--required-batch-size-multiple 1)
+KEPT=(--no-epoch-checkpoints) # else: how many epochs' checkpoints are kept
+JOBS=1                        # processes that prepare text
+JOINED=1
+METHODS=(reinforce mrt ppo)
 
-# train DIR OPTION...: fairseq-train into DIR; a run that was interrupted goes on from
-# DIR/checkpoint_last.pt. (--user-dir also for MLE: without it fairseq cannot read its own
-# checkpoints on torch >= 2.6, see esrl_fairseq/compat.py.)
+# fairseq_train DATA DIR OPTION...: fairseq-train into DIR, with time and memory in DIR/cost.json; a run
+# that was interrupted goes on from DIR/checkpoint_last.pt. (--user-dir also for MLE: without it
+# fairseq cannot read its own checkpoints on torch >= 2.6, see esrl_fairseq/compat.py.)
+fairseq_train() {
+    local data=$1 dir=$2
+    shift 2
+    set -- "$data" --user-dir "$USER_DIR" --save-dir "$dir" "${WHOLE[@]}" --log-format simple "$@"
+    if [[ $PASS == plan ]]; then
+        words "${LAUNCHER[@]}" fairseq-train "$@"
+    elif ((${#LAUNCHER[@]})); then
+        "${LAUNCHER[@]}" "$RECIPES/train.py" --cost "$dir/cost.json" "$@"
+    else
+        python "$RECIPES/train.py" --cost "$dir/cost.json" "$@"
+    fi
+}
+
+# train DIR OPTION...: on data-bin
 train() {
-    local dir=$1
-    shift
-    fairseq-train data-bin --user-dir "$USER_DIR" --save-dir "$dir" \
-        --source-lang "$SRC" --target-lang "$TGT" --no-epoch-checkpoints "${WHOLE[@]}" \
-        --log-format simple --log-interval 50 "$@"
+    fairseq_train data-bin "$1" --source-lang "$SRC" --target-lang "$TGT" "${KEPT[@]}" --log-interval 50 "${@:2}"
 }
 
 # mle OPTION...: → mle/checkpoint_best.pt
 mle() {
-    if [[ -n $MLE_CHECKPOINT ]]; then
-        mkdir -p mle
-        cp "$MLE_CHECKPOINT" mle/checkpoint_best.pt
-        chmod u+w mle/checkpoint_best.pt
-    else
-        train mle --criterion label_smoothed_cross_entropy --seed "$MLE_SEED" "$@" "${MLE_EXTRA[@]}"
-    fi
+    ((AVERAGE == 0)) || KEPT=(--keep-last-epochs "$AVERAGE")
+    train mle --criterion label_smoothed_cross_entropy --seed "$MLE_SEED" "$@" "${MLE_EXTRA[@]}"
+}
+
+# take_model FILE: → mle/checkpoint_best.pt
+take_model() {
+    mkdir -p mle
+    cp "$1" mle/checkpoint_best.pt
+    chmod u+w mle/checkpoint_best.pt
+}
+
+# average N: of mle/'s last N epochs → mle-average/checkpoint_best.pt
+average() {
+    python "$RECIPES/average.py" --last "$1" mle mle-average/checkpoint_best.pt
 }
 
 # decay OPTION...: MLE goes on to convergence → mle-decay/checkpoint_best.pt
@@ -225,13 +315,27 @@ esrl() {
         "$@" "${ESRL_EXTRA[@]}"
 }
 
+# method NAME OPTION...: another method in ESRL's place, from the same model, with as many updates. As
+# published: REINFORCE and MRT keep the graph while they sample. PPO compares the probabilities of its
+# passes with those of the first, and dropout would make them differ.
+method() {
+    local run=$ESRL_RUN-$1 options=() word own=(--objective "$1" --capability none)
+    for word in "${@:2}"; do
+        [[ $1 == ppo && $word == --rescoring-dropout ]] || options+=("$word")
+    done
+    if [[ $1 == ppo ]]; then own+=(--ppo-level token --ppo-passes 2); else own+=(--sampling standard); fi
+    ESRL_RUN=$run esrl "${options[@]}" "${own[@]}" "${COMPARE_EXTRA[@]}"
+}
+
 # continue_mle OPTION...: the control, the MLE criterion for as long as ESRL trained. fairseq
 # counts the time of the model that a run starts from and of all restarts; both runs start from
 # one model, so that the same total is the same time.
 continue_mle() {
-    local hours
-    hours=$(python "$RECIPES/training_hours.py" "$ESRL_RUN/checkpoint_last.pt")
-    echo "> until $hours hours of training in all, as $ESRL_RUN"
+    local hours=ESRL_HOURS
+    if [[ $PASS == run ]]; then
+        hours=$(python "$RECIPES/training_hours.py" "$ESRL_RUN/checkpoint_last.pt")
+        echo "> until $hours hours of training in all, as $ESRL_RUN"
+    fi
     train "$ESRL_RUN-mle-continued" --criterion label_smoothed_cross_entropy --seed "$SEED" \
         --finetune-from-model "$START/checkpoint_best.pt" --stop-time-hours "$hours" "$@" "${MLE_EXTRA[@]}"
 }
@@ -257,65 +361,176 @@ generate() {
     done
 }
 
+# costs RUN...: time and memory of their trainings → out/costs-ESRL_RUN.json
+costs() {
+    python "$RECIPES/costs.py" --start "$START" --logs logs "$@" >"out/costs-$ESRL_RUN.json"
+}
+
 # score RUN...: sacreBLEU and chrF of detokenised text against the text as it was before any
-# tokenisation; paired bootstrap of the others against the first.
+# tokenisation (TEST_SET: against sacreBLEU's own set); paired bootstrap of the others against the
+# first, and of ESRL against the others. SACREBLEU_OPTIONS: more of its options.
 score() {
-    local ref=clean/test.$TGT mode run files
+    local reference=("clean/test.$TGT") mode run files compared options=(-m bleu chrf -w 2 "${SACREBLEU_OPTIONS[@]}")
+    [[ -z ${TEST_SET:-} ]] || reference=(-t "$TEST_SET" -l "$SRC-$TGT")
+    costs "$@"
     for mode in beam5 greedy; do
-        files=()
+        files=() compared=("out/$ESRL_RUN.$mode.txt")
         for run; do
-            sacrebleu "$ref" -i "out/$run.$mode.txt" -m bleu chrf -w 2 -f json >"out/$run.$mode.json"
+            sacrebleu "${reference[@]}" -i "out/$run.$mode.txt" "${options[@]}" -f json >"out/$run.$mode.json"
             files+=("out/$run.$mode.txt")
+            [[ $run == "$1" || $run == "$ESRL_RUN" ]] || compared+=("out/$run.$mode.txt")
         done
-        sacrebleu "$ref" -i "${files[@]}" -m bleu chrf --paired-bs -w 2 -f text >"out/compare-$ESRL_RUN.$mode.txt"
+        sacrebleu "${reference[@]}" -i "${files[@]}" "${options[@]}" --paired-bs -f text >"out/compare-$ESRL_RUN.$mode.txt"
+        if ((${#compared[@]} > 1)); then
+            sacrebleu "${reference[@]}" -i "${compared[@]}" "${options[@]}" --paired-bs -f text \
+                >"out/compare-$ESRL_RUN.others.$mode.txt"
+        fi
     done
-    python "$RECIPES/summary.py" --compare "out/compare-$ESRL_RUN" --out out "$@" >"summary-$ESRL_RUN.txt"
+    python "$RECIPES/summary.py" --compare "out/compare-$ESRL_RUN" --out out --of "$ESRL_RUN" \
+        --costs "out/costs-$ESRL_RUN.json" "${SUMMARY[@]}" "$@" >"summary-$ESRL_RUN.txt"
 }
 
 # score_rouge RUN...: ROUGE of detokenised text against all references as they were before
-# tokenisation; paired bootstrap of the others against the first. $SEPARATOR, if set, stands between
-# the sentences of a text.
+# tokenisation; paired bootstrap of the others against the first, and of ESRL against the others.
+# $SEPARATOR, if set, stands between the sentences of a text.
 score_rouge() {
-    python "$RECIPES/rouge_summary.py" --references "clean/test.$TGT" --out out \
-        --separator "${SEPARATOR:-}" --seed "$SACREBLEU_SEED" "$@" >"summary-$ESRL_RUN.txt"
+    costs "$@"
+    python "$RECIPES/rouge_summary.py" --references "clean/test.$TGT" --out out --of "$ESRL_RUN" \
+        --costs "out/costs-$ESRL_RUN.json" --separator "${SEPARATOR:-}" --seed "$SACREBLEU_SEED" "$@" \
+        >"summary-$ESRL_RUN.txt"
+}
+
+# comet RUN...: COMET of the beam's output → out/RUN.comet.txt (COMET=1; an environment with unbabel-comet)
+comet() {
+    local run
+    for run; do
+        comet-score -s "clean/test.$SRC" -r "clean/test.$TGT" -t "out/$run.beam5.txt" \
+            --model "$COMET_MODEL" --quiet --only_system >"out/$run.comet.txt"
+        sed -n "s|.*score:|> $run: COMET|p" "out/$run.comet.txt"
+    done
+}
+
+trains mle decay esrl method continue_mle
+COMET_MODEL=${COMET_MODEL:-Unbabel/wmt22-comet-da}
+MOSES=() SUMMARY=() SACREBLEU_OPTIONS=() GENERATE=() DECAY=() BPE_FILTER=() CLEAN=()
+
+# fingerprint FILE: of a model, in the settings of what starts from it
+fingerprint() {
+    if [[ -e $1 ]]; then sha256sum <"$1" | cut -c 1-12; else echo "$1"; fi
 }
 
 # Everything, from the data to the summary. A recipe defines fetch_data and sets CLEAN,
 # BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and where
-# needed DECAY (MLE's second part), GENERATE (options of fairseq-generate), SCORE (score_rouge in the
-# place of score) and TEXT_LANGUAGE (of both sides, where SRC and TGT do not name languages).
+# needed DECAY (MLE's second part), AVERAGE, GENERATE (options of fairseq-generate), SCORE (score_rouge in the
+# place of score), FETCH (what the data depend on), CLEAN_STEP and TOKENISE (functions) and TEXT_LANGUAGE (of both sides, where SRC and
+# TGT do not name languages).
 run_recipe() {
-    local runs run start
-    step fetch "" fetch_data
-    step clean "${CLEAN[*]}" clean "${CLEAN[@]}"
+    check_average
+    [[ ${COMET:-0} == 0 ]] || command -v comet-score >/dev/null ||
+        lacks "COMET=1 needs comet-score: pip install 'unbabel-comet>=2.2.7' (an environment of its own)"
+    run_steps recipe_steps
+}
+
+check_average() {
+    [[ $AVERAGE =~ ^[0-9]+$ ]] || die "AVERAGE is '$AVERAGE', but must be a number of epochs, or 0"
+    [[ -z $MLE_CHECKPOINT ]] || AVERAGE=0 # nothing is trained whose epochs could be averaged
+}
+
+# stops_after WHAT MODEL: whether the recipe stops here, as ESRL_STOP_AFTER says
+stops_after() {
+    [[ $STOP_AFTER == "$1" ]] || return 1
+    finish "The model is $WORK/$2." "Next: the same command without ESRL_STOP_AFTER goes on with what follows."
+}
+
+recipe_steps() {
+    about 'get the data, one raw file for each split and language' '' 'raw' "${DISK[fetch]:-}" "${TIMES[fetch]:-}"
+    step fetch "${FETCH:-}" fetch_data
+    about 'drop what is no good training pair' raw/ "clean$([[ -z ${TOKENISE:-} ]] || echo ' tok')" "${DISK[clean]:-}" "${TIMES[clean]:-}"
+    step clean "${CLEAN[*]}" "${CLEAN_STEP:-clean}" "${CLEAN[@]}"
+    about "tokenise, learn $BPE_MERGES merges of sub-words, apply them" clean/ "$([[ -n ${TOKENISE:-} ]] || echo 'tok ')bpe" \
+        "${DISK[bpe]:-}" "${TIMES[bpe]:-}"
     step bpe "$BPE_MERGES $MLE_CHECKPOINT" bpe "$BPE_MERGES"
+    about "write fairseq's binary form" bpe/ data-bin "${DISK[binarize]:-}" "${TIMES[binarize]:-}"
     step binarize "$MLE_CHECKPOINT" binarize
-    step mle "$MLE_SEED $MLE_CHECKPOINT ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" mle "${MODEL[@]}" "${MLE[@]}"
+    start_steps
+    ! stops_after mle "$START/checkpoint_best.pt" || return 0
+    training_steps
+    ! stops_after esrl "$ESRL_RUN/checkpoint_last.pt" || return 0
+    table_steps
+}
+
+# The model that ESRL starts from: START
+start_steps() {
+    local settings="$MLE_SEED $MLE_CHECKPOINT ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}"
     START=mle
+    about "train by likelihood (MLE)" data-bin/ mle "${DISK[mle]:-}" "${TIMES[mle]:-}"
+    if [[ -n $MLE_CHECKPOINT ]]; then
+        about "take the model of MLE_CHECKPOINT" "$MLE_CHECKPOINT" mle "${DISK[mle]:-}"
+        step mle "$settings" take_model "$MLE_CHECKPOINT"
+    else
+        ((AVERAGE == 0)) || settings+=" $AVERAGE"
+        step mle "$settings" mle "${MODEL[@]}" "${MLE[@]}"
+    fi
+    if ((AVERAGE)); then
+        START=mle-average
+        about "average the models of MLE's last $AVERAGE epochs" mle/ mle-average "${DISK[average]:-}"
+        step mle-average "$AVERAGE" average "$AVERAGE"
+    fi
     if [[ -n ${DECAY[*]:-} ]]; then
         START=mle-decay
+        about "MLE goes on, its learning rate falling to zero" "data-bin/ mle/" mle-decay "${DISK[decay]:-}" "${TIMES[decay]:-}"
         step mle-decay "$MLE_SEED ${MODEL[*]} ${DECAY[*]} ${MLE_EXTRA[*]}" decay "${MODEL[@]}" "${DECAY[@]}"
     fi
-    if [[ $STOP_AFTER == mle ]]; then
-        printf '[%5d s] done; the model is %s\n' "$SECONDS" "$WORK/$START/checkpoint_best.pt"
-        return
-    fi
-    runs=("$START" "$ESRL_RUN")
-    start="from $(sha256sum <"$START"/checkpoint_best.pt | cut -c 1-12), seed $SEED, ${MODEL[*]}"
+}
+
+# ESRL, and what it is compared with: RUNS
+training_steps() {
+    local start run name
+    start="from $(fingerprint "$WORK/$START/checkpoint_best.pt"), seed $SEED, ${MODEL[*]}"
+    RUNS=("$START" "$ESRL_RUN")
+    about "train with ESRL on the reward" "data-bin/ $START/" "$ESRL_RUN" "${DISK[esrl]:-}" "${TIMES[esrl]:-}"
     step "$ESRL_RUN" "$start ${ESRL[*]} ${ESRL_EXTRA[*]}" esrl "${MODEL[@]}" "${ESRL[@]}"
-    if [[ $STOP_AFTER == esrl ]]; then
-        printf '[%5d s] done; the model is %s\n' "$SECONDS" "$WORK/$ESRL_RUN/checkpoint_last.pt"
-        return
-    fi
+    [[ $STOP_AFTER == score ]] || return 0
     if [[ $MLE_CONTINUED == 1 ]]; then
         run=$ESRL_RUN-mle-continued
+        about "the control: MLE for as long as ESRL trained" "data-bin/ $START/" "$run" "${DISK[esrl]:-}" "${TIMES[esrl]:-}"
         step "$run" "$start ${CONTINUE[*]} ${MLE_EXTRA[*]}" continue_mle "${MODEL[@]}" "${CONTINUE[@]}"
-        runs+=("$run")
+        RUNS+=("$run")
     fi
-    for run in "${runs[@]}"; do
-        step "generate-$run" "${GENERATE[*]:-}" generate "$run" "${GENERATE[@]}"
+    [[ $COMPARE == 1 ]] || return 0
+    for name in "${METHODS[@]}"; do
+        run=$ESRL_RUN-$name
+        about "${name^^} in ESRL's place, as many updates" "data-bin/ $START/" "$run" "${DISK[esrl]:-}"
+        step "$run" "$start ${ESRL[*]} ${ESRL_EXTRA[*]} ${COMPARE_EXTRA[*]}" method "$name" "${MODEL[@]}" "${ESRL[@]}"
+        RUNS+=("$run")
     done
-    step "score-$ESRL_RUN-${#runs[@]}" "$SACREBLEU_SEED" "${SCORE:-score}" "${runs[@]}"
+}
+
+table_steps() {
+    local run options=("${GENERATE[@]}" "${GENERATE_EXTRA[@]}")
+    for run in "${RUNS[@]}"; do
+        about "translate the test set, beam 5 and greedy" "data-bin/ $run/" "out/$run.beam5.* out/$run.greedy.*" 10
+        step "generate-$run" "${options[*]}" generate "$run" "${options[@]}"
+    done
+    if [[ ${COMET:-0} != 0 ]]; then
+        about "COMET of the translations" out/ "out/*.comet.txt" "" ""
+        step "comet-$ESRL_RUN-${#RUNS[@]}" "$COMET_MODEL" comet "${RUNS[@]}"
+    fi
+    about "scores, paired bootstrap and the table" "out/ clean/test.$TGT" "summary-$ESRL_RUN.txt out/compare-$ESRL_RUN.*" 1
+    step "score-$ESRL_RUN-${#RUNS[@]}" "$SACREBLEU_SEED" "${SCORE:-score}" "${RUNS[@]}"
+    running || return 0
     cat "summary-$ESRL_RUN.txt"
-    printf '[%5d s] done; the table is also in %s\n' "$SECONDS" "$WORK/summary-$ESRL_RUN.txt"
+    last_words
+}
+
+last_words() {
+    local more="SEED=$((SEED + 1)) in front of the same command: another seed from the same start model"
+    if [[ $MLE_CONTINUED == 0 ]]; then
+        more="MLE_CONTINUED=1 in front of the same command: how much of the gain more MLE brings, too"
+    elif [[ $COMPARE == 0 ]]; then
+        more="COMPARE=1 in front of the same command: REINFORCE, MRT and PPO beside it"
+    fi
+    finish "The model is        $WORK/$ESRL_RUN/checkpoint_best.pt (it started from $START/checkpoint_best.pt)," \
+        "its output for test $WORK/out/$ESRL_RUN.beam5.txt, and the table $WORK/summary-$ESRL_RUN.txt." \
+        "Next: $more."
 }

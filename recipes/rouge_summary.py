@@ -28,6 +28,7 @@ COLUMNS = ("R1", "R2", "RL", "RLsum", "R2 by R1", "RL by R1")
 BY_SENTENCES = ("RLsum",)  # as RL where sentences are not separated
 OF_SEVERAL = ("R2 by R1", "RL by R1")  # as R2 and RL with one reference
 RESAMPLES = 1000
+SIGNIFICANT = 0.05
 
 
 def read(path: Path) -> list[str]:
@@ -101,6 +102,33 @@ def table_row(
     return cells
 
 
+def read_costs(path: Path | None) -> dict[str, list[str]]:
+    """{run: [minutes, peak MB]} of what costs.py printed; nothing without it."""
+    if path is None:
+        return {}
+    costs = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        run: [f"{cost['minutes']:.1f}", f"{cost['peak_mb'] or '?'} {cost['memory']}"]
+        for run, cost in costs.items()
+    }
+
+
+def verdict(found: dict[tuple[str, str], np.ndarray], of: str, runs: list[str], seed: int) -> str:
+    """In words: what run ``of`` has over each of the others, in the mean of ROUGE-1, -2 and -L."""
+    lines = []
+    for other in [run for run in runs if run != of]:
+        parts, clear = [], []
+        for mode in MODES:
+            one, two = (found[run, mode][:, :3].mean(axis=1, keepdims=True) for run in (of, other))
+            gain, p = float((one - two).mean()), float(bootstrap_p(one, two, seed)[0])
+            parts.append(f"{gain:+.2f} mean ROUGE with {mode} (p = {p:.3f})")
+            clear.append(("better" if gain > 0 else "worse") if p < SIGNIFICANT else "no different")
+        told = " and ".join(f"{one} with {mode}" for one, mode in zip(clear, MODES))
+        same = "no significant difference" if set(clear) == {"no different"} else told
+        lines.append(f"{of} against {other}: {', '.join(parts)}: {same}.")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+")
@@ -108,6 +136,8 @@ def main() -> None:
     parser.add_argument("--references", type=Path, required=True)
     parser.add_argument("--separator", default="", help="between the sentences of a text")
     parser.add_argument("--seed", type=int, required=True, help="of the bootstrap")
+    parser.add_argument("--of", help="the run that is compared with the others, in words")
+    parser.add_argument("--costs", type=Path, help="what costs.py printed: time and memory")
     args = parser.parse_args()
 
     references = read_references(args.references)
@@ -117,16 +147,20 @@ def main() -> None:
     rows = [["run", "search"], []]
     for i in shown:
         rows[0] += [COLUMNS[i], "+/-", "p"]
-    rows[0] += ["length ratio"]
+    costs = read_costs(args.costs)
+    rows[0] += ["length ratio"] + ["minutes", "peak MB"] * bool(costs)
+    found: dict[tuple[str, str], np.ndarray] = {}
     for mode in MODES:
         base = None
         for run in args.runs:
             hypotheses = read(args.out / f"{run}.{mode}.txt")
             scores = run_scores(hypotheses, references, args.separator)
             base = scores if base is None else base
+            found[run, mode] = scores
             words = sum(len(text.split()) for text in hypotheses)
             ratio = words / sum(len(own[0].split()) for own in references)
-            rows.append([*table_row(run, mode, scores, base, shown, args.seed), f"{ratio:.3f}"])
+            row = [*table_row(run, mode, scores, base, shown, args.seed), f"{ratio:.3f}"]
+            rows.append(row + (costs.get(run, ["", ""]) if costs else []))
             result = {COLUMNS[i]: round(float(scores[:, i].mean()), 4) for i in shown}
             result["length_ratio"] = round(ratio, 4)
             (args.out / f"{run}.{mode}.json").write_text(json.dumps(result) + "\n")
@@ -136,6 +170,9 @@ def main() -> None:
     rows[1] = ["-" * width for width in widths]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if args.of:
+        print("\n" + verdict(found, args.of, args.runs, args.seed))
+        print(f"(significant: p below {SIGNIFICANT}, of both sides)")
     several = f"best of up to {most} references" if most > 1 else "one reference"
     print(f"\nF1 in percent, {several}, Porter's stemmer, rouge-score {version('rouge-score')}")
     print(f"{len(references)} documents, {RESAMPLES} resamples, seed {args.seed}")

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
-# What the recipes on Multi30k share: data and settings. They differ in the direction only.
-# shellcheck source-path=SCRIPTDIR source=../lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+# What the recipes on Multi30k share: data and settings. They differ in the direction only. A recipe has
+# sourced lib.sh.
 recipe "multi30k_${1}_$2" "$1" "$2" multi30k
 
 URL=https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw
@@ -16,6 +15,8 @@ fetch_data() {
     done
 }
 
+DISK=([fetch]=6 [clean]=4 [bpe]=10 [binarize]=5 [mle]=80 [decay]=80 [esrl]=160)
+TIMES=([mle]='25 minutes of a core' [decay]='25 to 37 minutes of a core' [esrl]='17 to 19 minutes of a core')
 CLEAN=()
 BPE_MERGES=6000
 MODEL=(

@@ -8,5 +8,7 @@
 # Launch:  recipes/multi30k_de_en/run.sh
 #          SEED=2 MLE_CONTINUED=1 recipes/multi30k_de_en/run.sh
 # Options: environment variables, see recipes/README.md
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source-path=SCRIPTDIR source=../multi30k/multi30k.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../multi30k/multi30k.sh" de en

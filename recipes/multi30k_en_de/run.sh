@@ -7,5 +7,7 @@
 #          The data's own licence holds: https://github.com/multi30k/dataset
 # Launch:  recipes/multi30k_en_de/run.sh
 # Options: environment variables, see recipes/README.md
+# shellcheck source-path=SCRIPTDIR source=../lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source-path=SCRIPTDIR source=../multi30k/multi30k.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../multi30k/multi30k.sh" en de

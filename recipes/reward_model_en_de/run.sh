@@ -29,11 +29,11 @@ fetch_data() {
     else
         for split in train dev test; do
             for kind in direct-assessments post-editing; do
-                download "$MLQE/$kind/$split/en-de-$split.tar.gz" "raw/downloads/$kind-$split.tar.gz"
+                download "raw/downloads/$kind-$split.tar.gz" "$MLQE/$kind/$split/en-de-$split.tar.gz"
             done
         done
         for file in mqm_ted_ende.tsv mqm_ted_ende.avg_seg_scores.tsv; do
-            download "$MQM/$file" "raw/downloads/$file"
+            download "raw/downloads/$file" "$MQM/$file"
         done
         python "$RECIPES/reward_model_en_de/convert.py" raw/downloads raw
     fi
@@ -75,10 +75,24 @@ TRAIN=(
     --rating-weight 1 --preference-weight 1
 )
 
-step fetch "" fetch_data
-step prepare "" prepare
-step bpe "$BPE_MERGES" bpe "$BPE_MERGES"
-step binarize "" binarize_judged
-step reward-model "$SEED ${TRAIN[*]} ${REWARD_EXTRA[*]}" train_reward_model "${TRAIN[@]}" "${REWARD_EXTRA[@]}"
-step evaluate "" evaluate
-grep '^> ' logs/evaluate.log | sed 's/^> //'
+trains train_reward_model
+reward_steps() {
+    about "judgements of both sets, converted" '' raw 40
+    step fetch "" fetch_data
+    about "texts here, ratings and preferences in judgements/" raw/ "clean judgements" 10
+    step prepare "" prepare
+    about "tokenise, learn and apply sub-words" clean/ "tok bpe" 20
+    step bpe "$BPE_MERGES" bpe "$BPE_MERGES"
+    about "write fairseq's binary form" "bpe/ judgements/" data-bin 10
+    step binarize "" binarize_judged
+    about "train the reward model" data-bin/ reward-model 60 '10 to 15 minutes of a core'
+    step reward-model "$SEED ${TRAIN[*]} ${REWARD_EXTRA[*]}" train_reward_model "${TRAIN[@]}" "${REWARD_EXTRA[@]}"
+    about "ask it about other systems and another domain" "raw/ reward-model/" ''
+    step evaluate "" evaluate
+    running || return 0
+    grep '^> ' logs/evaluate.log | sed 's/^> //'
+    finish "The reward model is $WORK/reward-model/checkpoint_best.pt, and what it was asked is in $WORK/logs/evaluate.log." \
+        "Next: ESRL against it, ESRL_ARGS='--reward model --reward-model $WORK/reward-model/checkpoint_best.pt --capability reward' recipes/multi30k_en_de/run.sh"
+}
+
+run_steps reward_steps

@@ -54,16 +54,8 @@ binarize_all() {
     echo "> $(wc -l <data-text/dict.txt) dictionary entries"
 }
 
-# run DATA DIR OPTION...: fairseq-train; an interrupted run goes on.
-run() {
-    local data=$1 dir=$2
-    shift 2
-    fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$dir" --no-epoch-checkpoints "${WHOLE[@]}" \
-        --log-format simple --log-interval 50 "$@"
-}
-
 language_model() {
-    run data-text lm --task language_modeling --sample-break-mode eos --criterion cross_entropy \
+    fairseq_train data-text lm --no-epoch-checkpoints --log-interval 50 --task language_modeling --sample-break-mode eos --criterion cross_entropy \
         --seed "$MLE_SEED" "$@"
 }
 
@@ -71,7 +63,7 @@ language_model() {
 reward_model() {
     local name=$1 seed=$2
     shift 2
-    run "data-$name" "$name" --source-lang prompt --target-lang continuation \
+    fairseq_train "data-$name" "$name" --no-epoch-checkpoints --log-interval 50 --source-lang prompt --target-lang continuation \
         --task esrl_reward_model --criterion esrl_preference --subword-codes bpe/codes --seed "$seed" \
         --best-checkpoint-metric correlation --maximize-best-checkpoint-metric "$@"
 }
@@ -132,25 +124,42 @@ REINFORCE=(--objective reinforce --capability none)
 # shellcheck disable=SC2034
 PPO=(--objective ppo --capability none)
 
-step fetch "" fetch_data
-step subwords "$BPE_MERGES" subwords "$BPE_MERGES"
-step binarize "" binarize_all
-step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODEL[@]}" "${MLE[@]}" "${MLE_EXTRA[@]}"
-step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
-step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
-runs=(lm/checkpoint_best.pt)
-for method in esrl esrl-auto reinforce ppo; do
-    options=${method^^}
-    declare -n own=${options//-/_}
-    models=()
-    for seed in "${SEEDS[@]}"; do
-        name=$method-s$seed
-        step "$name" "$RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]} ${own[*]} ${ESRL_EXTRA[*]}" \
-            policy "$name" "$seed" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
-        models+=("$name")
+trains language_model reward_model
+rlhf_steps() {
+    local runs=(lm/checkpoint_best.pt) method options models name seed
+    about "sentences with their polarity: texts, prompts, two sets of ratings" '' "raw clean" 10
+    step fetch "" fetch_data
+    about "learn and apply sub-words" clean/ bpe 5
+    step subwords "$BPE_MERGES" subwords "$BPE_MERGES"
+    about "write fairseq's binary form" bpe/ "data-text data-prompts data-reward data-judge" 8
+    step binarize "" binarize_all
+    about "the language model" data-text/ lm 25
+    step lm "$MLE_SEED ${MODEL[*]} ${MLE[*]} ${MLE_EXTRA[*]}" language_model "${MODEL[@]}" "${MLE[@]}" "${MLE_EXTRA[@]}"
+    about "the reward model" data-reward/ reward 15
+    step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
+    about "the reward model that no policy sees" data-judge/ judge 15
+    step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
+    for method in esrl esrl-auto reinforce ppo; do
+        options=${method^^}
+        # shellcheck disable=SC2178
+        local -n own=${options//-/_}
+        models=()
+        for seed in "${SEEDS[@]}"; do
+            name=$method-s$seed
+            about "a policy by $method for $RL_MINUTES minutes of CPU time" "data-prompts/ lm/ reward/" "$name" 8
+            step "$name" "$RL_MINUTES $KL_WEIGHT $LENGTH ${MODEL[*]} ${RL[*]} ${own[*]} ${ESRL_EXTRA[*]}" \
+                policy "$name" "$seed" "${MODEL[@]}" "${RL[@]}" "${own[@]}" "${ESRL_EXTRA[@]}"
+            models+=("$name")
+        done
+        runs+=("$method=$(IFS=, && echo "${models[*]}")")
     done
-    runs+=("$method=$(IFS=, && echo "${models[*]}")")
-done
-name=evaluate-$(IFS=- && echo "${SEEDS[*]}")
-step "$name" "${runs[*]}" evaluate "${runs[@]}"
-grep '^> ' "logs/$name.log" | sed 's/^> //'
+    name=evaluate-$(IFS=- && echo "${SEEDS[*]}")
+    about "samples behind other prompts: reward, judge, KL, fluency" "all policies" ''
+    step "$name" "${runs[*]}" evaluate "${runs[@]}"
+    running || return 0
+    grep '^> ' "logs/$name.log" | sed 's/^> //'
+    finish "The policies are $WORK/METHOD-sSEED/policy.pt; what they write and the table are in $WORK/logs/$name.log." \
+        "Next: RL_MINUTES=15 ESRL_WORK_DIR=FOLDER in front of the same command: longer, in another folder."
+}
+
+run_steps rlhf_steps

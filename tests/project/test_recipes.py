@@ -285,13 +285,14 @@ def test_rlhf_llama_data(tmp_path):
 
 
 def test_bash_reads_every_recipe():
-    for path in [RECIPES / "lib.sh", *RECIPES.glob("*/run.sh")]:
+    for path in [*RECIPES.glob("*.s*"), *RECIPES.glob("*/*.sh")]:
         result = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
 
 
 def test_shellcheck():
     scripts = [*(RECIPES.parent / "scripts").glob("*.sh"), RECIPES.parent / "benchmarks" / "gpu.sh"]
+    scripts += RECIPES.glob("*.sbatch")
     files = [str(path) for path in (*RECIPES.glob("*/run.sh"), *scripts)]
     result = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -1,0 +1,300 @@
+"""What steps.sh does for every recipe: words, plan, and steps that end in whatever way."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from fairseq import options
+from recipe_stand_ins import environment
+
+import esrl_fairseq  # noqa: F401 (registers its options)
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+NAMES = sorted(path.parent.name for path in RECIPES.glob("*/run.sh"))
+SMALL = """\
+#!/usr/bin/env bash
+# A recipe of three steps.
+#
+# Launch:  run.sh
+# shellcheck disable=SC1091
+source "$LIB"
+recipe small de en
+write() { echo "> $1 ${SETTING:-}"; sleep "${SLEEP:-0}"; echo "$1" >"$1.part"; mv "$1.part" "$1"; }
+small_steps() {
+    about "the first" '' first 5
+    step one "" write first
+    about "the second" first second 7
+    step two "${SETTING:-}" write second
+    about "the third" second third 1
+    step three "" write third
+    finish "The model is $WORK/third." "Next: nothing."
+}
+run_steps small_steps
+"""
+
+
+def call(script, *words, **variables):
+    return subprocess.run(
+        [str(script), *words],
+        env=environment(LIB=str(RECIPES / "lib.sh"), **variables),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The recipe, and a call of it in a folder with blanks in its name."""
+    script = tmp_path / "run.sh"
+    script.write_text(SMALL)
+    script.chmod(0o755)
+    work = tmp_path / "a work folder"
+
+    def run(*words, **variables):
+        return call(script, *words, ESRL_WORK_DIR=str(work), **variables)
+
+    run.work, run.script = work, script
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_has_a_plan(name, tmp_path):
+    """It names all steps with what they read and write, and writes nothing."""
+    work = tmp_path / "no such" / "folder"
+    result = call(RECIPES / name / "run.sh", "--dry-run", ESRL_WORK_DIR=str(work), COMPARE="1")
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr and not work.parent.exists()
+    steps = re.findall(r"^ ?\d+\. (\S+) +to do$", result.stdout, re.M)
+    assert len(steps) >= 6 and steps[0] == "fetch" and len(set(steps)) == len(steps)
+    for section in re.split(r"^ ?\d+\. ", result.stdout, flags=re.M)[1:]:
+        assert section.count("\n    reads ") == 1 and section.count("\n    $ ") >= 1
+    assert re.search(r"needs about \d+ MB of disk \(estimated\); \d+ MB are free", result.stdout)
+    commands = re.findall(r"\$ (fairseq-train.*?)\n\n", result.stdout, re.S)
+    assert commands
+    for command in commands:
+        check_options(shlex.split(command.replace("\\\n", " ").replace("ESRL_HOURS", "1"))[1:])
+
+
+def check_options(words):
+    """fairseq knows them, as far as its parser can tell without data."""
+    found = options.parse_args_and_arch(options.get_training_parser(), words)
+    assert found.save_dir == words[words.index("--save-dir") + 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_has_help_and_refuses_other_words(name, tmp_path):
+    variables = {"ESRL_WORK_DIR": str(tmp_path / "work"), "PATH": "/usr/bin:/bin"}
+    told = call(RECIPES / name / "run.sh", "--help", **variables)
+    assert told.returncode == 0 and "Launch:" in told.stdout and "--dry-run" in told.stdout
+    assert "shellcheck" not in told.stdout
+    unknown, lone = "is no word of a recipe", "needs the name of a step"
+    for words, why in (
+        (["--dryrun"], unknown), (["all"], unknown), (["--until", "mle", "mle"], unknown),
+        (["--until"], lone), (["--from", "--until"], lone), (["--until="], lone),
+    ):  # fmt: skip
+        refused = call(RECIPES / name / "run.sh", *words, **variables)
+        assert refused.returncode == 1 and refused.stdout == "" and why in refused.stderr
+        assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_steps_that_are_not_there_are_refused(small):
+    for word in ("--until", "--from"):
+        result = small(word, "four")
+        assert result.returncode == 1
+        assert "there is no step 'four'; the steps are one two three" in result.stderr
+    assert "comes before --from three" in small("--until", "one", "--from=three").stderr
+
+
+def test_until_and_going_on(small):
+    result = small("--until", "two")
+    assert result.returncode == 0, result.stderr
+    assert "stopped after step two" in result.stdout and "Next:" in result.stdout
+    assert not (small.work / "third").exists() and "The model" not in result.stdout
+    plan = small("--dry-run").stdout
+    assert re.findall(r"^ \d\. (\S+ +.*)$", plan, re.M) == [
+        f"{'one':24} done", f"{'two':24} done", f"{'three':24} to do"
+    ]  # fmt: skip
+    assert "needs about 1 MB" in plan
+    plan = small("--dry-run", "--until=two").stdout
+    assert "two" in plan and "three" not in plan
+    result = small()
+    assert result.stdout.count("done before") == 2
+    assert result.stdout.endswith(f"The model is {small.work}/third.\nNext: nothing.\n")
+
+
+def test_from_puts_away_what_there_was(small):
+    assert small().returncode == 0
+    (small.work / "second").write_text("mine\n")
+    plan = small("--dry-run", "--from", "two").stdout
+    assert plan.count("once more (--from)") == 2
+    result = small("--from", "two", SETTING="other")
+    assert result.returncode == 0, result.stderr
+    assert "one: done before" in result.stdout and "> second other" in result.stdout
+    assert (small.work / "second").read_text() == "second\n"
+    assert (small.work / "replaced" / "1" / "second").read_text() == "mine\n"
+    assert (small.work / "replaced" / "1" / "third").exists()
+    assert small("--from", "three", SETTING="other").returncode == 0
+    assert (small.work / "replaced" / "2" / "third").exists()
+
+
+def test_from_needs_what_is_before(small):
+    result = small("--from", "two")
+    assert result.returncode == 1 and "step one, which comes before, is not done" in result.stderr
+    assert not (small.work / "first").exists()
+
+
+def test_other_settings_are_refused_and_planned_so(small):
+    assert small("--until", "two", SETTING="a").returncode == 0
+    result = small(SETTING="b")
+    assert result.returncode == 1
+    assert "then: a" in result.stderr and "now:  b" in result.stderr
+    assert "other settings: a run would refuse it" in small("--dry-run", SETTING="b").stdout
+
+
+def started(small, **variables):
+    """In a process group of its own, as from a terminal."""
+    return subprocess.Popen(
+        [str(small.script)],
+        env=environment(LIB=str(RECIPES / "lib.sh"), ESRL_WORK_DIR=str(small.work), **variables),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *((name, signal.SIGKILL) for name in ("one", "two", "three")),
+        *(("two", number) for number in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
+def test_killed_in_every_step(small, name, number):
+    """The same command goes on: with the step that was interrupted, not with those before."""
+    before = {"one": 0, "two": 1, "three": 2}[name]
+    if before:
+        assert small("--until", ["one", "two"][before - 1]).returncode == 0
+    process = started(small, SLEEP="60")
+    wait_for(small.work / "steps" / f"{name}.settings")
+    time.sleep(0.2)
+    os.killpg(process.pid, number)
+    assert process.wait() != 0
+    process.stderr.close()
+    assert not (small.work / "steps" / f"{name}.done").exists()
+    assert "begun, goes on" in small("--dry-run").stdout
+    result = small()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("done before") == before
+    assert (small.work / "third").exists()
+
+
+def test_a_second_run_at_once_is_refused(small):
+    """Also while a process of a run that was killed is still there."""
+    process = started(small, SLEEP="60")
+    wait_for(small.work / "steps" / "one.settings")
+    result = small()
+    assert result.returncode == 1 and "another run works in" in result.stderr
+    assert "> first" not in result.stdout
+    process.kill()  # the shell alone: its step sleeps on
+    process.wait()
+    process.stderr.close()
+    result = small()
+    assert result.returncode == 1 and "or a process that it left" in result.stderr
+    os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while (result := small()).returncode and time.monotonic() < end:
+        time.sleep(0.1)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_full_disk(small):
+    """Told as that; when there is room, the same command goes on."""
+    small.work.mkdir()
+    (small.work / "second.part").symlink_to("/dev/full")
+    result = small()
+    assert result.returncode == 1
+    assert "is full" in result.stderr and "The same command goes on" in result.stderr
+    assert not (small.work / "steps" / "two.done").exists()
+    (small.work / "second.part").unlink()
+    result = small()
+    assert result.returncode == 0 and result.stdout.count("done before") == 1
+
+
+def test_missing_things_are_told_by_the_plan_and_refused_by_a_run(tmp_path):
+    """A module and a variable that the recipe cannot do without."""
+    name = RECIPES / "rlhf_llama" / "run.sh"
+    variables = {"ESRL_WORK_DIR": str(tmp_path / "work")}
+    assert "Note: set LLAMA to the folder" in call(name, "--dry-run", **variables).stdout
+    result = call(name, **variables)
+    assert result.returncode == 1 and result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"COMPARE": "yes"}, "COMPARE is 'yes', but must be one of: 0 1"),
+        ({"GPUS": "3"}, "GPUS is 3, but must divide 4096"),
+        ({"GPUS": "none"}, "GPUS is 'none'"),
+        ({"PRECISION": "int8"}, "PRECISION is 'int8', but must be fp16, bf16 or fp32"),
+        ({"AVERAGE": "x"}, "AVERAGE is 'x'"),
+        ({"ESRL_RUN": "a b"}, "ESRL_RUN is 'a b', but is a folder's name"),
+    ],
+)
+def test_variables_are_checked(variables, told, tmp_path):
+    script = RECIPES / "iwslt14_de_en" / "run.sh"
+    result = call(script, "--dry-run", ESRL_WORK_DIR=str(tmp_path / "work"), **variables)
+    assert result.returncode == 1 and told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tokens", "expected"),
+    [("1", "", ("4096", "8")), ("8", "", ("4096", "1")), ("16", "", ("2048", "1")),
+     ("2", "2048", ("2048", "8")), ("4", "3000", ("2048", "4"))],
+)  # fmt: skip
+def test_equal_batches_on_any_number_of_gpus(gpus, tokens, expected, tmp_path):
+    """WMT'14: 32,768 tokens an update, none of the GPUs more than TOKENS at a time."""
+    script, work = RECIPES / "wmt14_en_de" / "run.sh", str(tmp_path / "work")
+    variables = {"GPUS": gpus, "LAUNCH": "srun torchrun --nnodes 2", "PRECISION": "bf16"}
+    plan = call(script, "--dry-run", ESRL_WORK_DIR=work, TOKENS=tokens, **variables).stdout
+    (command,) = re.findall(r"\$ srun torchrun.*?--save-dir mle .*?\n\n", plan, re.S)
+    words = command.replace("\\\n", " ").split()
+    size, frequency = (
+        words[words.index(option) + 1] for option in ("--max-tokens", "--update-freq")
+    )
+    assert (size, frequency) == expected and "--bf16" in words
+    assert int(size) * int(frequency) * int(gpus) == 32768
+
+
+def test_compare_plans_the_methods_from_one_model(tmp_path):
+    script = RECIPES / "multi30k_de_en" / "run.sh"
+    plan = call(script, "--dry-run", ESRL_WORK_DIR=str(tmp_path), COMPARE="1").stdout
+    commands = {}
+    for text in re.findall(r"\$ fairseq-train.*?\n\n", plan, re.S):
+        words = text.replace("\\\n", " ").split()
+        commands[words[words.index("--save-dir") + 1]] = words
+    runs = [f"esrl-s1{end}" for end in ("", "-mle-continued", "-reinforce", "-mrt", "-ppo")]
+    assert list(commands)[2:] == runs
+    for run in runs:
+        words = commands[run]
+        start = words[words.index("--finetune-from-model") + 1]
+        assert start == "mle-decay/checkpoint_best.pt"
+    assert "standard" in commands[runs[2]] and "standard" in commands[runs[3]]
+    assert "--rescoring-dropout" in commands[runs[0]] and "--rescoring-dropout" in commands[runs[2]]
+    assert "--rescoring-dropout" not in commands[runs[4]]
+    assert f"score mle-decay {' '.join(runs)}" in " ".join(plan.replace("\\\n", " ").split())
