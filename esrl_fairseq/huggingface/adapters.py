@@ -64,21 +64,29 @@ def peft() -> Any:
         ) from error
 
 
-def attach(model: Any, cfg: Any, where: str) -> Tensor:
-    """Give ``model`` adapters, and freeze all else; draws random numbers from where torch is, and
-    leaves it there.
+def attach(model: Any, cfg: Any, where: str) -> Optional[Tensor]:
+    """Give ``model`` adapters, if ``cfg`` asks for some, and freeze all else.
+
+    It draws random numbers from where torch is, and leaves it there.
 
     Args:
         model: of transformers, in float32.
-        cfg: see :class:`LoraConfig`; the rank is above 0.
+        cfg: see :class:`LoraConfig`.
         where: the model's name, for messages.
 
     Returns:
-        The fingerprint of its weights, uint8 ``[32]``.
+        The fingerprint of its weights, uint8 ``[32]``; None without adapters.
 
     Raises:
         EsrlError: peft is missing, or an option does not fit.
     """
+    if not cfg.lora_rank:
+        plain = LoraConfig()
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(cfg, name, None) not in (None, getattr(plain, name)):
+                option = f"--{name.replace('_', '-')}"
+                raise EsrlError(f"{option} is for adapters: give --lora-rank, too, or leave it out")
+        return None
     found, shared = fingerprint(model.state_dict()), tied(model)
     with torch.random.fork_rng(devices=[]):
         inject(model, cfg, where)
@@ -216,7 +224,9 @@ def merge(model: Any, state: Mapping[str, Tensor], cfg: Any, what: str, where: s
     Raises:
         EsrlError: they are for another model.
     """
-    check_base(state.get(ADAPTED), attach(model, cfg, where), what, where)
+    base = attach(model, cfg, where)
+    assert base is not None
+    check_base(state.get(ADAPTED), base, what, where)
     adapters = {name: x for name, x in state.items() if belongs(name)}
     if model.load_state_dict(adapters, strict=False).unexpected_keys:
         raise EsrlError(f"the adapters in {what} do not fit {where}: give theirs as --hf-model")

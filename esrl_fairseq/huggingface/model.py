@@ -192,7 +192,7 @@ class HfCausalLM(FairseqLanguageModel):
         check_dictionary(dictionary, model.config.vocab_size, cfg.hf_model or "")
         if cfg.checkpoint_activations:
             library.checkpoint_layers(model)
-        base = adapters.attach(model, cfg, cfg.hf_model or "") if cfg.lora_rank else None
+        base = adapters.attach(model, cfg, cfg.hf_model or "")
         super().__init__(HfDecoder(model, dictionary))
         self.cfg = cfg
         if base is not None:

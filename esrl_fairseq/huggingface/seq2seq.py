@@ -77,7 +77,7 @@ class HfSeq2Seq(FairseqEncoderDecoderModel):
     ):
         where = cfg.hf_model or ""
         model = library.load_model(where, cfg.hf_attention, library.SEQ2SEQ)
-        base = adapters.attach(model, cfg, where) if cfg.lora_rank else None
+        base = adapters.attach(model, cfg, where)
         family = family_of(model)
         check_dictionary(source, source_words(model.config), where)
         check_dictionary(target, target_words(model.config), where)

@@ -61,6 +61,7 @@ def test_resumed_equals_uninterrupted(commands, corpus, mle, frozen, tmp_path):
     assert same_model(frozen[0], tmp_path / "resumed")
 
 
+@pytest.mark.long
 def test_from_a_run_that_froze_nothing(commands, corpus, mle, tmp_path):
     """Its parameters can be gone on from, its optimizer's state cannot."""
     commands.succeed(*options(corpus, mle, tmp_path / "all", "--max-update 1"))
@@ -74,6 +75,7 @@ def test_from_a_run_that_froze_nothing(commands, corpus, mle, tmp_path):
     check(start, tmp_path / "part")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["legacy_ddp", "c10d"])
 def test_two_ranks(backend, commands, corpus, mle, tmp_path):
     """Distributed wrappers wait for no gradient of a frozen parameter."""

@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 from command_lines import USER_DIR
-from test_cli_huggingface import options, prompts, succeed  # noqa: F401 (a fixture)
+from test_cli_huggingface import options, prompts  # noqa: F401 (a fixture)
 from test_cli_language_model import refused
 from test_cli_resume import comparable, load, same_model
 from tiny_causal_lm import DICTIONARY, make_prompts, save
 
+from esrl_fairseq.huggingface.__main__ import export_model
 from esrl_fairseq.huggingface.adapters import belongs
 from esrl_fairseq.huggingface.model import HfCausalLM, HfCausalLMConfig
 
@@ -42,6 +43,7 @@ def test_checkpoints_hold_adapters_alone(commands, prompts, trained):  # noqa: F
     assert len(written.lines("H-")) == 20
 
 
+@pytest.mark.long
 def test_resumed_equals_uninterrupted(commands, prompts, trained, tmp_path):  # noqa: F811
     (tmp_path / "resumed").mkdir()
     checkpoint = next(trained[0].glob("checkpoint_*_4.pt"))
@@ -57,7 +59,7 @@ def test_resumed_equals_uninterrupted(commands, prompts, trained, tmp_path):  # 
 
 def test_the_merged_folder_has_the_same_scores(prompts, trained, tmp_path):  # noqa: F811
     checkpoint = trained[0] / "checkpoint_last.pt"
-    succeed("export", "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    export_model(str(checkpoint), None, tmp_path / "out")
     own = HfCausalLM(HfCausalLMConfig(hf_model=prompts.model, lora_rank=2), DICTIONARY)
     own.load_state_dict(load(checkpoint)["model"])
     merged = HfCausalLM(HfCausalLMConfig(hf_model=str(tmp_path / "out")), DICTIONARY)

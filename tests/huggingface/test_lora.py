@@ -162,6 +162,8 @@ def test_adapters_for_another_model(folders, tmp_path):
         ("llama", {"lora_targets": "nosuch"}, "--lora-targets nosuch does not fit .*llama"),
         ("tied", {"lora_targets": "q_proj,lm_head"}, "shares with its output projection"),
         ("tied", {"lora_targets": "embed_tokens"}, "shares with its output projection"),
+        ("llama", {"rank": 0, "lora_alpha": 3.0}, "--lora-alpha is for adapters: give --lora-rank"),
+        ("llama", {"rank": 0, "lora_targets": "q_proj"}, "--lora-targets is for adapters"),
         ("llama", {"rank": -1}, "--lora-rank is 0 or more"),
         ("llama", {"lora_alpha": 0.0}, "--lora-alpha above 0"),
     ],
