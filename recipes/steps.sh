@@ -68,6 +68,8 @@ read_words() {
 # run_steps FUNCTION: the steps that FUNCTION has, as the words say
 run_steps() {
     local names word
+    [[ $1 == recipe_steps || $MLE_CONTINUED == 0 ]] ||
+        die "MLE_CONTINUED and COMPARE are for recipes that train ESRL from a model of likelihood; leave them out"
     names=$(PASS=names "$@")
     mapfile -t STEPS <<<"$names"
     for word in "$UNTIL" "$FROM"; do
@@ -99,7 +101,13 @@ position() {
 # The lock is that of an open file, which the processes of a run inherit: it is free when the last ends.
 take_lock() {
     exec 9>>"$WORK/steps/lock"
-    python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null ||
+    python -c 'import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(1)
+except OSError as error:
+    print(f"warning: this folder cannot be locked, and a second run is not noticed: {error}", file=sys.stderr)' ||
         die "another run works in $WORK, or a process that it left is not over: wait for its end," \
             "or choose another ESRL_WORK_DIR"
 }

@@ -98,6 +98,7 @@ IWSLT_SETS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.
 def iwslt14(folder, number=500):
     """An eighth of the pairs, but not more than 750 (a set of 150 each), are the test set."""
     pairs = sentences(number)
+    pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} That’s it.")
     size = min(150, len(pairs) // 8 // len(IWSLT_SETS))
     train = len(pairs) - size * len(IWSLT_SETS)
     files = {}

@@ -139,7 +139,7 @@ def test_several_corpora_follow_each_other(tmp_path):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_moses_tokenises_line_by_line(jobs):
-    text = "Der 3-jährige „Hund“ läuft.\n\n" + "a\u2028b c.\n" * 2100
+    text = "Der 3-jährige „Hund“ läuft.\n\n" + "a\u2028b\rc d.\n" * 2100
     options = ["--language", "de", "--jobs", jobs]
     plain = run("moses.py", *options, text=text)
     assert plain.returncode == 0, plain.stderr

@@ -160,7 +160,14 @@ def test_demo(recipe):
 
 def test_rlhf_llama(recipe, tmp_path):
     causal = pytest.importorskip("tiny_causal_lm")
-    model = causal.save(tmp_path / "a model")
+    model, judge = causal.save(tmp_path / "a model"), str(tmp_path / "a judge")
+    config = causal.transformers.AutoConfig.from_pretrained(model, num_labels=1)
+    causal.transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(
+        judge
+    )
+    tokenizer = causal.make_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(judge)
     rows = [
         {"instruction": " ".join("abcd"[(i >> 2 * k) % 4] for k in range(6)), "input": ""}
         for i in range(4**6)
@@ -170,8 +177,8 @@ def test_rlhf_llama(recipe, tmp_path):
         (archives / "alpaca_data.json").write_text(json.dumps(rows[:1320]))
 
     result, work = recipe(
-        "rlhf_llama", make, LLAMA=model, PRECISION="fp32", ESRL_EPOCHS="1", INPUTS="16",
-        ESRL_ARGS="--cpu --reward length --sample-max-len-b 4 --check-start warn --max-update 2",
+        "rlhf_llama", make, LLAMA=model, REWARD_MODEL=judge, PRECISION="fp32", INPUTS="16",
+        ESRL_ARGS="--cpu --sample-max-len-b 4 --check-start warn --max-update 2",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "validation reward: start" in (work / "summary-esrl-s1.txt").read_text()
