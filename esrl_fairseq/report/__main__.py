@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -67,6 +68,8 @@ def main(words: Sequence[str] | None = None) -> None:
         EsrlError: what was given does not fit, or something is missing.
     """
     given = make_parser().parse_args(words)
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq has it tell of all that it loads
+    logging.getLogger("esrl_fairseq").setLevel(logging.INFO)
     if given.evaluate and len(given.folders) > 1:
         raise EsrlError("--evaluate compares a run with its start: give one folder")
     names = names_of(given.folders)

@@ -43,6 +43,9 @@ def what_was_run(runs: Sequence[Recorded]) -> Section:
     html = ""
     for run in runs:
         begin = run.begin
+        if not begin:
+            html += f"<h3>{escape(run.name)}</h3><p>Its record has no beginning.</p>"
+            continue
         start = begin["start"]
         resumed = [r for r in run.records if r["kind"] == "begin" and r["resumed"]]
         versions = ", ".join(f"{name} {value}" for name, value in begin["versions"].items())

@@ -70,7 +70,7 @@ def translate(run: Recorded, given: Any) -> Translations:
     check_file(start_file, "the start model", "say with --start where it is now")
     if not isinstance(task, SamplingTask):
         attach_sampling(task)
-    load_subset(task, given.subset, cfg)
+    task.load_dataset(given.subset)
     scorer = texts_of(task, cfg)
     best = dict(outputs(models[0], task, cfg, scorer, given))
     logger.info("%s: %d lines translated", best_file, len(best))
@@ -123,21 +123,6 @@ def start_of(run: Recorded, cfg: Any) -> str:
             "compared with: give one with --start"
         )
     return str(found)
-
-
-def load_subset(task: Any, subset: str, cfg: Any) -> None:
-    """Load a data set.
-
-    Raises:
-        EsrlError: there is none of that name.
-    """
-    try:
-        task.load_dataset(subset)
-    except FileNotFoundError as error:
-        raise EsrlError(
-            f"there is no data set {subset!r} in {cfg.task.data} ({error}): give another --subset, "
-            f"such as {cfg.dataset.valid_subset}, or --data"
-        ) from None
 
 
 def texts_of(task: Any, cfg: Any) -> Scorer:

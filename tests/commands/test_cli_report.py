@@ -224,7 +224,7 @@ def drawn(tmp_path):
         (["a", "./a"], "a folder is given twice"),
         (["RUN", "--output", "nosuch/x.html"], "nosuch for the report: make it, or change"),
         (["RUN", "--output", "own.html"], "own.html is there already and no report"),
-        (["RUN", "--evaluate", "--subset", "nosuch"], "there is no data set 'nosuch' in"),
+        (["RUN", "--evaluate", "--subset", "nosuch"], "there are no data of the split 'nosuch' in"),
         (["RUN", "--evaluate", "--start", "nosuch.pt"], "the start model nosuch.pt does not exist"),
     ],
 )
