@@ -40,6 +40,7 @@ class Translations:
         references: [lines] lists of texts.
         frequency: of the words in the training data's targets; empty where these are not known.
         tokenize: of BLEU, ``--reward-tokenize``.
+        detokenized: whether ``--reward-detokenizer`` was given.
     """
 
     start_file: str
@@ -51,6 +52,7 @@ class Translations:
     best: list[str]
     frequency: Counter[str]
     tokenize: str = "13a"
+    detokenized: bool = True
 
 
 def translate(run: Recorded, given: Any) -> Translations:
@@ -93,6 +95,7 @@ def translate(run: Recorded, given: Any) -> Translations:
         [line.output for line in both],
         frequencies(task, cfg, scorer),
         cfg.criterion.reward_tokenize,
+        cfg.criterion.reward_detokenizer is not None,
     )
 
 

@@ -145,7 +145,7 @@ def test_a_report_of_training_and_outcome(run, report, drawn, tmp_path):
     reward = next(f for f in figures(page) if f["title"] == "Reward")
     assert [trace["name"] for trace in reward["traces"]] == ["samples", "baseline", "validation"]
     assert reward["traces"][2]["x"]["updates"] == [0, 7, 10, 14]
-    assert [mark[2] for mark in reward["marks"]] == ["1"]
+    assert [mark[1] for mark in reward["marks"]["updates"]] == ["1"]
     assert titles(page)[0] == "Is the best checkpoint better than the start?"
     assert "How do the outputs change?" in titles(page) and len(titles(page)) == 17
     drawn(page)
