@@ -170,6 +170,11 @@ class Run(Failures):
         self.progress.add(outputs, self.task.rl.replay.update + 1)
         self.record.updated(outputs)
 
+    def failed(self, error: Exception, in_update: bool) -> None:
+        """A batch raised, see :meth:`Failures.failed`; the record tells of it."""
+        self.record.add("warning", level="ERROR", message=f"the run ends: {error}")
+        super().failed(error, in_update)
+
     def end(self) -> None:
         """Say what the run came to, and what to do next."""
         cfg = self.cfg.checkpoint

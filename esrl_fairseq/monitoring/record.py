@@ -80,17 +80,18 @@ class Record:
         self.waiting += [{**warning, "at": updates} for warning in warnings]
 
     def _open(self) -> None:
-        """Begin the file with what waits for it."""
+        """Begin the file with what waits for it; where that fails, the next epoch tries again."""
         assert self.folder is not None
-        self.path = os.path.join(self.folder, FILE)
+        path = os.path.join(self.folder, FILE)
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with open(f"{self.path}.partial", "wb") as file:
+            with open(f"{path}.partial", "wb") as file:
                 file.writelines(as_line(record) for record in self.waiting)
-            os.replace(f"{self.path}.partial", self.path)
+            os.replace(f"{path}.partial", path)
         except OSError as error:
             self._warn(error)
-        self.waiting = []
+        else:
+            self.path, self.waiting = path, []
 
     def add(self, kind: str, **values: Any) -> None:
         """Write a record."""
@@ -120,7 +121,7 @@ class Record:
             logger.warning(
                 "the run's record cannot be written to %s (%s): the run goes on, and esrl-report "
                 "will not show what is missing there",
-                *(self.path, error.strerror),
+                *(os.path.join(self.folder or "", FILE), error.strerror),
             )
 
     def begin_update(self) -> None:

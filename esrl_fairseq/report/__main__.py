@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.report import facts, training
 from esrl_fairseq.report.figures import Section
-from esrl_fairseq.report.page import GENERATOR, page, plotting_script, tiles_of
+from esrl_fairseq.report.page import GENERATOR, page, plotting_script, summary_of
 from esrl_fairseq.report.reading import Recorded, names_of, read_run
 
 NAME = "report.html"
@@ -67,6 +68,9 @@ def main(words: Sequence[str] | None = None) -> None:
         EsrlError: what was given does not fit, or something is missing.
     """
     given = make_parser().parse_args(words)
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq has it tell of all that it loads
+    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
+    logging.getLogger("esrl_fairseq").setLevel(logging.INFO)
     if given.evaluate and len(given.folders) > 1:
         raise EsrlError("--evaluate compares a run with its start: give one folder")
     names = names_of(given.folders)
@@ -93,7 +97,7 @@ def write(
     output: str, title: str, runs: Sequence[Recorded], sections: Sequence[Section], script: str
 ) -> None:
     """Make the page of what there is, and write it whole or not at all."""
-    tiles = "".join(tiles_of(run.name if len(runs) > 1 else "", facts.tiles(run)) for run in runs)
+    tiles = summary_of([(run.name, facts.tiles(run)) for run in runs])
     found = list(sections)
     if runs:
         found += training.sections(runs)

@@ -28,8 +28,9 @@ def tiles(run: Recorded) -> list[tuple[str, str]]:
         best = max(after, key=lambda v: v[1])
         if validated[0][0] == 0:
             found.append(("validation reward, start", f"{validated[0][1]:.4f}"))
-        found.append((f"best, at update {best[0]:,}", f"{best[1]:.4f}"))
-        found.append((f"last, at update {validated[-1][0]:,}", f"{validated[-1][1]:.4f}"))
+        found.append(("its best", f"{best[1]:.4f}"))
+        found.append(("at update", f"{best[0]:,}"))
+        found.append(("its last", f"{validated[-1][1]:.4f}"))
     last = run.records[-1]
     minutes = hours(last) * 60
     taken = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -43,6 +44,9 @@ def what_was_run(runs: Sequence[Recorded]) -> Section:
     html = ""
     for run in runs:
         begin = run.begin
+        if not begin:
+            html += f"<h3>{escape(run.name)}</h3><p>Its record has no beginning.</p>"
+            continue
         start = begin["start"]
         resumed = [r for r in run.records if r["kind"] == "begin" and r["resumed"]]
         versions = ", ".join(f"{name} {value}" for name, value in begin["versions"].items())

@@ -23,14 +23,14 @@ class Figure:
         traces: of plotly; ``colour`` is a number of the page's palette.
         x: title of the horizontal axis; "updates" follows the page's choice.
         layout: further layout of plotly.
-        marks: ``(update, hours, label)`` of warnings.
+        marks: of warnings, ``(place, label)`` on each axis, "updates" and "hours".
     """
 
     title: str
     traces: list[dict[str, Any]]
     x: str = "updates"
     layout: dict[str, Any] = field(default_factory=dict)
-    marks: list[tuple[float, float, str]] = field(default_factory=list)
+    marks: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,8 +77,7 @@ def smoothed(values: Sequence[float | None]) -> list[float | None]:
     half = len(values) // 40
     means: list[float | None] = []
     for place in range(len(values)):
-        reach = min(half, place, len(values) - 1 - place)
-        near = [v for v in values[place - reach : place + reach + 1] if v is not None]
+        near = [v for v in values[max(place - half, 0) : place + half + 1] if v is not None]
         means.append(sum(near) / len(near) if near else None)
     return means
 

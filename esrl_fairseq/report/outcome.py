@@ -62,6 +62,11 @@ def score_section(found: Translations, what: str) -> Section:
     files = (
         f"start: <code>{escape(found.start_file)}</code><br>best: <code>{escape(found.best_file)}"
     )
+    if not found.detokenized:
+        html += (
+            "<p class=small>Texts are scored as they are in the data (no --reward-detokenizer): if "
+            "these are tokenised, compare the scores with each other alone.</p>"
+        )
     html += f"<p class=small>{signatures}</p><p class=small>{files}</code></p>"
     return Section(
         "Is the best checkpoint better than the start?",

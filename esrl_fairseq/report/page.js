@@ -26,27 +26,27 @@
   }
 
   function marks(figure, layout) {
-    layout.shapes = figure.marks.map(function (mark) {
-      const x = axis === "hours" ? mark[1] : mark[0];
-      return { type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1,
+    const places = figure.marks[axis] || [];
+    layout.shapes = places.map(function (mark) {
+      return { type: "line", xref: "x", yref: "paper", x0: mark[0], x1: mark[0], y0: 0, y1: 1,
                line: { color: colour("warn"), width: 1, dash: "dot" } };
     });
-    layout.annotations = figure.marks.map(function (mark) {
-      const x = axis === "hours" ? mark[1] : mark[0];
-      return { x: x, y: 1, xref: "x", yref: "paper", yanchor: "bottom", showarrow: false,
-               text: "⚠" + mark[2], font: { color: colour("warn"), size: 11 } };
+    layout.annotations = places.map(function (mark) {
+      return { x: mark[0], y: 1, xref: "x", yref: "paper", yanchor: "bottom", showarrow: false,
+               text: "⚠" + mark[1], font: { color: colour("warn"), size: 11 } };
     });
   }
 
   function layout(figure) {
     const lines = { gridcolor: colour("grid"), zerolinecolor: colour("grid"), automargin: true };
     const title = figure.x === "updates" && axis === "hours" ? "hours of training" : figure.x;
+    const named = figure.traces.filter(function (t) { return t.showlegend !== false; });
     const own = JSON.parse(JSON.stringify(figure.layout));
     const made = Object.assign({
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
       margin: { l: 48, r: 12, t: 22, b: 44 }, hovermode: "closest",
-      dragmode: coarse ? false : "zoom", showlegend: figure.traces.length > 1,
+      dragmode: coarse ? false : "zoom", showlegend: named.length > 1,
       legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0 },
     }, own);
     made.xaxis = Object.assign({}, lines, { title: { text: title, standoff: 6 } }, own.xaxis);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.record import plain
-from esrl_fairseq.report.figures import Figure, Section
+from esrl_fairseq.report.figures import Figure, Section, table
 
 HERE = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="esrl-report">'
@@ -93,10 +93,19 @@ def box(figure: Figure, number: int) -> str:
     )
 
 
-def tiles_of(name: str, numbers: Sequence[tuple[str, str]]) -> str:
-    """A run's few numbers, with its name where there are several."""
+def summary_of(numbers: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> str:
+    """The few numbers of runs: of one as tiles, of several as a table.
+
+    Args:
+        numbers: name of each run, and (label, value) of its numbers.
+    """
+    if len(numbers) > 1:
+        labels = list(dict.fromkeys(label for _, own in numbers for label, _ in own))
+        rows = [(name, *(dict(own).get(label, "") for label in labels)) for name, own in numbers]
+        return table(("", *labels), rows, range(1, len(labels) + 1))
     found = "".join(
         f"<div class=tile><b>{escape(value)}</b><span class=small>{escape(label)}</span></div>"
-        for label, value in numbers
+        for _, own in numbers
+        for label, value in own
     )
-    return (f"<h3>{escape(name)}</h3>" if name else "") + f"<div class=tiles>{found}</div>"
+    return f"<div class=tiles>{found}</div>" if found else ""

@@ -16,8 +16,8 @@ STAGES = {
 REST = "backward, optimizer, data"
 WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
 FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
-MOST_MARKS = 30
-"""Warnings that are marked in plots; all are listed."""
+NEAR = 0.04
+"""Share of the horizontal axis on which the marks of warnings are one."""
 Series = tuple[str, str]
 """The name in a legend, and in a record."""
 
@@ -30,7 +30,7 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
             "Does the validation reward rise?",
             "Healthy: training and validation reward rise together and level off. Training rises "
             "while validation falls: overfitting, or a reward that is gamed. Both fall: the "
-            "learning rate is too high.",
+            "learning rate is too high. Faint lines are single updates, strong ones running means.",
             [reward_figure(runs)],
         ),
         Section(
@@ -272,12 +272,26 @@ def warnings_of(runs: Sequence[Recorded]) -> list[tuple[Recorded, Record]]:
     return [(run, record) for run in runs for record in run.of("warning")]
 
 
-def marks_of(runs: Sequence[Recorded]) -> list[tuple[float, float, str]]:
-    """Where warnings came, with their numbers in the list; those at one place are one mark."""
-    places: dict[tuple[float, float], list[int]] = {}
-    for number, (_, record) in enumerate(warnings_of(runs), 1):
-        places.setdefault((record["at"], hours(record)), []).append(number)
+def marks_of(runs: Sequence[Recorded]) -> dict[str, list[tuple[float, str]]]:
+    """Where warnings came, with their numbers in the list, on both horizontal axes."""
+    records = [record for _, record in warnings_of(runs)]
+    ends = [run.records[-1] for run in runs]
+    updates, times = [r["at"] for r in records], [hours(r) for r in records]
+    return {
+        "updates": together(updates, max(r["at"] for r in ends)),
+        "hours": together(times, max(map(hours, ends))),
+    }
+
+
+def together(places: Sequence[float], last: float) -> list[tuple[float, str]]:
+    """Numbered places, those that would cover each other as one mark."""
+    groups: list[tuple[float, list[int]]] = []
+    for place, number in sorted((place, number) for number, place in enumerate(places, 1)):
+        if groups and place - groups[-1][0] <= NEAR * last:
+            groups[-1][1].append(number)
+        else:
+            groups.append((place, [number]))
     return [
-        (update, time, ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else ""))
-        for (update, time), numbers in list(places.items())[:MOST_MARKS]
+        (place, ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else ""))
+        for place, numbers in groups
     ]

@@ -40,6 +40,7 @@ class Translations:
         references: [lines] lists of texts.
         frequency: of the words in the training data's targets; empty where these are not known.
         tokenize: of BLEU, ``--reward-tokenize``.
+        detokenized: whether ``--reward-detokenizer`` was given.
     """
 
     start_file: str
@@ -51,6 +52,7 @@ class Translations:
     best: list[str]
     frequency: Counter[str]
     tokenize: str = "13a"
+    detokenized: bool = True
 
 
 def translate(run: Recorded, given: Any) -> Translations:
@@ -70,7 +72,7 @@ def translate(run: Recorded, given: Any) -> Translations:
     check_file(start_file, "the start model", "say with --start where it is now")
     if not isinstance(task, SamplingTask):
         attach_sampling(task)
-    load_subset(task, given.subset, cfg)
+    task.load_dataset(given.subset)
     scorer = texts_of(task, cfg)
     best = dict(outputs(models[0], task, cfg, scorer, given))
     logger.info("%s: %d lines translated", best_file, len(best))
@@ -93,6 +95,7 @@ def translate(run: Recorded, given: Any) -> Translations:
         [line.output for line in both],
         frequencies(task, cfg, scorer),
         cfg.criterion.reward_tokenize,
+        cfg.criterion.reward_detokenizer is not None,
     )
 
 
@@ -123,21 +126,6 @@ def start_of(run: Recorded, cfg: Any) -> str:
             "compared with: give one with --start"
         )
     return str(found)
-
-
-def load_subset(task: Any, subset: str, cfg: Any) -> None:
-    """Load a data set.
-
-    Raises:
-        EsrlError: there is none of that name.
-    """
-    try:
-        task.load_dataset(subset)
-    except FileNotFoundError as error:
-        raise EsrlError(
-            f"there is no data set {subset!r} in {cfg.task.data} ({error}): give another --subset, "
-            f"such as {cfg.dataset.valid_subset}, or --data"
-        ) from None
 
 
 def texts_of(task: Any, cfg: Any) -> Scorer:

@@ -145,7 +145,7 @@ def test_a_report_of_training_and_outcome(run, report, drawn, tmp_path):
     reward = next(f for f in figures(page) if f["title"] == "Reward")
     assert [trace["name"] for trace in reward["traces"]] == ["samples", "baseline", "validation"]
     assert reward["traces"][2]["x"]["updates"] == [0, 7, 10, 14]
-    assert [mark[2] for mark in reward["marks"]] == ["1"]
+    assert [mark[1] for mark in reward["marks"]["updates"]] == ["1"]
     assert titles(page)[0] == "Is the best checkpoint better than the start?"
     assert "How do the outputs change?" in titles(page) and len(titles(page)) == 17
     drawn(page)
@@ -224,7 +224,7 @@ def drawn(tmp_path):
         (["a", "./a"], "a folder is given twice"),
         (["RUN", "--output", "nosuch/x.html"], "nosuch for the report: make it, or change"),
         (["RUN", "--output", "own.html"], "own.html is there already and no report"),
-        (["RUN", "--evaluate", "--subset", "nosuch"], "there is no data set 'nosuch' in"),
+        (["RUN", "--evaluate", "--subset", "nosuch"], "there are no data of the split 'nosuch' in"),
         (["RUN", "--evaluate", "--start", "nosuch.pt"], "the start model nosuch.pt does not exist"),
     ],
 )

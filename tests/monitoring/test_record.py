@@ -162,10 +162,16 @@ def test_a_full_disk_is_one_warning_and_no_end(begin, tmp_path, monkeypatch, cap
 
 
 def test_a_folder_that_cannot_be_written(begin, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    record = begin(folder=tmp_path / "file" / "run")
+    """Once it can, all that was to be told is."""
+    (tmp_path / "run").write_text("")
+    record = begin(folder=tmp_path / "run")
     update(record)
+    record.add_epoch(record.trainer.task.rl, None)
     assert sum("record cannot be written" in r.getMessage() for r in caplog.records) == 1
+    (tmp_path / "run").unlink()
+    record.add_epoch(record.trainer.task.rl, None)
+    kinds = [r["kind"] for r in read(tmp_path / "run")]
+    assert kinds == ["begin", "epoch", "warning", "update", "epoch", "epoch"]
 
 
 def test_warnings_are_recorded_once(begin, tmp_path):
