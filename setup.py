@@ -52,6 +52,8 @@ EXTRAS_REQUIRE = {
         # Both are what transformers reads a policy from a GGUF file with.
         "gguf",
         "accelerate",
+        # What the tokenizers of M2M100 and Marian read their words with.
+        "sentencepiece",
     ],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
