@@ -59,6 +59,8 @@ EXTRAS_REQUIRE = {
         # Both are what transformers reads a policy from a GGUF file with.
         "gguf",
         "accelerate",
+        # What the tokenizers of M2M100 and Marian read their words with.
+        "sentencepiece",
     ],
     # Makes adapters of --lora-rank, in models of the extra hf.
     "lora": ["peft>=0.17"],

@@ -26,7 +26,8 @@ from esrl_fairseq.state.samples import Samples
 from esrl_fairseq.state.visits import mean_entropy
 
 COLUMNS = (
-    "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cost", "reason",
+    "case", "seconds", "samples", "noise", "noise_low", "noise_high", "scale", "cosine", "cost",
+    "reason",
 )  # fmt: skip
 REFERENCES = 2  # independent ones, whose product is free of their noise
 
@@ -216,7 +217,8 @@ def noise(
 
     The mean is long only beside the noise of many gradients, so its length is taken from the
     references, and from the gradients just its ``scale`` along them (which is not noise: Adam does
-    not see it).
+    not see it). ``cosine`` is that of their expectation with the references': below 1, they lead
+    elsewhere, however many there are.
     """
     if not gradients:
         return {}
@@ -235,6 +237,8 @@ def noise(
         return float(variance / (square * along[chosen].mean() ** 2))
 
     whole = value(np.arange(len(gradients)))
+    n = len(gradients)
+    own_square = (products.sum() - np.trace(products)) / (n * (n - 1))  # free of noise, too
     # The jackknife: a bootstrap's repeats would have no noise between them.
     left = [value(np.delete(np.arange(len(gradients)), i)) for i in range(len(gradients))]
     error = np.sqrt((len(left) - 1) * np.var(left))
@@ -243,6 +247,7 @@ def noise(
         "noise_low": whole - 1.96 * error,
         "noise_high": whole + 1.96 * error,
         "scale": float(along.mean()),
+        "cosine": float(along.mean() * np.sqrt(square / own_square)) if own_square > 0 else None,
         "cost": None if seconds is None else whole * seconds,
     }
 

