@@ -25,6 +25,7 @@ pytestmark = pytest.mark.long
 
 MLE = f"{TINY} --cpu --lr 0.02 --warmup-updates 5"
 SETTINGS = {
+    "BPE_MERGES": "300",
     "MLE_EPOCHS": "6",
     "ESRL_UPDATES": "3",
     "MLE_ARGS": MLE,
