@@ -371,7 +371,10 @@ costs() {
 # first, and of ESRL against the others. SACREBLEU_OPTIONS: more of its options.
 score() {
     local reference=("clean/test.$TGT") mode run files compared options=(-m bleu chrf -w 2 "${SACREBLEU_OPTIONS[@]}")
-    [[ -z ${TEST_SET:-} ]] || reference=(-t "$TEST_SET" -l "$SRC-$TGT")
+    if [[ -n ${TEST_SET:-} ]]; then
+        reference=(-t "$TEST_SET" -l "$SRC-$TGT")
+        SUMMARY+=(--test-set "$TEST_SET, $SRC-$TGT") # sacreBLEU's signature does not name it
+    fi
     costs "$@"
     for mode in beam5 greedy; do
         files=() compared=("out/$ESRL_RUN.$mode.txt")

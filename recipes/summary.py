@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--compare", required=True, help="sacreBLEU's tables, before .MODE.txt")
     parser.add_argument("--of", help="the run that is compared with the others, in words")
     parser.add_argument("--costs", type=Path, help="what costs.py printed: time and memory")
+    parser.add_argument("--test-set", help="which of sacreBLEU's: it is said")
     parser.add_argument("--tokenised", action="store_true", help="BLEU on tokens, too")
     args = parser.parse_args()
 
@@ -138,6 +139,8 @@ def main() -> None:
         print(f"(p is sacreBLEU's, of one side: significant is below {SIGNIFICANT}.)")
     if costs:
         print("minutes: of training from the start model on, with validation.")
+    if args.test_set:
+        print(f"test set: sacreBLEU's {args.test_set}")
     for name, signature in signatures.items():
         print(f"{name}: {signature}")
 

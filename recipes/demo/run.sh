@@ -18,7 +18,7 @@ fetch_data() {
 DISK=([fetch]=2 [clean]=2 [bpe]=4 [binarize]=3 [mle]=40 [esrl]=60)
 TIMES=([mle]='5 minutes' [esrl]='3 to 4 minutes')
 CLEAN=(--lower)
-BPE_MERGES=4000
+BPE_MERGES=${BPE_MERGES:-4000}
 MODEL=(
     --arch transformer --share-all-embeddings --dropout 0.1
     --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4

@@ -52,7 +52,7 @@ clean_tokens() {
 
 CLEAN_STEP=clean_tokens TOKENISE=:
 CLEAN=(--max-words 175 --max-ratio 1.5)
-BPE_MERGES=10000 JOINED=0
+BPE_MERGES=${BPE_MERGES:-10000} JOINED=0
 SACREBLEU_OPTIONS=(--lowercase) # the text is, and the signature says so
 SUMMARY=(--tokenised)
 MODEL=(--arch transformer_iwslt_de_en --share-decoder-input-output-embed "${PRECISION[@]}")

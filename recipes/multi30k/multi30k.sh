@@ -18,7 +18,7 @@ fetch_data() {
 DISK=([fetch]=6 [clean]=4 [bpe]=10 [binarize]=5 [mle]=80 [decay]=80 [esrl]=160)
 TIMES=([mle]='25 minutes of a core' [decay]='25 to 37 minutes of a core' [esrl]='17 to 19 minutes of a core')
 CLEAN=()
-BPE_MERGES=6000
+BPE_MERGES=${BPE_MERGES:-6000}
 MODEL=(
     --arch transformer --share-all-embeddings --dropout 0.15
     --encoder-layers 3 --encoder-embed-dim 160 --encoder-ffn-embed-dim 640 --encoder-attention-heads 4

@@ -62,7 +62,7 @@ evaluate() {
     PYTHONPATH=$REPO python "$RECIPES/reward_model_en_de/evaluate.py" raw reward-model/checkpoint_best.pt
 }
 
-BPE_MERGES=4000
+BPE_MERGES=${BPE_MERGES:-4000}
 REWARD_UPDATES=${REWARD_UPDATES:-1200}
 read -r -a REWARD_EXTRA <<<"${REWARD_ARGS:-}"
 TRAIN=(

@@ -92,7 +92,7 @@ evaluate() {
         --kl-weight "$KL_WEIGHT" --compare esrl esrl-auto
 }
 
-BPE_MERGES=3000
+BPE_MERGES=${BPE_MERGES:-3000}
 MODEL=(
     --arch transformer_lm --share-decoder-input-output-embed --tokens-per-sample 128
     --decoder-layers 2 --decoder-embed-dim 128 --decoder-input-dim 128 --decoder-output-dim 128

@@ -28,7 +28,7 @@ TEXT_LANGUAGE=en
 CLEAN=(--lower --max-words 1000 --max-ratio 1000)
 # Few and short sub-words, one set for both sides: each is seen often enough to be learnt, and a word
 # that is copied has the same embedding in the abstract, in the summary and in the output layer.
-BPE_MERGES=4000
+BPE_MERGES=${BPE_MERGES:-4000}
 TRUNCATE=(--truncate-source --max-source-positions 256)
 MODEL=(
     --arch transformer --share-all-embeddings "${TRUNCATE[@]}"

@@ -39,7 +39,7 @@ fetch_data() {
 }
 
 TEST_SET=wmt14/full
-BPE_MERGES=40000
+BPE_MERGES=${BPE_MERGES:-40000}
 BIG=${BIG:-0}
 one_of BIG 0 1
 if [[ $BIG == 1 ]]; then # Ott et al. 2018: fairseq's examples/scaling_nmt
