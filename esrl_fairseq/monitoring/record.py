@@ -79,7 +79,10 @@ class Record:
         self.epochs = {record["epoch"] for record in kept if record["kind"] == "epoch"}
         warnings, self.waiting = self.waiting, kept
         self.add("begin", run=outcome.run, resumed=bool(kept), **description(self.trainer, start))
-        self.waiting += [{**warning, "at": updates} for warning in warnings]
+        told = {record["message"] for record in kept if record["kind"] == "warning"}
+        self.watch.seen |= told
+        now = {"at": updates, "wall": self.waiting[-1]["wall"]}
+        self.waiting += [{**w, **now} for w in warnings if w["message"] not in told]
 
     def _open(self) -> None:
         """Begin the file with what waits for it; where that fails, the next epoch tries again."""

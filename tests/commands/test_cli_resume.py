@@ -101,11 +101,11 @@ def stored(save_dir):
 
 
 def recorded(save_dir):
-    """The run's record, without time and memory, and what its processes told of themselves."""
+    """The run's record, without time and memory, and where it was resumed."""
     return [
         {key: value for key, value in record.items() if not key.startswith(OF_THE_MACHINE)}
         for record in read_record(save_dir / FILE)
-        if record["kind"] not in ("begin", "end", "warning")
+        if record["kind"] not in ("begin", "end")
     ]
 
 

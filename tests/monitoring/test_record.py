@@ -187,6 +187,10 @@ def test_warnings_are_recorded_once(begin, tmp_path):
     logging.getLogger("esrl_fairseq.x").info("fine")
     found = [(r["message"], r["at"]) for r in read(tmp_path) if r["kind"] == "warning"]
     assert found == [("odd: 7", 0), ("worse", 4)]
+    again = begin(updates=4, run=record.trainer.task.outcome.run, first_epoch=False)
+    logging.getLogger("esrl_fairseq.x").warning("odd: %d", 7)
+    again.add_epoch(again.trainer.task.rl, None)
+    assert found == [(r["message"], r["at"]) for r in read(tmp_path) if r["kind"] == "warning"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
