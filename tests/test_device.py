@@ -284,22 +284,22 @@ def costs():
 
 
 def test_costs_by_hand(child):
-    """Launches, synchronisations, copies to the device and to the host, random states."""
+    """Launches, synchronisations, copies to the device and to the host, random states, views."""
     assert child(costs) == {
-        "view": [],
-        "add": [(1, 0, 0, 0, 0)],
-        "matmul": [(1, 0, 0, 0, 0)],
-        "item": [(0, 1, 0, 1, 0)],
-        "places": [(1, 1, 0, 0, 0)],
-        "masked": [(1, 1, 0, 0, 0)],
-        "fill": [(1, 0, 0, 0, 0)],
-        "indexed": [(1, 1, 1, 0, 0)],
-        "to host": [(0, 1, 0, 1, 0)],
-        "to device": [(0, 1, 1, 0, 0)],
-        "beside": [(0, 0, 1, 0, 0)],
-        "made there": [(1, 0, 0, 0, 0)],
-        "wait": [(0, 1, 0, 0, 0)],
-        "random": [(0, 0, 0, 0, 1)],
+        "view": [(0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 0, 1)],
+        "add": [(1, 0, 0, 0, 0, 0)],
+        "matmul": [(1, 0, 0, 0, 0, 0)],
+        "item": [(0, 0, 0, 0, 0, 1), (0, 1, 0, 1, 0, 0)],
+        "places": [(1, 1, 0, 0, 0, 0)],
+        "masked": [(1, 1, 0, 0, 0, 0)],
+        "fill": [(1, 0, 0, 0, 0, 0)],
+        "indexed": [(1, 1, 1, 0, 0, 0)],
+        "to host": [(0, 1, 0, 1, 0, 0)],
+        "to device": [(0, 1, 1, 0, 0, 0)],
+        "beside": [(0, 0, 1, 0, 0, 0)],
+        "made there": [(1, 0, 0, 0, 0, 0)],
+        "wait": [(0, 1, 0, 0, 0, 0)],
+        "random": [(0, 0, 0, 0, 1, 0)],
     }
 
 

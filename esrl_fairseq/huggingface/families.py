@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esrl_fairseq.huggingface import library
 

@@ -54,6 +54,7 @@ class Record:
         self.warned = self.cut = False
         self.subset = 0  # the number of the one that was validated last
         self.waiting: list[dict[str, Any]] = []  # records from before there is a file
+        self.epochs: set[int] = set()  # that there are records of
         self.watch = _Warnings(self)
         if folder is not None:
             logging.getLogger().addHandler(self.watch)
@@ -75,9 +76,13 @@ class Record:
         kept = kept_records(folders, outcome.run, updates) if updates else []
         if not kept:
             outcome.run = uuid.uuid4().hex
+        self.epochs = {record["epoch"] for record in kept if record["kind"] == "epoch"}
         warnings, self.waiting = self.waiting, kept
         self.add("begin", run=outcome.run, resumed=bool(kept), **description(self.trainer, start))
-        self.waiting += [{**warning, "at": updates} for warning in warnings]
+        told = {record["message"] for record in kept if record["kind"] == "warning"}
+        self.watch.seen |= told
+        now = {"at": updates, "wall": self.waiting[-1]["wall"]}
+        self.waiting += [{**w, **now} for w in warnings if w["message"] not in told]
 
     def _open(self) -> None:
         """Begin the file with what waits for it; where that fails, the next epoch tries again."""
@@ -174,7 +179,9 @@ class Record:
             return
         if not self.path:
             self._open()
-        self.add("epoch", epoch=rl.epoch, **histograms(rl, options))
+        if rl.epoch not in self.epochs:  # a run that is resumed in its middle has told of it
+            self.epochs.add(rl.epoch)
+            self.add("epoch", epoch=rl.epoch, **histograms(rl, options))
 
     def add_examples(self, examples: list[dict[str, Any]]) -> None:
         """What ``--show-samples`` shows of a validation."""

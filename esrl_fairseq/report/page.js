@@ -38,7 +38,8 @@
   }
 
   function layout(figure) {
-    const lines = { gridcolor: colour("grid"), zerolinecolor: colour("grid"), automargin: true };
+    const lines = { gridcolor: colour("grid"), zerolinecolor: colour("grid"), automargin: true,
+                    exponentformat: "e" };
     const title = figure.x === "updates" && axis === "hours" ? "hours of training" : figure.x;
     const named = figure.traces.filter(function (t) { return t.showlegend !== false; });
     const own = JSON.parse(JSON.stringify(figure.layout));
@@ -47,7 +48,7 @@
       font: { color: colour("text"), family: "system-ui, sans-serif", size: 12 },
       margin: { l: 48, r: 12, t: 22, b: 44 }, hovermode: "closest",
       dragmode: coarse ? false : "zoom", showlegend: named.length > 1,
-      legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0 },
+      legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, traceorder: "normal" },
     }, own);
     made.xaxis = Object.assign({}, lines, { title: { text: title, standoff: 6 } }, own.xaxis);
     made.yaxis = Object.assign({}, lines, own.yaxis);

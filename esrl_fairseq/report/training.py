@@ -16,7 +16,7 @@ STAGES = {
 REST = "backward, optimizer, data"
 WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
 FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
-NEAR = 0.04
+NEAR = 0.06
 """Share of the horizontal axis on which the marks of warnings are one."""
 Series = tuple[str, str]
 """The name in a legend, and in a record."""

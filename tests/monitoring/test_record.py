@@ -120,6 +120,7 @@ def test_a_resumed_run_goes_on_behind_its_checkpoint(begin, tmp_path):
     found = read(tmp_path)
     assert [r["at"] for r in found if r["kind"] == "update"] == [1, 2, 3, 4]
     assert [r["resumed"] for r in found if r["kind"] == "begin"] == [False, True]
+    assert [r["epoch"] for r in found if r["kind"] == "epoch"] == [1]  # it is still the same
     assert found[-1]["reward"] == 0.25
     # In another folder it takes its own history along.
     begin(updates=2, run=run, folder=tmp_path / "other", resumed_from=tmp_path)
@@ -166,12 +167,14 @@ def test_a_folder_that_cannot_be_written(begin, tmp_path, caplog):
     (tmp_path / "run").write_text("")
     record = begin(folder=tmp_path / "run")
     update(record)
+    record.trainer.task.rl.epoch = 2
     record.add_epoch(record.trainer.task.rl, None)
     assert sum("record cannot be written" in r.getMessage() for r in caplog.records) == 1
     (tmp_path / "run").unlink()
+    record.trainer.task.rl.epoch = 3
     record.add_epoch(record.trainer.task.rl, None)
     kinds = [r["kind"] for r in read(tmp_path / "run")]
-    assert kinds == ["begin", "epoch", "warning", "update", "epoch", "epoch"]
+    assert kinds == ["begin", "warning", "epoch", "update", "epoch", "epoch"]
 
 
 def test_warnings_are_recorded_once(begin, tmp_path):
@@ -184,6 +187,10 @@ def test_warnings_are_recorded_once(begin, tmp_path):
     logging.getLogger("esrl_fairseq.x").info("fine")
     found = [(r["message"], r["at"]) for r in read(tmp_path) if r["kind"] == "warning"]
     assert found == [("odd: 7", 0), ("worse", 4)]
+    again = begin(updates=4, run=record.trainer.task.outcome.run, first_epoch=False)
+    logging.getLogger("esrl_fairseq.x").warning("odd: %d", 7)
+    again.add_epoch(again.trainer.task.rl, None)
+    assert found == [(r["message"], r["at"]) for r in read(tmp_path) if r["kind"] == "warning"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
