@@ -185,7 +185,8 @@ def test_our_task_of_multilingual_bart():
     task = EsrlBartTranslationTask(cfg, dictionary("u v w"), dictionary("a b"))
     assert task.tgt_dict[task.eos] == "[en]" and task.src_dict[task.source_eos] == "[de]"
     assert task.limits["eos"] == task.eos
-    for langs, message in ((None, "--langs is missing"), ("de_DE,en", "--source-lang is de, which")):
+    wrong = {None: "--langs is missing", "de_DE,en": "--source-lang is de, which"}
+    for langs, message in wrong.items():
         cfg.langs = langs
         with pytest.raises(EsrlError, match=message):
             EsrlBartTranslationTask(cfg, dictionary("u v w"), dictionary("a b"))
