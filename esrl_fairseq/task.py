@@ -120,7 +120,7 @@ class EsrlTranslationTask(SamplingTask, TranslationTask):
                     reference_files(folders[0], other, *languages)
 
 
-class TaggedTranslationTask(LanguageEnds, TranslationFromPretrainedBARTTask):
+class TaggedTranslationTask(TranslationFromPretrainedBARTTask):
     """fairseq's translation with a pretrained multilingual BART, with all options of its
     translation: it leaves some out."""
 
@@ -160,7 +160,7 @@ class TaggedTranslationTask(LanguageEnds, TranslationFromPretrainedBARTTask):
 
 
 @register_task("esrl_translation_from_pretrained_bart", dataclass=EsrlBartTranslationConfig)
-class EsrlBartTranslationTask(EsrlTranslationTask, TaggedTranslationTask):
+class EsrlBartTranslationTask(LanguageEnds, EsrlTranslationTask, TaggedTranslationTask):
     """Translation with mBART: what esrl_translation has, for texts that end with languages."""
 
     cfg: EsrlBartTranslationConfig

@@ -32,6 +32,7 @@ from esrl_fairseq.options import EsrlCriterionConfig
 from esrl_fairseq.sampling.conditioning import reference_tokens
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling_task import SamplingTask
+from esrl_fairseq.task import EsrlBartTranslationConfig, EsrlBartTranslationTask
 
 ABLE = {"translation", "translation_from_pretrained_bart", "translation_from_pretrained_xlm"}
 STOCK = sorted(
@@ -174,3 +175,18 @@ def test_multilingual_bart_ends_with_its_language():
     assert scorer.hypotheses([[A, EOS, end], [B, end, PAD]]) == ["a", "b"]
     loss, size, log = criterion(model.train(), batch)
     assert torch.isfinite(loss) and size == 3
+
+
+def test_our_task_of_multilingual_bart():
+    """It ends and begins sequences as fairseq's does, and refuses languages without a word."""
+    cfg = EsrlBartTranslationConfig(
+        data="", langs="de,en", source_lang="de", target_lang="en", save_dir=None, no_save=True
+    )
+    task = EsrlBartTranslationTask(cfg, dictionary("u v w"), dictionary("a b"))
+    assert task.tgt_dict[task.eos] == "[en]" and task.src_dict[task.source_eos] == "[de]"
+    assert task.limits["eos"] == task.eos
+    wrong = {None: "--langs is missing", "de_DE,en": "--source-lang is de, which"}
+    for langs, message in wrong.items():
+        cfg.langs = langs
+        with pytest.raises(EsrlError, match=message):
+            EsrlBartTranslationTask(cfg, dictionary("u v w"), dictionary("a b"))

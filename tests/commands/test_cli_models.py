@@ -54,7 +54,7 @@ def test_models_that_train(model, commands, corpus, tmp_path):
         ),
         (
             "--task esrl_translation_from_pretrained_bart --langs de_DE,en --arch mbart_base",
-            ["--source-lang is de ", "--langs de_DE,en", "fairseq-preprocess"],
+            ["--source-lang is de, which", "--langs de_DE,en", "fairseq-preprocess"],
         ),
         (
             "--task translation_from_pretrained_bart --langs de --arch mbart_base",

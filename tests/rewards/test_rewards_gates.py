@@ -47,6 +47,7 @@ def test_language_of_short_texts(language):
     """The right language is never refused for being short; a copy has to be most probable."""
     short = ["A man sleeps", "a man", "two dogs playing"]
     assert passes("language-gate", short, language="en") == [1, 1, 1]
+    assert passes("language-gate", ["QQQQ QQQQ"], language="kab") == [0]  # Kabyle, by its letters
     assert passes("language-gate", ["Ein Hund ."], "Ein Hund .", language="en") == [0]
     assert passes("language-gate", ["ein  hund ."], "Ein Hund .", language="en") == [0]
     assert passes("language-gate", ["A dog runs home ."], "A dog runs home .", language="en") == [1]
@@ -87,6 +88,7 @@ def test_lengths_at_the_bounds_and_several_references():
     assert found.tolist() == [0, 1, 1, 0]
     found = score_rows(reward, ["x"], texts, [["1 2 3 4", "1 2 3 4 5"]], [0] * 4, ["x"])
     assert found.tolist() == [0, 1, 1, 1]
+    assert passes("length-gate", [""], source="") == [0]
 
 
 @pytest.mark.parametrize(
