@@ -96,6 +96,8 @@ def test_shown_samples(run, records):
                 parts = sample[name]["parts"]
                 assert set(parts) == {"bleu", "chrf"}
                 assert sample[name]["reward"] == pytest.approx(sum(parts.values()) / 2, abs=1e-4)
+    every = [sample for record in shown for sample in record["samples"]]
+    assert any(sample["sample"]["text"] != sample["output"]["text"] for sample in every)
     first = shown[0]["samples"][0]
     out = run[1].stdout
     assert f"{first['input']} after update 0\n  source:    {first['source']}\n" in out
