@@ -25,11 +25,11 @@ def last_epochs(folder: Path, number: int) -> list[Path]:
 
 def mean_state(paths: list[Path]) -> dict:
     """The last checkpoint, its parameters being the mean of all (added up in float64)."""
+    torch.serialization.add_safe_globals([argparse.Namespace])  # fairseq's checkpoints hold one
     sums: dict[str, torch.Tensor] = {}
     state: dict = {}
     for path in paths:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # as fairseq saves them
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in state["model"].items():
             if value.is_floating_point():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()

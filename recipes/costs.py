@@ -15,8 +15,8 @@ import torch
 
 def progress_of(path: Path) -> tuple[int, float]:
     """Updates and minutes that a checkpoint records."""
-    with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's checkpoints hold one
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    torch.serialization.add_safe_globals([argparse.Namespace])  # fairseq's checkpoints hold one
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     history = checkpoint.get("optimizer_history") or [{}]
     seconds = (checkpoint.get("extra_state") or {}).get("previous_training_time", 0.0)
     return history[-1].get("num_updates", 0), seconds / 60
