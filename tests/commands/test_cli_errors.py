@@ -210,8 +210,8 @@ def test_rewards_that_break_in_training(function, words, commands, corpus, folde
     sentence = result.stderr.splitlines()[-1]
     assert reward in sentence and all(word in sentence for word in words), sentence
     after = contents(folder)
-    changed = {name for name in after if after[name] != before.get(name)} - {"training_record.jsonl"}
-    assert changed == {"checkpoint_last.pt"}
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed - {"training_record.jsonl"} == {"checkpoint_last.pt"}
 
 
 @pytest.fixture(scope="module")
