@@ -100,6 +100,7 @@ def killed(folder, update, at):
     return int(told) if told else None
 
 
+@pytest.mark.long
 def test_kills(tmp_path):
     """Before each request of a save to the operating system."""
     folder = tmp_path / "run"

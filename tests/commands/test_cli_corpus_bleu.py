@@ -92,6 +92,7 @@ def test_resumed_equals_uninterrupted(more, commands, corpus, mle, tmp_path):
     assert not torch.equal(counts(tmp_path / "whole"), counts(tmp_path / "forgot"))
 
 
+@pytest.mark.long
 def test_two_ranks_equal_one(commands, corpus, mle, tmp_path):
     """Two ranks with a batch an update, and one with two: equal losses, scores and counts."""
     length = "--batch-size 10 --max-update 4 --validate-interval-updates 4"

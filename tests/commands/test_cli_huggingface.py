@@ -180,7 +180,7 @@ def test_refusals(commands, prompts, tmp_path):
         ([str(word).replace("--add-bos-token", "") for word in given], "add --add-bos-token"),
         ([*given, "--hf-model", str(tmp_path)], "cannot be loaded by transformers"),
         ([word for word in without if word != "--hf-model"], "needs --hf-model"),
-        ([*given, "--prompt-tokens 1", "--seed 2"], "line 4 of valid has a token that ends texts"),
+        ([*given, "--prompt-tokens 1", "--seed 2"], "in valid, line 4 has a token that ends texts"),
     ]:
         assert sentence in refused(commands, *words)
     commands.succeed(*given)

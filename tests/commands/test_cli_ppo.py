@@ -62,6 +62,7 @@ def test_resumed_between_passes_equals_uninterrupted(commands, corpus, mle, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_resume_with_a_dummy_batch(commands, corpus, mle, tmp_path):
     """The second rank has 12 of 25 batches: a dummy ends its epochs, in pass 3 and in pass 1."""
 

@@ -68,6 +68,7 @@ print(json.dumps({{
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_estimate_is_right_within_a_factor_of_two():
     """Of stage one alone, and of a whole update with Adam."""
     benchmarks = Path(__file__).resolve().parents[2] / "benchmarks"

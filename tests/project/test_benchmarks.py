@@ -40,6 +40,7 @@ def rows_of(folder, script, *arguments):
     return rows
 
 
+@pytest.mark.long
 def test_stage_one(tmp_path):
     """An engine has a speed or a reason; the others' speeds stand beside the plain products'."""
     rows = rows_of(tmp_path, "stage_one.py", "--k", "2", "--rounds", "1")
@@ -55,6 +56,7 @@ def test_stage_one(tmp_path):
             assert row["tokens"] == 3 * row["k"] * 5  # inputs, samples, words and EOS
 
 
+@pytest.mark.long
 def test_seq2seq(tmp_path):
     """Stage one and ``generate`` draw as much, and an update learns from it."""
     pytest.importorskip("transformers", reason="extra hf is not installed")
@@ -74,6 +76,7 @@ def test_what_is_measured_is_kept_after_every_round():
     assert json.loads(done.stdout) == [{"good": 1, "bad": 1}, {"good": 2, "bad": 1}], done.stderr
 
 
+@pytest.mark.long
 def test_update(tmp_path):
     """Each method draws as much; the peak is that of a process of its own."""
     rows = rows_of(tmp_path, "update.py", "--k", "2", "--methods", "two_stage", "fairseq_mrt")
@@ -84,6 +87,7 @@ def test_update(tmp_path):
         assert row["seconds_stage_one"] > 0 and row["seconds_backward"] > 0
 
 
+@pytest.mark.long
 def test_update_that_does_not_fit_has_a_reason(tmp_path):
     """Beyond --max-gb a case is reported, not crashed."""
     case = ("--methods", "standard_nokv", "--k", "64", "--length", "30", "--inputs", "16")
@@ -92,6 +96,7 @@ def test_update_that_does_not_fit_has_a_reason(tmp_path):
     assert "--max-gb" in row["reason"]
 
 
+@pytest.mark.long
 def test_epoch(tmp_path):
     """A larger β draws less, and auto where rewards spread less; the standard method everything."""
     sizes = ("--k", "4", "--inputs", "8", "--batches", "2", "--betas", "0", "0.5", "auto")
@@ -103,6 +108,7 @@ def test_epoch(tmp_path):
     assert (standard["method"], standard["beta"]) == ("standard_kv", None)
 
 
+@pytest.mark.long
 def test_variance(tmp_path):
     """A row a case; eliminated samples are not drawn."""
     sizes = ("--k", "4", "--inputs", "8", "--rounds", "3", "--references", "4")
@@ -167,6 +173,7 @@ def test_store(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
+@pytest.mark.long
 def test_reward(tmp_path):
     """Every reward; the values equal the library's; the share of an update is known."""
     *rows, update = rows_of(tmp_path, "reward.py", "--k", "2", "--tokenize", "13a")
@@ -185,6 +192,7 @@ def test_reward(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_reward_workers(tmp_path):
     """As many rows as processes are asked for, and the trainer's own."""
     file = tmp_path / "rows.json"
@@ -196,6 +204,7 @@ def test_reward_workers(tmp_path):
     assert rows[2]["start"] > 0 and rows[2]["mb"] > 50
 
 
+@pytest.mark.long
 def test_peers(tmp_path):
     """Each trainer's update has its numbers, or the reason why not; same samples, same gradient."""
     sizes = ("--k", "3", "--length", "5", "--rows", "9", "--ours=--max-sampled-tokens 64")

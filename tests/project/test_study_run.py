@@ -29,7 +29,7 @@ import metrics  # noqa: E402
 
 TIMEOUT = 900  # seconds, of each command
 UPDATES = 4
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 STUDY = f"""
 [budget]
