@@ -1,7 +1,7 @@
 """Unpack files of an archive (.tgz, .tar …) that match patterns: ARCHIVE FOLDER PATTERN…
 
-Only whole files are written, and none outside the folder: an archive that wants something else, links
-and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.)
+Only plain files are written, and none outside the folder: an archive that wants something else,
+links and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.)
 """
 
 import argparse
