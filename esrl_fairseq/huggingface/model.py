@@ -68,7 +68,40 @@ LEAST = -200.0
 """Least log-probability that fairseq's search sees: its exponential is 0 in float32."""
 
 
-class HfDecoder(FairseqIncrementalDecoder):
+def known(ids: Tensor) -> Tensor:
+    """The argument.
+
+    Raises:
+        EsrlError: some are unknown words.
+    """
+    if (ids < 0).any():
+        raise EsrlError(UNKNOWN)
+    return ids
+
+
+class CachedDecoder(FairseqIncrementalDecoder):
+    """What decoders share whose cache is one of transformers' own."""
+
+    def get_normalized_probs(
+        self,
+        net_output: tuple[Tensor, Any],
+        log_probs: bool,
+        sample: Optional[dict[str, Tensor]] = None,
+    ) -> Tensor:
+        """None is infinite: label smoothing adds up those of all words, and fairseq's search those
+        of a prompt's tokens, where an end token would swallow whatever follows."""
+        found = super().get_normalized_probs(net_output, log_probs, sample)
+        return found.clamp(min=LEAST) if log_probs else found
+
+    def reorder_incremental_state(
+        self, incremental_state: dict[str, Any], new_order: Tensor
+    ) -> None:
+        cache = self.get_incremental_state(incremental_state, CACHE)
+        if cache is not None:
+            cache.batch_select_indices(new_order)
+
+
+class HfDecoder(CachedDecoder):
     """A causal LM with fairseq's vocabulary around its own.
 
     fairseq's start symbol and EOS are read as the model's. The probability of each token that ends
@@ -125,9 +158,7 @@ class HfDecoder(FairseqIncrementalDecoder):
                 cache = library.transformers().DynamicCache(config=self.model.config)
                 self.set_incremental_state(incremental_state, CACHE, cache)
             prev_output_tokens = prev_output_tokens[:, cache.get_seq_length() :]
-        ids = self.ids[prev_output_tokens]
-        if (ids < 0).any():
-            raise EsrlError(UNKNOWN)
+        ids = known(self.ids[prev_output_tokens])
         inner = self.model.base_model
         output = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
@@ -141,24 +172,6 @@ class HfDecoder(FairseqIncrementalDecoder):
         scores = torch.cat([special, logits], dim=-1)
         scores[..., self.never] = forbidden
         return scores
-
-    def get_normalized_probs(
-        self,
-        net_output: tuple[Tensor, Any],
-        log_probs: bool,
-        sample: Optional[dict[str, Tensor]] = None,
-    ) -> Tensor:
-        """For fairseq's search, which adds up what a prompt's tokens have: the least of them would
-        swallow whatever follows an end token in a prompt."""
-        found = super().get_normalized_probs(net_output, log_probs, sample)
-        return found.clamp(min=LEAST) if log_probs else found
-
-    def reorder_incremental_state(
-        self, incremental_state: dict[str, Any], new_order: Tensor
-    ) -> None:
-        cache = self.get_incremental_state(incremental_state, CACHE)
-        if cache is not None:
-            cache.batch_select_indices(new_order)
 
     def max_positions(self) -> int:
         return int(self.model.config.max_position_embeddings)

@@ -4,15 +4,14 @@ from typing import Any, Optional
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import FairseqEncoder, FairseqIncrementalDecoder
+from fairseq.models import FairseqEncoder
 from torch import Tensor
 
 from esrl_fairseq.core.sequences import moved
 from esrl_fairseq.core.token_scores import FORBIDDEN
-from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.generation import Policy
-from esrl_fairseq.huggingface.model import CACHE, LEAST, UNKNOWN
+from esrl_fairseq.huggingface.model import CACHE, CachedDecoder, known
 from esrl_fairseq.huggingface.seq2seq_steps import HfSeq2SeqSteps
 
 ANY_LENGTH = 1_000_000
@@ -81,18 +80,7 @@ def source_end(model: Any) -> int:
     return library.end_tokens(model)[0]
 
 
-def known(ids: Tensor) -> Tensor:
-    """The argument.
-
-    Raises:
-        EsrlError: some are unknown words.
-    """
-    if (ids < 0).any():
-        raise EsrlError(UNKNOWN)
-    return ids
-
-
-class HfSeq2SeqDecoder(FairseqIncrementalDecoder):
+class HfSeq2SeqDecoder(CachedDecoder):
     """The decoder and the head, and the whole model's weights.
 
     The probability of each token that ends a text belongs to fairseq's EOS, that of the token
@@ -173,23 +161,6 @@ class HfSeq2SeqDecoder(FairseqIncrementalDecoder):
         scores[..., self.never] = forbidden
         scores[..., self.dictionary.eos()] = end
         return scores
-
-    def get_normalized_probs(
-        self,
-        net_output: tuple[Tensor, Any],
-        log_probs: bool,
-        sample: Optional[dict[str, Tensor]] = None,
-    ) -> Tensor:
-        """Label smoothing adds up log-probabilities of all words: none is infinite."""
-        found = super().get_normalized_probs(net_output, log_probs, sample)
-        return found.clamp(min=LEAST) if log_probs else found
-
-    def reorder_incremental_state(
-        self, incremental_state: dict[str, Any], new_order: Tensor
-    ) -> None:
-        cache = self.get_incremental_state(incremental_state, CACHE)
-        if cache is not None:
-            cache.batch_select_indices(new_order)
 
     def max_positions(self) -> int:
         return _max_positions(self.model) - self.forced

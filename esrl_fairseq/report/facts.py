@@ -8,8 +8,8 @@ from html import escape
 from esrl_fairseq.monitoring.shown import reward_of
 from esrl_fairseq.report.differences import marked, pair
 from esrl_fairseq.report.figures import Html, Section, table
+from esrl_fairseq.report.marks import hours, warnings_of
 from esrl_fairseq.report.reading import Record, Recorded
-from esrl_fairseq.report.training import hours, warnings_of
 
 MOST_SHOWN = 20
 """Inputs of ``--show-samples``."""

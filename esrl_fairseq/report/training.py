@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from esrl_fairseq.report.figures import Figure, Section, bars, line, smoothed
+from esrl_fairseq.report.marks import hours, marks_of
 from esrl_fairseq.report.reading import Record, Recorded
 
 STAGES = {
@@ -16,8 +17,6 @@ STAGES = {
 REST = "backward, optimizer, data"
 WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
 FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
-NEAR = 0.06
-"""Share of the horizontal axis on which the marks of warnings are one."""
 Series = tuple[str, str]
 """The name in a legend, and in a record."""
 
@@ -25,7 +24,18 @@ Series = tuple[str, str]
 def sections(runs: Sequence[Recorded]) -> list[Section]:
     """Of all runs, overlaid."""
     marks = marks_of(runs)
-    found = [
+    found = [*of_learning(runs), *of_inputs(runs), *of_cost(runs)]
+    for section in found:
+        section.figures = [figure for figure in section.figures if figure.traces]
+        for figure in section.figures:
+            if figure.x == "updates":
+                figure.marks = marks
+    return found
+
+
+def of_learning(runs: Sequence[Recorded]) -> list[Section]:
+    """What is learned, and how outputs change."""
+    return [
         Section(
             "Does the validation reward rise?",
             "Healthy: training and validation reward rise together and level off. Training rises "
@@ -67,6 +77,12 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
             "is how gaming begins.",
             [updates_figure(runs, "KL to the start (nats a sequence)", [("KL", "kl")])],
         ),
+    ]
+
+
+def of_inputs(runs: Sequence[Recorded]) -> list[Section]:
+    """What dynamic sampling does."""
+    return [
         Section(
             "Where do the samples go?",
             "What dynamic sampling plans for the inputs of each epoch: their mean, and the range "
@@ -83,6 +99,12 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
             "data.",
             [capability_figure(run) for run in runs],
         ),
+    ]
+
+
+def of_cost(runs: Sequence[Recorded]) -> list[Section]:
+    """Time, memory and steps."""
+    return [
         Section(
             "What takes the time?",
             "Seconds of an update by stage. Stage one should lead: a reward that leads is the one "
@@ -104,17 +126,6 @@ def sections(runs: Sequence[Recorded]) -> list[Section]:
             [updates_figure(runs, "Learning rate", [("lr", "lr")], FROM_ZERO)],
         ),
     ]
-    for section in found:
-        section.figures = [figure for figure in section.figures if figure.traces]
-        for figure in section.figures:
-            if figure.x == "updates":
-                figure.marks = marks
-    return found
-
-
-def hours(record: Record) -> float:
-    """Of training until a record."""
-    return float(record["wall"] or 0) / 3600
 
 
 def over_time(records: Sequence[Record]) -> dict[str, list[float]]:
@@ -265,33 +276,3 @@ def stages_figure(runs: Sequence[Recorded]) -> Figure:
     ]
     layout = {"barmode": "stack", "yaxis": {"automargin": True}}
     return Figure("Seconds of an update by stage", traces if means else [], "seconds", layout)
-
-
-def warnings_of(runs: Sequence[Recorded]) -> list[tuple[Recorded, Record]]:
-    """All warnings, run by run."""
-    return [(run, record) for run in runs for record in run.of("warning")]
-
-
-def marks_of(runs: Sequence[Recorded]) -> dict[str, list[tuple[float, str]]]:
-    """Where warnings came, with their numbers in the list, on both horizontal axes."""
-    records = [record for _, record in warnings_of(runs)]
-    ends = [run.records[-1] for run in runs]
-    updates, times = [r["at"] for r in records], [hours(r) for r in records]
-    return {
-        "updates": together(updates, max(r["at"] for r in ends)),
-        "hours": together(times, max(map(hours, ends))),
-    }
-
-
-def together(places: Sequence[float], last: float) -> list[tuple[float, str]]:
-    """Numbered places, those that would cover each other as one mark."""
-    groups: list[tuple[float, list[int]]] = []
-    for place, number in sorted((place, number) for number, place in enumerate(places, 1)):
-        if groups and place - groups[-1][0] <= NEAR * last:
-            groups[-1][1].append(number)
-        else:
-            groups.append((place, [number]))
-    return [
-        (place, ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else ""))
-        for place, numbers in groups
-    ]
