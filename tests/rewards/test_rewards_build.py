@@ -3,7 +3,6 @@
 import importlib
 import math
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +136,8 @@ def test_names_that_cannot_be_registered(name, registry):
 def example():
     """The code in docs/rewards.md."""
     page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    start = page.index("    # my_rewards.py")
-    return textwrap.dedent(page[start : page.index("\n`--reward", start)])
+    start = page.index("# my_rewards.py")
+    return page[start : page.index("```", start)]
 
 
 def test_example_of_the_documentation(folder):

@@ -1,0 +1,81 @@
+"""The commands for one's own data run as they stand in README and docs/howto/own-data.md.
+
+Only sizes are smaller: ``…`` becomes the options of a tiny model, and hundreds of updates a few.
+"""
+
+import copy
+import shlex
+import subprocess
+import sys
+
+import pytest
+from command_lines import COMMON, JOINED, MODEL, USER_DIR, environment
+
+ROOT = USER_DIR.parent
+SMALLER = {"400": "4", "50": "2", "64": "20"}
+TINY = f"{MODEL} {JOINED} {COMMON} --lr 5e-3 --max-epoch 12 --no-epoch-checkpoints"
+
+
+def blocks(page, title):
+    """The commands of a section's first block: lists of words."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(f"{title}\n", 1)[1]
+    block = section.split("\n\n    ", 1)[1].split("\n\n", 1)[0]
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.split(" #")[0].split("|")[0]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def here(commands, corpus, tmp_path_factory):
+    """Runs commands in a folder with the corpus's text, as a user's own."""
+    folder = tmp_path_factory.mktemp("own-data")
+    for path in corpus.text.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "esrl_fairseq").symlink_to(USER_DIR)
+    runner = copy.copy(commands)
+    runner.folder = folder
+    return runner
+
+
+def run(here, words):
+    """One of the page's commands, in small."""
+    words = [SMALLER.get(word, word) for word in words]
+    if "…" in words:
+        place = words.index("…")
+        words[place : place + 1] = TINY.split()
+    return here.succeed(words[0], *words[1:])
+
+
+def test_own_data(here):
+    """From two text files to two models and their BLEU."""
+    loop = {}
+    for words in blocks("docs/howto/own-data.md", "# Train on your own data"):
+        if words[0].startswith("fairseq") and "$run" not in " ".join(words):
+            run(here, words)
+        elif words[0] == "for":
+            loop = words[words.index("in") + 1 :]
+        elif words[0] == "fairseq-generate":
+            for name in (word.rstrip(";") for word in loop if word != "do"):
+                found = run(here, [word.replace("$run", name) for word in words])
+                assert "BLEU4 = " in found.stdout.splitlines()[-1]
+    assert [word.rstrip(";") for word in loop][:2] == ["mle", "esrl"]
+
+
+def test_readme(here):
+    """Five lines from that start model to a report that compares it with the best."""
+    training, report = blocks("README.md", "## Your own data")
+    assert (here.folder / "mle" / "checkpoint_best.pt").is_file()
+    training[training.index("esrl", training.index("--save-dir"))] = report[1] = "esrl-readme"
+    found = run(here, training)
+    assert "→ best" in found.stdout + found.stderr
+    pytest.importorskip("plotly", reason="extra report is not installed")
+    assert report[0] == "esrl-report"  # the module is installed as that
+    done = subprocess.run(
+        [sys.executable, "-m", "esrl_fairseq.report", *report[1:], "--cpu"],
+        cwd=here.folder,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (here.folder / "esrl-readme" / "report.html").stat().st_size > 1e6

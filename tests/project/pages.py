@@ -1,0 +1,116 @@
+"""The project's pages as tests read them: code blocks, spans, headings, links."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / folder / "README.md" for folder in ("recipes", "benchmarks", "benchmarks/study")),
+    ]
+)
+FENCE = re.compile(r"^( *)```(\w*)")
+BULLET = re.compile(r"^( *)([-*]|\d+\.) +")
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+SPAN = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
+
+
+def name_of(page):
+    """Its path in the repository."""
+    return str(page.relative_to(ROOT))
+
+
+@dataclass
+class Block:
+    """Code of a page.
+
+    Attributes:
+        language: of a fence; empty where it says none, and for indented blocks.
+        text: without fence and indentation.
+        line: the number of its first line, from 1.
+    """
+
+    language: str
+    text: str
+    line: int
+
+
+def parse(text):
+    """A page's blocks, and its other lines: ``([Block], [line or "" in the place of code])``."""
+    blocks, prose, code, end, inside = [], [], None, "", 0
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        indent = len(line) - len(line.lstrip())
+        if end:  # in a fence
+            if line.strip() == "```":
+                end = ""
+            else:
+                code.append(line.removeprefix(margin))
+            prose.append("")
+            continue
+        if fence := FENCE.match(line):
+            margin, code, end = fence[1], [], "```"
+            blocks.append((fence[2], code, number + 1))
+            prose.append("")
+            continue
+        before = lines[number - 2] if number > 1 else ""
+        begins = not before.strip() and indent >= inside + 4 and not BULLET.match(line)
+        if line.strip() and (begins or (code is not None and indent >= inside + 4)):
+            if code is None:
+                code = []
+                blocks.append(("", code, number))
+            code.append(line[inside + 4 :])
+            prose.append("")
+            continue
+        if line.strip():
+            code = None
+            if bullet := BULLET.match(line):
+                inside = len(bullet[0])
+            elif not before.strip() and indent < inside:
+                inside = 0
+        elif code is not None:
+            code.append("")
+        prose.append(line)
+        if end == "" and code is not None and line.strip():
+            code = None
+    found = [Block(language, "\n".join(code).strip("\n"), line) for language, code, line in blocks]
+    return found, prose
+
+
+def read(page):
+    """``(blocks, prose as one text)`` of a page."""
+    blocks, prose = parse(page.read_text(encoding="utf-8"))
+    return blocks, "\n".join(prose)
+
+
+def spans(prose):
+    """What stands between backticks, on one line each."""
+    for double, single in SPAN.findall(prose):
+        yield " ".join((double or single).split())
+
+
+def links(prose):
+    """Targets of links and pictures."""
+    return LINK.findall(SPAN.sub("", prose)) + LINK.findall(
+        "\n".join(line for line in prose.splitlines() if "](" in line)
+    )
+
+
+def headings(prose):
+    """``(level, text)`` of each."""
+    found = (re.match(r"^(#+) (.+)$", line) for line in prose.splitlines())
+    return [(len(heading[1]), heading[2].strip()) for heading in found if heading]
+
+
+def anchors(prose):
+    """What links to the page can end in, by a forge's rule."""
+    taken, found = {}, set()
+    for _, text in headings(prose):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found.add(f"{slug}-{taken[slug]}" if slug in taken else slug)
+        taken[slug] = taken.get(slug, 0) + 1
+    return found
