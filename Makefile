@@ -2,6 +2,7 @@
 # make test    lint, types and tests
 # make test-slow    the tests that take minutes: many faults, many updates, many ranks
 # make test-extras    install each extra as the documents say, and try it (some minutes, 4 GB)
+# make docs    build the documents' site into site/, in an environment of its own (.venv-docs)
 # The first two make their own environment in .venv first. To choose another Python, torch or folder:
 #     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
 # and with further extras of setup.py:
@@ -20,7 +21,7 @@ BASE  := $(VENV)/.esrl-env
 STAMP := $(BASE)$(EXTRAS:%=-%)
 ACTIVATE := . '$(VENV)/bin/activate' &&
 
-.PHONY: env demo test test-slow test-extras lint clean
+.PHONY: env demo test test-slow test-extras lint docs clean
 
 env: $(STAMP)
 
@@ -46,7 +47,17 @@ test-slow: env
 test-extras:
 	scripts/test_extras.sh
 
+# Neither fairseq nor torch is needed: what the extra names is all there is.
+.venv-docs/.made: setup.py
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -q "$$(sed -n 's/^    "docs": \["\(.*\)"\],$$/\1/p' setup.py)"
+	touch '$@'
+
+docs: .venv-docs/.made
+	.venv-docs/bin/mkdocs build --strict --quiet
+	@echo 'site/index.html is written: open it in a browser'
+
 # Keeps the environment; runs/ holds trained models, so that it is not removed either.
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -69,6 +69,8 @@ EXTRAS_REQUIRE = {
     "lora": ["peft>=0.17"],
     # What docs/deploy.md brings trained models to; the version that its converter was tried with.
     "deploy": ["ctranslate2>=4.8"],
+    # `make docs`: the site of docs/, with a theme whose search works offline.
+    "docs": ["mkdocs-material>=9.7,<10"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.
     "peers": ["trl==1.16.*"],

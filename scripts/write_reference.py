@@ -15,8 +15,9 @@ sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "reference" / "options.md"
 HEAD = """# Options: all of them, with defaults
 
-`python -m esrl_fairseq` prints those of `fairseq-train` (`fairseq-train --help` ends before it comes to them). This page is made from
-the code by `python scripts/write_reference.py`. All other options of fairseq work as ever.
+`python -m esrl_fairseq` prints those of `fairseq-train`, whose own `--help` ends before it comes to
+them. All other options of fairseq work as ever. This page is made from the code by
+`python scripts/write_reference.py`.
 """
 HIDDEN = (argparse._HelpAction, argparse._SubParsersAction)
 

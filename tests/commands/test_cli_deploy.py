@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from cli_fixtures import WORDS
 from command_lines import JOINED, MODEL, USER_DIR, environment, esrl_options
 from subword_nmt.apply_bpe import BPE
@@ -23,8 +24,9 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(title):
-    """(language, text) of the section's blocks, without installations."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    """(language, text) of the section's blocks, without installations; "" is the page's begin."""
+    page = PAGE.read_text(encoding="utf-8")
+    section = (page.split(f"\n## {title}\n")[1] if title else page).split("\n## ")[0]
     return [found for found in FENCE.findall(section) if not found[1].startswith("pip install")]
 
 
@@ -71,10 +73,11 @@ def trained(commands, corpus, mle, tmp_path_factory):
     text = (corpus.text / "test.de").read_text(encoding="utf-8").replace("@@ ", "")
     (folder / "test.de").write_text(text, encoding="utf-8")
     (folder / "data-bin").symlink_to(corpus.data)
-    (folder / "esrl_fairseq").symlink_to(USER_DIR)
+    for name in ("esrl_fairseq", "recipes"):
+        (folder / name).symlink_to(USER_DIR.parent / name)
     commands.succeed(
         *["fairseq-train", *esrl_options(corpus.data, folder / "esrl"), MODEL, JOINED],
-        *["--finetune-from-model", mle, "--max-update 2"],
+        *["--finetune-from-model", mle, "--max-epoch 2"],
     )
     generated = commands.succeed(
         *["fairseq-generate", corpus.data, "--user-dir", USER_DIR, "--gen-subset test"],
@@ -82,6 +85,32 @@ def trained(commands, corpus, mle, tmp_path_factory):
         "--required-batch-size-multiple 1 --remove-bpe",
     ).lines("H-")
     return folder, [generated[place] for place in sorted(generated)]
+
+
+@pytest.mark.long
+def test_generate_and_average(trained):
+    """The mean of two models is another one, and as good or nearly so."""
+    folder, expected = trained
+    scores = []
+    for title in ("", "Average checkpoints"):
+        printed = follow(title, folder)
+        hypotheses = {int(line[2:].split()[0]): line for line in printed if line.startswith("H-")}
+        scores.append(float(re.search(r"BLEU4 = ([\d.]+)", printed[-1])[1]))
+        if not title:
+            assert [hypotheses[i].split("\t")[2] for i in sorted(hypotheses)] == expected
+    assert scores[1] == pytest.approx(scores[0], abs=5)
+    models = [
+        torch.load(folder / name, weights_only=False)["model"]
+        for name in ("esrl/checkpoint1.pt", "esrl/checkpoint2.pt", "averaged.pt")
+    ]
+    for name, mean in models[2].items():
+        torch.testing.assert_close(mean, (models[0][name] + models[1][name]) / 2)
+
+
+@pytest.mark.parametrize("title", ["fairseq-interactive", "Python"])
+def test_interactive_and_from_pretrained(title, trained):
+    folder, expected = trained
+    assert follow(title, folder) == expected
 
 
 def test_transformers(trained):

@@ -39,45 +39,38 @@ class Block:
 
 
 def parse(text):
-    """A page's blocks, and its other lines: ``([Block], [line or "" in the place of code])``."""
-    blocks, prose, code, end, inside = [], [], None, "", 0
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
+    """A page's blocks, and its lines with nothing in the place of code."""
+    found, prose = [], []
+    fence, code, inside, before = None, None, 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
         indent = len(line) - len(line.lstrip())
-        if end:  # in a fence
+        goes_on = code is not None or not (before.strip() or BULLET.match(line))
+        kept = ""
+        if fence is not None:
             if line.strip() == "```":
-                end = ""
+                fence = code = None
             else:
-                code.append(line.removeprefix(margin))
-            prose.append("")
-            continue
-        if fence := FENCE.match(line):
-            margin, code, end = fence[1], [], "```"
-            blocks.append((fence[2], code, number + 1))
-            prose.append("")
-            continue
-        before = lines[number - 2] if number > 1 else ""
-        begins = not before.strip() and indent >= inside + 4 and not BULLET.match(line)
-        if line.strip() and (begins or (code is not None and indent >= inside + 4)):
+                code.append(line.removeprefix(fence))
+        elif begins := FENCE.match(line):
+            fence, code = begins[1], []
+            found.append((begins[2], code, number + 1))
+        elif not line.strip():
+            if code is not None:
+                code.append("")
+        elif goes_on and indent >= inside + 4:
             if code is None:
                 code = []
-                blocks.append(("", code, number))
+                found.append(("", code, number))
             code.append(line[inside + 4 :])
-            prose.append("")
-            continue
-        if line.strip():
-            code = None
+        else:
+            code, kept = None, line
             if bullet := BULLET.match(line):
                 inside = len(bullet[0])
             elif not before.strip() and indent < inside:
                 inside = 0
-        elif code is not None:
-            code.append("")
-        prose.append(line)
-        if end == "" and code is not None and line.strip():
-            code = None
-    found = [Block(language, "\n".join(code).strip("\n"), line) for language, code, line in blocks]
-    return found, prose
+        prose.append(kept)
+        before = line
+    return [Block(kind, "\n".join(code).strip("\n"), at) for kind, code, at in found], prose
 
 
 def read(page):

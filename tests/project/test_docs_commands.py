@@ -15,6 +15,7 @@ import re
 import runpy
 import shlex
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -29,12 +30,12 @@ import esrl_fairseq  # noqa: F401 (registers tasks and models)
 COMMANDS = {"", "sh", "bash", "console"}
 """Languages of blocks that hold commands."""
 UNIX = set(
-    "bash cat cd cp cut curl echo export git grep head ls mkdir mv printf rm sed sort source tail tar "
-    "wc which xdg-open".split()
+    "bash cat cd cp cut curl echo export git grep head ls mkdir mv printf rm sed sort source tail "
+    "tar wc which xdg-open".split()
 )
 OTHERS = {
-    **dict.fromkeys(("spm_train", "spm_encode", "subword-nmt", "sacrebleu", "comet-score"), None),
-    **dict.fromkeys(("ct2-fairseq-converter", "pytest", "ruff", "mypy", "mkdocs"), None),
+    **dict.fromkeys(("spm_train", "spm_encode", "subword-nmt", "sacremoses", "sacrebleu"), None),
+    **dict.fromkeys(("ct2-fairseq-converter", "comet-score", "pytest", "mkdocs", "venv"), None),
 }
 """Programs of other packages, whose options are not ours to check."""
 LAUNCHERS = ("torchrun", "srun", "mpirun", "sbatch")
@@ -54,7 +55,7 @@ FOREIGN = set(
     "--gpus-per-node --nodes --index-url --no-deps --extra-index-url --user_dir --quantization "
     "--hypothesis-profile --input --model --seq-beam --seq-scorer --seq-max-len-a --seq-max-len-b "
     "--seq-combined-loss-alpha --seq-keep-reference --seq-hypos-dropout --parallel --system-site "
-    "--eval-bleu --constraint --cpus-per-task --time".split()
+    "--eval-bleu --no-build-isolation".split()
 )
 """Options in running text that belong to other programs."""
 SHORTHAND = {"C"}
@@ -82,16 +83,34 @@ SCRIPTS = dict(
 # --- from a page to commands --------------------------------------------------------------------
 
 
-def simple_commands(text):
+@dataclass
+class Shell:
+    """What a page's earlier blocks have defined: arrays and functions."""
+
+    arrays: dict = field(default_factory=dict)
+    functions: set = field(default_factory=set)
+
+
+def simple_commands(text, shell=None):
     """``(words, variables)`` of each command in some lines of a shell."""
+    shell = shell or Shell()
     text = re.sub(r"\\\n\s*", " ", text)
+    text = re.sub(r"<<'?(\w+)'?(.*?)\n.*?^\1$", r"\2", text, flags=re.M | re.S)  # what is typed in
+    for name, words in re.findall(r"^(\w+)=\(([^()]*(?:'[^']*'[^()]*)*)\)$", text, re.M):
+        shell.arrays[name] = " ".join(words.split())
+    text = re.sub(r"^\w+=\([^()]*(?:'[^']*'[^()]*)*\)$", "", text, flags=re.M)
+    for name, words in shell.arrays.items():
+        text = text.replace(f'"${{{name}[@]}}"', words)
+    shell.functions |= set(re.findall(r"^(\w+)\(\)", text, re.M))
+    text = re.sub(r"^\w+\(\) *\{ *(.*?);? *\}$", r"\1", text, flags=re.M)
     text = re.sub(r"\$\(which ([\w-]+)\)", r"\1", text)
     text = re.sub(r"\bfor \w+ in [^;\n]*[;\n]\s*do\b", "", text)
     for line in text.splitlines():
         words = []
         for token in [*tokens(line), ";"]:
             if set(token) <= set(";|&()"):
-                if command := without_variables(words):
+                command = without_variables(words)
+                if command and command[0][0] not in shell.functions:
                     yield command
                 words = []
             else:
@@ -126,7 +145,7 @@ def known_program(word):
     """Whether it is one of those that this file knows how to check."""
     return (
         word in (*PARSERS, *UNIX, *OTHERS, *LAUNCHERS, *SCRIPTS)
-        or word in ("python", "pip", "make", "fairseq-hydra-train", ".")
+        or word in ("python", "python3", "pip", "make", "fairseq-hydra-train", ".")
         or re.fullmatch(r"(recipes|benchmarks|scripts)/[\w./-]+", word) is not None
     )
 
@@ -134,9 +153,10 @@ def known_program(word):
 def commands_of(page):
     """``(place, words, variables)`` of all of them."""
     blocks, prose = pages.read(page)
+    shell = Shell()
     for block in blocks:
         if block.language in COMMANDS:
-            for words, variables in simple_commands(block.text):
+            for words, variables in simple_commands(block.text, shell):
                 yield f"{name_of(page)}:{block.line}", words, variables
     for span in pages.spans(prose):
         if " " in span and known_program(span.split()[0]) and span.split()[0] not in UNIX:
@@ -163,7 +183,7 @@ def check(words, variables):
         check_fairseq(program, rest)
     elif program == "fairseq-hydra-train":
         assert {w for w in rest if w.startswith("--")} <= {"--config-dir", "--config-name"}
-    elif program == "python":
+    elif program in ("python", "python3"):
         check_python(rest)
     elif program in SCRIPTS:
         module, _, function = SCRIPTS[program].partition(":")
@@ -181,7 +201,8 @@ def check_fairseq(program, words):
     words = [word for word in words if word != "…"]
     if "--user-dir" in words:
         place = words.index("--user-dir")
-        assert words[place + 1].rpartition("/")[2] == "esrl_fairseq"
+        folder = words[place + 1]
+        assert folder.rpartition("/")[2] == "esrl_fairseq" or folder.startswith("$"), folder
         del words[place : place + 2]
     parser = PARSERS[program]()
     if program == "fairseq-train" and "--arch" not in words:
@@ -228,12 +249,13 @@ def check_python(words):
         if words[1].split(".")[0] in OTHERS:
             return
         assert words[1].split(".")[0] == "esrl_fairseq", words[1]
-        if words[1] == "esrl_fairseq":  # prints, and takes nothing
-            assert not words[2:]
-            return
         module = importlib.import_module(f"{words[1]}.__main__")
-        parse(module.main, words[1:])
-    elif words[0] != "-c":
+        if words[1] == "esrl_fairseq":  # prints
+            with contextlib.redirect_stdout(io.StringIO()):
+                parse(lambda: module.main(words[2:]), words[1:], at_once=False)
+        else:
+            parse(module.main, words[1:])
+    elif words[0] not in ("-c", "-"):
         script = ROOT / words[0]
         assert script.is_file(), f"there is no {words[0]}"
         with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
