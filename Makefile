@@ -54,7 +54,8 @@ test-extras:
 	touch '$@'
 
 docs: .venv-docs/.made
-	.venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python scripts/site_pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo 'site/index.html is written: open it in a browser'
 
 # Keeps the environment; runs/ holds trained models, so that it is not removed either.

@@ -19,6 +19,8 @@ HEAD = """# Options: all of them, with defaults
 them. All other options of fairseq work as ever. This page is made from the code by
 `python scripts/write_reference.py`.
 """
+UNSAID = ("None", "False", "[]", "", argparse.SUPPRESS)
+"""Defaults that mean: nothing."""
 HIDDEN = (argparse._HelpAction, argparse._SubParsersAction)
 
 
@@ -53,7 +55,9 @@ def entry(action: argparse.Action, prog: str) -> str:
     names = ", ".join(f"`{name}`" for name in action.option_strings)
     names = names or f"`{action.metavar or action.dest}`"
     default = action.default
-    said = "" if default in (None, False, argparse.SUPPRESS, [], "") else f" (`{default}`)"
+    said = (
+        "" if str(default) in ("None", "False", "[]", "", argparse.SUPPRESS) else f" (`{default}`)"
+    )
     text = (action.help or "").replace("%(default)s", str(default)).replace("%(prog)s", prog)
     choices = [str(choice) for choice in action.choices or []]
     if choices and not all(choice in text for choice in choices):
