@@ -2,7 +2,6 @@
 # make test    lint, types and tests
 # make test-slow    the tests that take minutes: many faults, many updates, many ranks
 # make test-extras    install each extra as the documents say, and try it (some minutes, 4 GB)
-# make docs    build the documents' site into site/, in an environment of its own (.venv-docs)
 # The first two make their own environment in .venv first. To choose another Python, torch or folder:
 #     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0'
 # and with further extras of setup.py:
@@ -21,7 +20,7 @@ BASE  := $(VENV)/.esrl-env
 STAMP := $(BASE)$(EXTRAS:%=-%)
 ACTIVATE := . '$(VENV)/bin/activate' &&
 
-.PHONY: env demo test test-slow test-extras lint docs clean
+.PHONY: env demo test test-slow test-extras lint clean
 
 env: $(STAMP)
 
@@ -32,6 +31,22 @@ $(STAMP): setup.py pyproject.toml scripts/setup_env.sh
 
 demo: env
 	$(ACTIVATE) recipes/demo/run.sh
+
+# The documents' site, in site/. Neither fairseq nor torch is needed: what the extra names is all.
+.PHONY: docs clean-docs
+.venv-docs/.made: setup.py
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -q "$$(sed -n 's/^    "docs": \["\(.*\)"\],$$/\1/p' setup.py)"
+	touch '$@'
+
+docs: .venv-docs/.made
+	.venv-docs/bin/python scripts/site_pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo 'site/index.html is written: open it in a browser'
+
+clean: clean-docs
+clean-docs:
+	rm -rf site
 
 lint: env
 	$(ACTIVATE) ruff check .
@@ -47,18 +62,7 @@ test-slow: env
 test-extras:
 	scripts/test_extras.sh
 
-# Neither fairseq nor torch is needed: what the extra names is all there is.
-.venv-docs/.made: setup.py
-	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install -q "$$(sed -n 's/^    "docs": \["\(.*\)"\],$$/\1/p' setup.py)"
-	touch '$@'
-
-docs: .venv-docs/.made
-	.venv-docs/bin/python scripts/site_pages.py build/pages
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
-	@echo 'site/index.html is written: open it in a browser'
-
 # Keeps the environment; runs/ holds trained models, so that it is not removed either.
 clean:
-	rm -rf build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

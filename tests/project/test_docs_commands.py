@@ -276,7 +276,7 @@ def check_python(words):
 
 def check_make(words):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
+    targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.M)).split())
     for word in words:
         name, equals, _ = word.partition("=")
         if equals:
