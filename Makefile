@@ -42,7 +42,7 @@ demo: env
 docs: .venv-docs/.made
 	.venv-docs/bin/python scripts/site_pages.py build/pages
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
-	@echo 'site/index.html is written: open it in a browser'
+	@echo 'site/index.html is written. For its search too: python3 -m http.server -d site'
 
 clean: clean-docs
 clean-docs:

@@ -69,7 +69,7 @@ EXTRAS_REQUIRE = {
     "lora": ["peft>=0.17"],
     # What docs/deploy.md brings trained models to; the version that its converter was tried with.
     "deploy": ["ctranslate2>=4.8"],
-    # `make docs`: the site of docs/, with a theme whose search works offline.
+    # `make docs`: the site of docs/, which loads nothing from elsewhere but for one diagram.
     "docs": ["mkdocs-material>=9.7,<10"],
     # benchmarks/peers.py compares updates with its trainers, and times inner methods of theirs,
     # which differ between releases.

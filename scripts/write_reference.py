@@ -9,6 +9,8 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,13 +26,30 @@ UNSAID = ("None", "False", "[]", "", argparse.SUPPRESS)
 HIDDEN = (argparse._HelpAction, argparse._SubParsersAction)
 
 
+class Found(Exception):
+    """A parser that was about to read the command line."""
+
+
+def parser_of(module: ModuleType) -> argparse.ArgumentParser:
+    """That of a command, caught when it is used."""
+
+    def caught(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        raise Found(parser)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", caught):
+        try:
+            module.main()
+        except Found as found:
+            return found.args[0]
+    raise SystemExit(f"{module.__name__} has no parser")
+
+
 def sections() -> list[tuple[str, argparse._ArgumentGroup | argparse.ArgumentParser]]:
     """What has options, by its heading: groups of ``fairseq-train``, then our own commands."""
     options = importlib.import_module("esrl_fairseq.__main__")
     found: list = [(group.title, group) for group in options.make_parser()._action_groups]
     for path in sorted((ROOT / "esrl_fairseq").glob("*/__main__.py")):
-        module = importlib.import_module(f"esrl_fairseq.{path.parent.name}.__main__")
-        parser = module.make_parser()
+        parser = parser_of(importlib.import_module(f"esrl_fairseq.{path.parent.name}.__main__"))
         commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         found += [(sub.prog, sub) for action in commands for sub in action.choices.values()]
         if not commands:

@@ -246,11 +246,14 @@ def parse(run, words, at_once=True):
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
         mock.patch.object(sys, "argv", [str(word) for word in words]),
         contextlib.redirect_stderr(shown),
+        contextlib.redirect_stdout(io.StringIO()),
         contextlib.suppress(Parsed),
     ):
         try:
             run()
-        except SystemExit:
+        except SystemExit as end:
+            if not end.code:  # --help
+                return
             raise AssertionError(shown.getvalue().strip().splitlines()[-1]) from None
         assert not at_once, "it parses nothing"
 
@@ -263,8 +266,7 @@ def check_python(words):
         assert words[1].split(".")[0] == "esrl_fairseq", words[1]
         module = importlib.import_module(f"{words[1]}.__main__")
         if words[1] == "esrl_fairseq":  # prints
-            with contextlib.redirect_stdout(io.StringIO()):
-                parse(lambda: module.main(words[2:]), words[1:], at_once=False)
+            parse(lambda: module.main(words[2:]), words[1:], at_once=False)
         else:
             parse(module.main, words[1:])
     elif words[0] not in ("-c", "-"):
