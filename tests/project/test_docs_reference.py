@@ -109,3 +109,22 @@ def test_all_equations_are_there(module):
     }
     named = {span.split(".")[2] for span in named_functions() if span.startswith(f"core.{module}.")}
     assert own - NOT_EQUATIONS <= named
+
+
+OF_OTHERS = ("invalid choice", "FileNotFoundError", "Weights only", "Could not load", "CUDA out")
+"""Messages of Python, torch and fairseq."""
+PUT_IN = r"…|\b\d[\d.]*\b|\bvalid\.en\b|\breward\b|\brank \d of \d\b|'"
+"""What stands where a message has something of the run."""
+
+
+def test_messages_that_are_explained_are_said():
+    """Parts of two words and more, as they stand in the code."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # strings over several lines
+    prose = pages.read(ROOT / "docs" / "troubleshooting.md")[1]
+    for cell in re.findall(r"^\| ([^|]*`[^|]*) \|", prose, re.M):
+        for message in pages.spans(cell):
+            if not message.startswith(OF_OTHERS):
+                parts = [part.strip(" ,") for part in re.split(PUT_IN, message)]
+                for part in parts:
+                    assert " " not in part or part in code, f"nothing says {part!r}"
