@@ -5,7 +5,9 @@ python scripts/write_reference.py --check    # ends with an error if the page is
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -30,31 +32,40 @@ class Found(Exception):
     """A parser that was about to read the command line."""
 
 
-def parser_of(module: ModuleType) -> argparse.ArgumentParser:
-    """That of a command, caught when it is used."""
+def asked_for_help(module: ModuleType) -> argparse.ArgumentParser | str:
+    """The parser of a command, caught when it is used; its help where it has none."""
 
     def caught(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise Found(parser)
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", caught):
+    shown = io.StringIO()
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", caught),
+        mock.patch.object(sys, "argv", [module.__name__, "--help"]),
+        contextlib.redirect_stdout(shown),
+    ):
         try:
             module.main()
         except Found as found:
             return found.args[0]
-    raise SystemExit(f"{module.__name__} has no parser")
+    return shown.getvalue()
 
 
-def sections() -> list[tuple[str, argparse._ArgumentGroup | argparse.ArgumentParser]]:
+def sections() -> list[tuple[str, argparse._ArgumentGroup | argparse.ArgumentParser | str]]:
     """What has options, by its heading: groups of ``fairseq-train``, then our own commands."""
     options = importlib.import_module("esrl_fairseq.__main__")
     found: list = [(group.title, group) for group in options.make_parser()._action_groups]
     for path in sorted((ROOT / "esrl_fairseq").glob("*/__main__.py")):
-        parser = parser_of(importlib.import_module(f"esrl_fairseq.{path.parent.name}.__main__"))
+        name = f"esrl_fairseq.{path.parent.name}"
+        parser = asked_for_help(importlib.import_module(f"{name}.__main__"))
+        if isinstance(parser, str):
+            found.append((f"python -m {name}", parser))
+            continue
         commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         found += [(sub.prog, sub) for action in commands for sub in action.choices.values()]
         if not commands:
             found.append((parser.prog, parser))
-    return [(title, group) for title, group in found if actions(group)]
+    return [(title, group) for title, group in found if isinstance(group, str) or actions(group)]
 
 
 def actions(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> list[argparse.Action]:
@@ -88,6 +99,9 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD]
     for title, group in sections():
+        if isinstance(group, str):
+            parts.append(f"## {title}\n\n```text\n{group.rstrip()}\n```")
+            continue
         prog = group.prog if isinstance(group, argparse.ArgumentParser) else "fairseq-train"
         name, *more = title.removesuffix("; and").split(", ", 1)
         lines = "\n".join(entry(action, prog) for action in actions(group))

@@ -10,17 +10,17 @@ import sys
 
 import pytest
 from command_lines import COMMON, JOINED, MODEL, USER_DIR, environment
+from pages import parse
 
 ROOT = USER_DIR.parent
 SMALLER = {"400": "4", "50": "2", "64": "20"}
 TINY = f"{MODEL} {JOINED} {COMMON} --lr 5e-3 --max-epoch 12 --no-epoch-checkpoints"
 
 
-def blocks(page, title):
-    """The commands of a section's first block: lists of words."""
+def first_block(page, title):
+    """The commands of a section's first block: lists of words, without what they are piped to."""
     section = (ROOT / page).read_text(encoding="utf-8").split(f"{title}\n", 1)[1]
-    block = section.split("\n\n    ", 1)[1].split("\n\n", 1)[0]
-    lines = block.replace("\\\n", " ").splitlines()
+    lines = parse(section)[0][0].text.replace("\\\n", " ").splitlines()
     return [shlex.split(line.split(" #")[0].split("|")[0]) for line in lines]
 
 
@@ -48,7 +48,7 @@ def run(here, words):
 def test_own_data(here):
     """From two text files to two models and their BLEU."""
     loop = {}
-    for words in blocks("docs/howto/own-data.md", "# Train on your own data"):
+    for words in first_block("docs/howto/own-data.md", "# Train on your own data"):
         if words[0].startswith("fairseq") and "$run" not in " ".join(words):
             run(here, words)
         elif words[0] == "for":
@@ -62,7 +62,7 @@ def test_own_data(here):
 
 def test_readme(here):
     """Five lines from that start model to a report that compares it with the best."""
-    training, report = blocks("README.md", "## Your own data")
+    training, report = first_block("README.md", "## Your own data")
     assert (here.folder / "mle" / "checkpoint_best.pt").is_file()
     training[training.index("esrl", training.index("--save-dir"))] = report[1] = "esrl-readme"
     found = run(here, training)

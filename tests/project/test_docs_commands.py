@@ -43,6 +43,7 @@ OTHERS = {
     **dict.fromkeys(("ct2-fairseq-converter", "comet-score", "pytest", "mkdocs", "venv"), None),
 }
 """Programs of other packages, whose options are not ours to check."""
+DOCTOR = "esrl_fairseq.doctor"
 LAUNCHERS = ("torchrun", "srun", "mpirun", "sbatch")
 PARSERS = {
     "fairseq-train": options.get_training_parser,
@@ -184,7 +185,9 @@ def check(words, variables):
     assert known_program(program), f"{program} is no program that is known"
     if program not in (*PARSERS, *LAUNCHERS):
         rest = [word for word in rest if word != "…"]
-    if program in LAUNCHERS:
+    if program == "esrl-doctor" or rest[:2] == ["-m", DOCTOR]:
+        check_doctor([word for word in words[1:] if word not in ("-m", DOCTOR)])
+    elif program in LAUNCHERS:
         starts = [i for i, w in enumerate(rest) if w in PARSERS or w.startswith("recipes/")]
         if starts:
             check(rest[starts[0] :], variables)
@@ -228,6 +231,17 @@ def check_fairseq(program, words):
         parse(lambda: parser.parse_args(words), [program])
     else:
         parse(lambda: options.parse_args_and_arch(parser, words), [program], at_once=False)
+
+
+def check_doctor(words):
+    """It takes a command of fairseq-train, or data and a start model with its options."""
+    if words and not words[0].startswith("--"):
+        start = [] if words[0] == "fairseq-train" else ["--criterion", "esrl"]
+        if start and len(words) > 1 and words[1] != "…" and not words[1].startswith("--"):
+            start += ["--finetune-from-model", words.pop(1)]
+        if start and "--task" not in words:
+            start += ["--task", "esrl_translation"]
+        check_fairseq("fairseq-train", [*words[0 if start else 1 :], *start])
 
 
 def parse(run, words, at_once=True):
