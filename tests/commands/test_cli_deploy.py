@@ -107,7 +107,9 @@ def test_generate_and_average(trained):
         torch.testing.assert_close(mean, (models[0][name] + models[1][name]) / 2)
 
 
-@pytest.mark.parametrize("title", ["fairseq-interactive", "Python"])
+@pytest.mark.parametrize(
+    "title", [pytest.param("fairseq-interactive", marks=pytest.mark.long), "Python"]
+)
 def test_interactive_and_from_pretrained(title, trained):
     folder, expected = trained
     assert follow(title, folder) == expected
