@@ -76,7 +76,7 @@ def test_readme(here, corpus, mle):
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (here.folder / "esrl" / "report.html").stat().st_size > 1e6
