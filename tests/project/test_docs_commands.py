@@ -22,9 +22,12 @@ from unittest import mock
 import pages
 import pytest
 import setuptools
+import yaml
 from fairseq import options
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import MODEL_REGISTRY
+from fairseq.models.transformer import TransformerConfig
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from pages import PAGES, ROOT, name_of
@@ -372,6 +375,27 @@ def test_commands_that_are_wrong_are_found(command, tmp_path, monkeypatch):
     with pytest.raises((AssertionError, ModuleNotFoundError)):
         for words, variables in simple_commands(command):
             check(words, variables)
+
+
+def test_the_config_file_has_known_names():
+    """docs/howto/config-files.md: sections and options, as Hydra reads them."""
+    blocks, _ = pages.read(ROOT / "docs" / "howto" / "config-files.md")
+    (text,) = [block.text for block in blocks if block.language == "yaml"]
+    kinds = {name: field.type for name, field in FairseqConfig.__dataclass_fields__.items()}
+    for section, values in yaml.safe_load(text).items():
+        if not isinstance(values, dict):
+            assert values in REGISTRIES[section]["registry"]
+            continue
+        name = values.pop("_name", None)
+        kind = kinds[section]
+        if section == "model":
+            assert name == "transformer"
+            kind = TransformerConfig
+        elif section == "task":
+            kind = TASK_DATACLASS_REGISTRY[name]
+        elif name is not None:
+            kind = REGISTRIES[section]["dataclass_registry"][name]
+        assert values.keys() <= kind.__dataclass_fields__.keys(), section
 
 
 # --- options in running text --------------------------------------------------------------------
