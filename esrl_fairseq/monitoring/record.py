@@ -24,10 +24,13 @@ import torch
 from fairseq.logging import metrics
 from omegaconf import OmegaConf
 
+from esrl_fairseq.checkpoints.reading import sha256
 from esrl_fairseq.monitoring import logs
 from esrl_fairseq.monitoring.epochs import histograms
+from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.summary import given_options
 from esrl_fairseq.rescoring.rescoring import unwrap
+from esrl_fairseq.sampling.conditioning import is_decoder_only
 
 logger = logging.getLogger(__name__)
 
@@ -226,12 +229,23 @@ def description(trainer: Any, start: Any) -> dict[str, Any]:
         "configuration": OmegaConf.to_container(OmegaConf.create(cfg), resolve=True),
         "versions": found,
         "reward": criterion.scorer.reward.signature(),
-        "start": {"path": start.path, "option": start.option, "kind": start.kind},
+        "start": {**vars(start), "sha256": sha256(start.path) if start.option else ""},
         "parameters": sum(p.numel() for p in unwrap(trainer.model).parameters()),
+        "data": {
+            "sizes": {split: len(dataset) for split, dataset in task.datasets.items()},
+            "fingerprint": task.rl.store.fingerprint[:32],
+        },
+        "generate": generate_command(trainer),
         "inputs": len(task.datasets[cfg.dataset.train_subset]),
         "ranks": cfg.distributed_training.distributed_world_size,
         "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
     }
+
+
+def generate_command(trainer: Any) -> str:
+    """See :func:`~esrl_fairseq.monitoring.outcome.next_command`."""
+    post_process = trainer.get_criterion().cfg.reward_post_process
+    return next_command(trainer.cfg, post_process, is_decoder_only(unwrap(trainer.model)))
 
 
 def kept_records(folders: list[str], run: str, updates: int) -> list[dict[str, Any]]:
