@@ -37,9 +37,7 @@ def doctor(commands):
 
 def everything(folder):
     """Files below a folder, without those that hold what commands print."""
-    files = (
-        path for path in Path(folder).rglob("*") if not re.fullmatch(r"\.(in|out|err)", path.suffix)
-    )
+    files = (path for path in Path(folder).rglob("*") if path.suffix not in (".in", ".out", ".err"))
     return {path: path.stat().st_mtime_ns for path in files if "__pycache__" not in str(path)}
 
 
@@ -59,9 +57,8 @@ def findings(text):
 
 def wrong(found, level="wrong"):
     """All that is of a level, as one text."""
-    return "\n".join(
-        f"{what}: {t}" for what, all_ in found.items() for lv, t in all_ if lv == level
-    )
+    every = [(what, one) for what, several in found.items() for one in several]
+    return "\n".join(f"{what}: {text}" for what, (its_level, text) in every if its_level == level)
 
 
 def command(data, save_dir, *more):
