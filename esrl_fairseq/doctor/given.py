@@ -54,7 +54,8 @@ def completed(road: Road, words: list[str], whole: bool) -> list[str]:
         whole: whether they are a command, to which nothing is added.
     """
     own = values(words, USER_DIR)
-    if len(words) > 1 and not words[1].startswith("-"):  # data, start model
+    first = [word for word in words[:2] if not word.startswith("-")]
+    if not whole and len(first) == 2:  # data, start model
         words = [words[0], "--finetune-from-model", *words[1:]]
     elif whole or values(words, "--criterion"):
         return check_user_dir(road, words, own)

@@ -35,12 +35,10 @@ INPUTS = 64
 """Of each validation set that the start model is tried on, evenly spread over their lengths."""
 TOO_LONG = 0.01
 """Share of references that are longer than samples can be; above it there is a warning."""
-INSTEAD: list[dict[str, Any]] = [
-    {"reward": "length", "reward_options": None, "reward_model": None},
-    {"reward_post_process": "none"},
-]
-"""Options of the criterion that let the others be looked at where some are refused; then all have
-their defaults."""
+JOIN = "reward_post_process"
+OF_REWARD = ("reward", "reward_options", "reward_model", "reward_device")
+WITHOUT_REWARD = {"reward": "length", **dict.fromkeys(OF_REWARD[1:])}
+"""Options of a reward that is always there."""
 MEMORY = (
     "lower --max-sampled-tokens, or --batch-size or --max-tokens with a higher --update-freq, or "
     "--num-samples; or choose --bf16"
@@ -114,21 +112,30 @@ class Checkup:
             self.step("start model", lambda: read_start(start))
 
     def build_criterion(self) -> None:
-        """As it is given; where it is refused, with other values, so that more can be looked at."""
+        """As it is given; where it is refused, by parts, so that not only the first fault is found:
+        the reward alone, the joining of sub-words alone, all others, and at last the defaults."""
         options = self.cfg.criterion
         self.criterion = self.step("reward", lambda: self.task.build_criterion(options))
         if not self.reward_trained:
             return
         if self.criterion is not None:
             self.road.fits("reward", self.criterion.scorer.reward.signature())
+            return
+        given = {name: options[name] for name in options if name != "_name"}
         defaults = vars(CRITERION_DATACLASS_REGISTRY[ESRL]())
-        plain = {name: x for name, x in defaults.items() if not str(x).startswith("${")}
-        for others in [*INSTEAD, {**plain, **INSTEAD[0], **INSTEAD[1]}]:
-            if self.criterion is not None:
-                return
+        plain = {n: x for n, x in defaults.items() if n in given and not str(x).startswith("${")}
+        of_reward = {n: given[n] for n in OF_REWARD}
+        no_join, join = {JOIN: "none"}, {JOIN: given[JOIN]}
+        for others in (
+            plain | of_reward | no_join,
+            plain | WITHOUT_REWARD | join,
+            given | WITHOUT_REWARD | no_join,
+            plain | WITHOUT_REWARD | no_join,
+        ):
             with open_dict(options):
                 options.update(others)
-            self.criterion = self.step("reward", lambda: self.task.build_criterion(options))
+            build = partial(self.task.build_criterion, options)
+            self.criterion = self.step("reward", build) or self.criterion
 
     def look_at(self, trainer: Any) -> None:
         """All is built: start model, training data, lengths, memory."""
@@ -207,7 +214,7 @@ class Checkup:
         if not self.reward_trained:
             return
         road, sizes = self.road, getattr(batches, "frozen_batches", ())
-        found = self.step("memory", lambda: estimate(trainer, unwrap(trainer.model), sizes))
+        found = self.step("memory needed", lambda: estimate(trainer, unwrap(trainer.model), sizes))
         if found is None:
             return
         there = free_memory()
@@ -216,9 +223,9 @@ class Checkup:
             there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_allocated()
         says = found.words.removeprefix("memory, estimated: ")
         if there is not None and found.least > there:
-            road.add("memory", WRONG, f"{says}; {there / 1e9:.1f} GB are free", MEMORY)
+            road.add("memory needed", WRONG, f"{says}; {there / 1e9:.1f} GB are free", MEMORY)
         else:
-            road.fits("memory", says)
+            road.fits("memory needed", says)
 
     def try_start(self, trainer: Any, run: Any, batches: Any) -> None:
         """Validate the start model on some inputs, and judge it as the training does."""

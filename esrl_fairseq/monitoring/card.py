@@ -159,7 +159,7 @@ def start(begin: Mapping[str, Any]) -> str:
     """Where the parameters come from."""
     path = begin["start"]["path"]
     if not path:
-        return "None: the run began with random weights."
+        return "The run began with random weights."
     option = begin["start"]["option"] or "the run was resumed from it"
     digest = begin["start"].get("sha256")
     return f"`{code(path)}` ({option})" + (f", SHA-256 `{digest}`" if digest else "")

@@ -71,7 +71,7 @@ def test_a_training_that_fits(doctor, corpus, mle, tmp_path):
     code, found = doctor(*command(corpus.data, tmp_path / "new", *start))
     assert code == 0, found
     assert not wrong(found) and not (tmp_path / "new").exists()
-    assert "1 layer" not in found["memory"][0][1] and "stage two" in found["memory"][0][1]
+    assert "GB in stage two" in found["memory needed"][0][1]
     assert "200 training inputs" in found["lengths"][0][1]
     assert found["reward"][0][1].startswith("bleu|")
     assert "trains transformer" in found["training"][0][1]
@@ -88,7 +88,8 @@ def test_several_faults_at_once(doctor, corpus, mle, tmp_path):
     (tmp_path / "file").touch()
     words = command(corpus.data, tmp_path / "file", MODEL, JOINED, "--finetune-from-model", mle)
     words = [w for w in words if w not in ("--user-dir", USER_DIR)]
-    more = ["--encoder-ffn-embed-dim 64 --nonsense 3 --reward BLUE --fp16 --reward-post-process x"]
+    more = ["--encoder-ffn-embed-dim 64 --nonsense 3 --reward BLUE --fp16 --risk-alpha 0"]
+    more += ["--reward-post-process x"]
     code, found = doctor(*words, *more)
     text = wrong(found)
     assert code == 1
@@ -98,6 +99,7 @@ def test_several_faults_at_once(doctor, corpus, mle, tmp_path):
         "is a file): choose another",
         "did you mean 'bleu'",
         "--reward-post-process is 'x'",
+        "--risk-alpha is 0",
         "--encoder-ffn-embed-dim is 64 here but 32",
         "--fp16 and --memory-efficient-fp16 need a GPU",
     ):
@@ -134,7 +136,11 @@ def test_words_in_another_order(doctor, commands, corpus, mle, tmp_path):
 
 
 def test_inputs_that_are_too_long(doctor, corpus, mle, tmp_path):
-    more = ["--finetune-from-model", mle, "--max-source-positions 4 --sample-max-len-b 2"]
+    more = [
+        "--finetune-from-model",
+        mle,
+        "--max-source-positions 4 --sample-max-len-a 0 --sample-max-len-b 2",
+    ]
     code, found = doctor(*command(corpus.data, tmp_path / "new", *more))
     assert code == 1 and "valid, line" in wrong(found) and "is too long" in wrong(found)
     warned = wrong(found, "warning")
@@ -164,7 +170,7 @@ def test_a_package_that_is_missing(doctor, corpus, mle, tmp_path):
     more = ["--finetune-from-model", mle, "--reward bleu:0.5+comet:0.5 --reward-model comet=x"]
     code, found = doctor(*command(corpus.data, tmp_path / "new", *more))
     assert code == 1 and "pip install unbabel-comet" in wrong(found), found
-    assert "stage two" in found["memory"][0][1]  # the rest was looked at
+    assert "stage two" in found["memory needed"][0][1]  # the rest was looked at
 
 
 @pytest.mark.parametrize(

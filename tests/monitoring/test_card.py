@@ -80,7 +80,7 @@ def test_what_it_says():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"start": {"path": "", "option": ""}}, "began with random weights"),
+        ({"start": {"path": "", "option": ""}}, "The run began with random weights"),
         ({"data": None, "generate": None}, "folder: `data-bin`"),  # of earlier versions
         ({"options": []}, "options beside the defaults: `none`"),
         ({"reward": "a `b`\nc"}, "`a 'b' c`"),
