@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return tell([Finding("command", WRONG, says)])
     if not words:
         return tell(look_around())
+    logging.getLogger().addHandler(logging.NullHandler())  # libraries talk while they are imported
     try:
         from esrl_fairseq.doctor.training import look_at_training  # imports torch and fairseq
     except (Exception, SystemExit) as error:

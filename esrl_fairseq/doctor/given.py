@@ -59,7 +59,10 @@ def completed(road: Road, words: list[str], whole: bool) -> list[str]:
         words = [words[0], "--finetune-from-model", *words[1:]]
     elif whole or values(words, "--criterion"):
         return check_user_dir(road, words, own)
-    added = [w for option, x in TAKEN.items() if not values(words, option) for w in (option, x)]
+    taken = dict(TAKEN)
+    if Path(words[0], "dict.txt").exists():  # of one side alone
+        taken["--task"] = "esrl_language_modeling"
+    added = [w for option, x in taken.items() if not values(words, option) for w in (option, x)]
     if not any(values(words, option) for option in BATCH):
         added += ["--batch-size", "32"]
     if added:

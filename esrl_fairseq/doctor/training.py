@@ -19,7 +19,7 @@ from omegaconf import open_dict
 
 from esrl_fairseq import registration  # noqa: F401 (fairseq then knows this package)
 from esrl_fairseq.checks.vocabulary import OTHER
-from esrl_fairseq.doctor.findings import OK, WARNING, WRONG, Finding
+from esrl_fairseq.doctor.findings import OK, WARNING, Finding
 from esrl_fairseq.doctor.given import completed, configuration
 from esrl_fairseq.doctor.machine import free_memory
 from esrl_fairseq.doctor.road import Road, alone
@@ -117,6 +117,8 @@ class Checkup:
         options = self.cfg.criterion
         self.criterion = self.step("reward", lambda: self.task.build_criterion(options))
         if not self.reward_trained:
+            says = f"--criterion {options._name}: what belongs to --criterion esrl is not looked at"
+            self.road.add("training", OK, says)
             return
         if self.criterion is not None:
             self.road.fits("reward", self.criterion.scorer.reward.signature())
@@ -126,6 +128,7 @@ class Checkup:
         plain = {n: x for n, x in defaults.items() if n in given and not str(x).startswith("${")}
         of_reward = {n: given[n] for n in OF_REWARD}
         no_join, join = {JOIN: "none"}, {JOIN: given[JOIN]}
+        self.road.deaf = True
         for others in (
             plain | of_reward | no_join,
             plain | WITHOUT_REWARD | join,
@@ -136,10 +139,11 @@ class Checkup:
                 options.update(others)
             build = partial(self.task.build_criterion, options)
             self.criterion = self.step("reward", build) or self.criterion
+        self.road.deaf = False
 
     def look_at(self, trainer: Any) -> None:
         """All is built: start model, training data, lengths, memory."""
-        task, cfg, what = self.task, self.cfg, "start model"
+        task, cfg, what = self.task, self.cfg, "start, options"
         checks = getattr(task, "checks_of_start", None)
         sound = checks is None or self.road.each(what, checks(trainer))
         load_once(trainer)
@@ -158,7 +162,8 @@ class Checkup:
         run = getattr(task, "run", None)
         if run is None or loaded is None:
             return
-        if self.road.each(what, run.checks_when_loaded(loaded)):
+        sound = self.road.each("start model", run.checks_when_loaded(loaded))
+        if sound and "reward" not in self.road.failed:
             self.try_start(trainer, run, loaded)
 
     def load(self, trainer: Any, sound: bool) -> Any:
@@ -223,7 +228,7 @@ class Checkup:
             there = torch.cuda.mem_get_info()[0] + torch.cuda.memory_allocated()
         says = found.words.removeprefix("memory, estimated: ")
         if there is not None and found.least > there:
-            road.add("memory needed", WRONG, f"{says}; {there / 1e9:.1f} GB are free", MEMORY)
+            road.add("memory needed", WARNING, f"{says}; {there / 1e9:.1f} GB are free", MEMORY)
         else:
             road.fits("memory needed", says)
 
@@ -235,6 +240,7 @@ class Checkup:
             return
         severity = self.criterion.cfg.check_start
         if run.start.kind in (NONE, RESUMED) or severity == OFF:
+            road.fits("start model", f"{run.start.path or 'random weights'}: not tried")
             return
         spread(trainer)
         if self.step("start model", lambda: (validate_now(trainer, batches),)) is None:
