@@ -46,8 +46,9 @@ class Card:
             records = list(read_record(os.path.join(folder, FILE)))
             if not write(folder, card(records, best, os.path.basename(os.path.abspath(folder)))):
                 self._warn(f"{NAME} in {folder} was written by somebody else, and is left as it is")
-        except OSError as error:
-            self._warn(f"{NAME} cannot be written to {folder} ({error.strerror}): the run goes on")
+        except Exception as error:  # also of a record that lacks something
+            why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            self._warn(f"{NAME} cannot be written to {folder} ({why}): the run goes on")
 
     def _warn(self, sentence: str) -> None:
         if not self.warned:

@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 import uuid
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -285,6 +286,7 @@ def as_line(record: Mapping[str, Any]) -> bytes:
 
 def plain(value: Any) -> Any:
     """The same in JSON's kinds: numbers to six digits, those that are not finite as null."""
+    value = vars(value) if isinstance(value, Namespace) else value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -177,6 +177,13 @@ def test_a_folder_that_cannot_be_written_to(kept, tmp_path, caplog):
     assert "cannot be written to" in record.message and "the run goes on" in record.message
 
 
+def test_a_record_that_lacks_something(kept, tmp_path, caplog):
+    (tmp_path / FILE).write_bytes(as_line({"kind": "begin", "at": 0, "wall": 0.0}))
+    kept.refresh()
+    (record,) = caplog.records
+    assert "KeyError: 'configuration'" in record.message and "the run goes on" in record.message
+
+
 def test_export_takes_it_along(tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     run.mkdir()
