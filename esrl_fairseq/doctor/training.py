@@ -248,7 +248,7 @@ class Checkup:
         self.step("start model", lambda: run.judge_start(severity))
         stats = {name: run.stats[name] for name in ("reward", "ppl") if name in run.stats}
         given = ", ".join(f"{name} {float(value):.4g}" for name, value in stats.items())
-        road.fits("start model", f"{run.start.path}: {given}, on some {INPUTS} validation inputs")
+        road.fits("start model", f"{run.start.path}: {given}, on up to {INPUTS} validation inputs")
         parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         inputs = len(self.task.datasets[cfg.dataset.train_subset])
         lines = summary(trainer, run.start.path, parameters, inputs)[:-1]

@@ -85,9 +85,9 @@ def card(records: Records, best: int, name: str) -> str:
     """
     begin = next(record for record in records if record["kind"] == "begin")
     cfg = begin["configuration"]
-    pair = [x for x in (cfg["task"].get("source_lang"), cfg["task"].get("target_lang")) if x]
+    pair = begin.get("data", {}).get("languages", [])
     arch = cfg["model"].get("_name") or cfg["model"].get("arch")
-    reads = f"translates {' to '.join(pair)}" if pair else "continues prompts"
+    reads = f"translates {' to '.join(pair)}" if len(pair) == 2 else "continues prompts"
     parts = [
         head(pair),
         f"# {name}",

@@ -29,7 +29,7 @@ from esrl_fairseq.checkpoints.reading import sha256
 from esrl_fairseq.monitoring import logs
 from esrl_fairseq.monitoring.epochs import histograms
 from esrl_fairseq.monitoring.outcome import next_command
-from esrl_fairseq.monitoring.summary import given_options
+from esrl_fairseq.monitoring.summary import data_of, given_options
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.sampling.conditioning import is_decoder_only
 
@@ -232,10 +232,7 @@ def description(trainer: Any, start: Any) -> dict[str, Any]:
         "reward": criterion.scorer.reward.signature(),
         "start": {**vars(start), "sha256": sha256(start.path) if start.option else ""},
         "parameters": sum(p.numel() for p in unwrap(trainer.model).parameters()),
-        "data": {
-            "sizes": {split: len(dataset) for split, dataset in task.datasets.items()},
-            "fingerprint": task.rl.store.fingerprint[:32],
-        },
+        "data": data_of(task),
         "generate": generate_command(trainer),
         "inputs": len(task.datasets[cfg.dataset.train_subset]),
         "ranks": cfg.distributed_training.distributed_world_size,

@@ -113,6 +113,7 @@ def test_the_model_card(run, records, commands, corpus, mle, tmp_path):
     text = (run[0] / CARD).read_text()
     start = next(r for r in of(records, "validation") if r["at"] == 0)
     assert f"| reward | {start['stats']['reward']:.4f} | {stats['reward']:.4f} |" in text
+    assert "which translates de to en." in text
     assert f"{UPDATES} updates" in text and "- state: validation reward: start" in text
     assert f"`{mle}` (--finetune-from-model), SHA-256 `" in text
     assert "20 inputs of `valid`, with greedy outputs" in text and "unsafe for RL" in text

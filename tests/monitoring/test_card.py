@@ -14,7 +14,7 @@ from esrl_fairseq.monitoring.record import FILE, as_line
 def begin(**changes):
     """A record of a run's beginning."""
     configuration = {
-        "task": {"data": "data-bin", "source_lang": "de", "target_lang": "en_XX"},
+        "task": {"data": "data-bin"},
         "model": {"_name": "transformer"},
         "criterion": {"valid_beam": 1},
         "checkpoint": {"best_checkpoint_metric": "reward"},
@@ -28,7 +28,11 @@ def begin(**changes):
         "generate": "fairseq-generate data-bin --path run/checkpoint_best.pt",
         "reward": "bleu|v:2.6",
         "start": {"path": "mle.pt", "option": "--finetune-from-model", "sha256": "ab12"},
-        "data": {"sizes": {"train": 2000, "valid": 100}, "fingerprint": "ffee"},
+        "data": {
+            "languages": ["de", "en_XX"],
+            "sizes": {"train": 2000, "valid": 100},
+            "fingerprint": "ffee",
+        },
         "command": "fairseq-train data-bin",
         "options": ["--num-samples 4"],
         "versions": {"torch": "2.13"},
