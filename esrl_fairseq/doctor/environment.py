@@ -17,6 +17,7 @@ NEW_PYTHON = (3, 11)
 """From here on fairseq 0.12.2 cannot be imported, and fairseq-fixed takes its place."""
 OLDEST = {"torch": "2.5", "numpy": "1.21.3", "sacrebleu": "2.4"}
 """Versions that this package, or fairseq, needs at least."""
+UNTRIED_NUMPY = (3,)
 FIXED, STOCK = "fairseq-fixed", "fairseq"
 REBUILD = (
     "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation {} compiles them "
@@ -125,7 +126,7 @@ def why(error: str) -> str:
             "fairseq 0.12.2 is for Python before 3.11: pip uninstall -y fairseq; pip install "
             f"{FIXED}"
         )
-    if "has no attribute" in error and "numpy" in error:
+    if "has no attribute" in error and "numpy" in error and not fits_numpy():
         return "this fairseq is older than numpy: pip install 'numpy<1.24'"
     if "torchaudio" in error:
         return "pip uninstall torchaudio (only speech tasks of fairseq use it)"
@@ -145,6 +146,7 @@ def library(name: str, answers: Answers) -> list[Finding]:
         if not version and file is None:
             says = f"{name} is not installed"
         mend = f"pip install --force-reinstall '{name}>={least}'"
+        mend = mend if version else f"pip install '{name}>={least}'"
         if file and known and not packages.owns(name, file):
             mend = f"it is {file}, not what is installed: take it off PYTHONPATH, or rename it"
         return [Finding(name, WRONG, says, mend)]
@@ -154,6 +156,9 @@ def library(name: str, answers: Answers) -> list[Finding]:
     if name == "numpy" and packages.numbers(version) >= (1, 24) and not fits_numpy():
         says = f"{version} is too new for fairseq 0.12.2, which asks for what 1.24 removed"
         return [Finding(name, WRONG, says, "pip install 'numpy<1.24'")]
+    if name == "numpy" and packages.numbers(version) >= UNTRIED_NUMPY:
+        says = f"{version} is newer than any that fairseq was tried with"
+        return [Finding(name, WARNING, says, "if anything fails: pip install 'numpy<3'")]
     if known and known != version and not known.startswith(version):
         says = f"{version} is imported from {answer['file']}, but {known} is installed"
         return [Finding(name, WARNING, says, "take it off PYTHONPATH, or install it anew")]

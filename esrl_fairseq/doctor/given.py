@@ -9,7 +9,6 @@ from typing import Any
 from fairseq import options
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.distributed import utils as distributed_utils
 from omegaconf import open_dict
 
 from esrl_fairseq.checks.hints import explain
@@ -141,7 +140,6 @@ def prepared(road: Road, args: Any) -> Any:
             cfg.task.capability_store = None
         if hasattr(cfg.criterion, "show_samples"):
             cfg.criterion.show_samples = 0
-    assert distributed_utils.is_master(cfg.distributed_training)
     return cfg
 
 

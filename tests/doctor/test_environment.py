@@ -62,7 +62,7 @@ MUTABLE = "ValueError: mutable default <class 'x'> for field common is not allow
             "pip install hydra",
         ),
         (
-            {"fairseq-fixed": "0.12.3"},
+            {"fairseq": "0.12.2"},
             {"fairseq": FILE},
             "AttributeError: module 'numpy' has no attribute 'float'",
             WRONG,
@@ -110,6 +110,7 @@ def test_a_fairseq_that_hides_the_installed_one(installed, healthy):
         ("torch", {"version": "2.13.0+cpu"}, {"torch": "2.13.0+cpu"}, OK, "2.13.0+cpu"),
         ("numpy", {"version": "1.19.5"}, {}, WRONG, "too old"),
         ("numpy", {"version": "1.26.0"}, {"fairseq": "0.12.2"}, WRONG, "too new for fairseq 0.12"),
+        ("numpy", {"version": "3.0.0"}, {"fairseq-fixed": "0.12.3"}, WARNING, "newer than any"),
         ("numpy", {"version": "2.4.6"}, {"fairseq-fixed": "0.12.3"}, OK, "2.4.6"),
         ("numpy", {"version": "1.25.0", "file": "/n"}, {"numpy": "2.4"}, WARNING, "2.4 is inst"),
         ("sacrebleu", {"version": "2.3.1"}, {}, WRONG, "at least 2.4"),
