@@ -6,50 +6,30 @@ reward models the criterion ``esrl_preference`` and the task ``esrl_reward_model
 of Hugging Face ``--arch hf_causal_lm`` and ``--bpe hf_tokenizer``; and ``--optimizer torch_adam``.
 """
 
-from esrl_fairseq import compat
+import os
+import sys
 
-compat.apply()
-
-import esrl_fairseq.reward_models.criterion  # noqa: E402,F401
-import esrl_fairseq.reward_models.task  # noqa: E402,F401
-from esrl_fairseq import (  # noqa: E402,F401  (registration)
-    criterion,
-    huggingface,
-    language_task,
-    optimizer,
-    task,
-)
-from esrl_fairseq.checkpoints.reading import check_file, not_loaded, own_last  # noqa: E402
-from esrl_fairseq.checkpoints.writing import (  # noqa: E402
-    begin_saving,
-    check_folder,
-    copy_checkpoint,
-    save_checkpoint,
-)
-from esrl_fairseq.checks.hints import explain  # noqa: E402
-from esrl_fairseq.data import place  # noqa: E402
-from esrl_fairseq.processes import launch, running  # noqa: E402
-from esrl_fairseq.signals import STOP, obey_parent_alone  # noqa: E402
-from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
-
-
-def begin_run(trainer: object) -> None:
-    """Before a training's start is loaded, whatever its task."""
-    STOP.listen()
-    compat.after_updates(STOP.at_update)
-    compat.at_end_of_training(STOP.forget)
-    begin_saving(trainer)
-
-
-compat.keep_checkpoints_whole(
-    save_checkpoint, copy_checkpoint, check_file, not_loaded, own_last, check_folder
-)
-compat.tell_tasks_of_the_start(begin_run, STOP.begin)
-compat.end_at_updates(STOP.flag, STOP.tell, STOP.validated, obey_parent_alone)
-compat.extend_parsing(architecture_of_start, explain)
-compat.keep_place_in_batches(place.state_at, place.resumed_state, place.dealt_to)
-compat.launch_by(launch.prepare, running.join, running.Guarded)
-compat.tell_of_progress(running.step, running.part, running.saving, running.watched)
-compat.keep_old_names()
+from esrl_fairseq.errors import EsrlError
 
 __version__ = "0.1.0"
+
+
+def _is_the_doctor() -> bool:
+    """Whether this process is ``esrl-doctor``, which looks at what cannot be imported, too."""
+    begun = (sys.argv or [""])[0]
+    if begun == "-m":  # what is run is imported after this
+        return any(w.endswith("esrl_fairseq.doctor") for w in getattr(sys, "orig_argv", []))
+    return os.path.basename(begun) == "esrl-doctor"
+
+
+if not _is_the_doctor():
+    try:
+        from esrl_fairseq import compat  # noqa: F401
+    except EsrlError:
+        raise
+    except Exception as error:  # whatever fairseq and torch that do not fit together lead to
+        raise EsrlError(
+            f"fairseq cannot be used here ({type(error).__name__}: {error}): python -m "
+            "esrl_fairseq.doctor says what is wrong with the environment, and what to do"
+        ) from error
+    from esrl_fairseq import registration  # noqa: F401

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from esrl_fairseq.checks.models import check_model
@@ -12,23 +14,40 @@ from esrl_fairseq.compat import at_bad_numbers, at_end_of_training
 from esrl_fairseq.data.place import refuse_other_batches
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.failures import Failures
+from esrl_fairseq.monitoring.card import Card
 from esrl_fairseq.monitoring.corpus import mean_counts
-from esrl_fairseq.monitoring.outcome import next_command
 from esrl_fairseq.monitoring.progress import Progress
-from esrl_fairseq.monitoring.record import Record
+from esrl_fairseq.monitoring.record import Record, generate_command
 from esrl_fairseq.monitoring.shown import Shown
 from esrl_fairseq.monitoring.summary import summary
 from esrl_fairseq.processes.backends import refuse_shards
 from esrl_fairseq.processes.running import rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
-from esrl_fairseq.sampling.conditioning import is_decoder_only
 from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
 from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
 from esrl_fairseq.state.ranks import own_rank
 
 logger = logging.getLogger(__name__)
+
+Check = Callable[[], Any]
+"""Refuses something by an EsrlError, or does nothing."""
+
+
+def end_if_over(trainer: Any) -> None:
+    """Where no update is left of ``--max-update``, fairseq would make one more."""
+    optimization = trainer.cfg.optimization
+    if 0 < optimization.max_update <= trainer.get_num_updates():
+        logger.info("nothing is left of --max-update %d", optimization.max_update)
+        optimization.max_epoch = -1
+
+
+def place_state(trainer: Any) -> None:
+    """Tell the task's RL state its folders; of stock tasks, too."""
+    cfg, rl = trainer.cfg.checkpoint, trainer.task.rl
+    rl.save_dir = None if cfg.no_save else cfg.save_dir
+    rl.resumed_from = os.path.dirname(find_start(cfg, trainer.checkpoint_suffix).path)
 
 
 class Run(Failures):
@@ -45,6 +64,7 @@ class Run(Failures):
         self.progress = Progress(self.cfg.common.log_interval if first else None)
         cfg = self.cfg.checkpoint
         self.record = Record(trainer, cfg.save_dir if first and not cfg.no_save else None)
+        self.card = Card(self.record)
         self.task.shown = Shown(self.criterion.cfg.show_samples if first else 0)
         self.subset_open = False  # whether the next validated subset is a validation's first
         self.stats: Mapping[str, Any] = {}
@@ -56,16 +76,25 @@ class Run(Failures):
             return Start(self.task.pretrained, "--hf-model", STARTED)
         return found
 
-    def check(self) -> None:
-        """Before the start's checkpoint is loaded: refuse what does not fit together."""
-        refuse_shards(self.trainer)
-        check_model(unwrap(self.trainer.model))
+    def checks(self) -> Iterator[Check]:
+        """Before the start's checkpoint is loaded: what refuses options that do not fit together,
+        or warns of them."""
+        yield partial(refuse_shards, self.trainer)
+        yield partial(check_model, unwrap(self.trainer.model))
+        yield self.check_precision
+        yield partial(check_best_metric, self.cfg, self.task, self.has_references())
+        yield self.warn_of_no_start
+
+    def check_precision(self) -> None:
+        """Refuse half precision that needs a GPU, where there is none."""
         if self.cfg.common.fp16 and self.trainer.device.type == "cpu":
             raise EsrlError(
                 "--fp16 and --memory-efficient-fp16 need a GPU: fairseq ends at the first overflow "
                 "without one; choose --bf16 or --memory-efficient-bf16, or no half precision"
             )
-        check_best_metric(self.cfg, self.task, self.has_references())
+
+    def warn_of_no_start(self) -> None:
+        """Nothing good is to be expected of random weights."""
         if self.start.kind == NONE:
             logger.warning(
                 "no start model is given, so that a model with random weights is trained, which "
@@ -80,20 +109,30 @@ class Run(Failures):
     def begin(self, epoch_itr: Any) -> None:
         """All is loaded: say what is trained, and validate the start model."""
         self.rescue.begin(epoch_itr)
-        refuse_bad_parameters(unwrap(self.trainer.model), self.start.path or "the new model")
         at_bad_numbers(self.trainer, self.bad_gradients)
         rescue_by(self.save_without_others)
-        # They may be refused: before the validation, which takes its time.
-        self.task.open_store()
-        self.task.frozen_model(unwrap(self.trainer.model))
-        refuse_other_batches(epoch_itr)
+        # They may refuse: before the validation, which takes its time.
+        for check in self.checks_when_loaded(epoch_itr):
+            check()
         self.say_what_is_trained()
         self.record.begin(self.start)
-        if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
-            batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)
-            check_stages(unwrap(self.trainer.model), batch, self.task)
         if own_rank() == 0:
             at_end_of_training(self.end)
+        self.validate_first(epoch_itr)
+
+    def checks_when_loaded(self, epoch_itr: Any) -> Iterator[Check]:
+        """What refuses parameters, data or a frozen model once they are loaded."""
+        model = unwrap(self.trainer.model)
+        yield partial(refuse_bad_parameters, model, self.start.path or "the new model")
+        yield self.task.open_store
+        yield partial(self.task.frozen_model, model)
+        yield partial(refuse_other_batches, epoch_itr)
+        if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
+            batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)
+            yield partial(check_stages, model, batch, self.task)
+
+    def validate_first(self, epoch_itr: Any) -> None:
+        """Validate the start model, or what a run that is resumed has left out."""
         severity = self.criterion.cfg.check_start
         if self.cfg.dataset.disable_validation:
             check_counts(self.task.rl.corpus.missing)
@@ -106,8 +145,11 @@ class Run(Failures):
         unjudged = self.start.kind == RESUMED or severity == OFF
         if not unjudged or self.task.rl.corpus.missing:
             validate_now(self.trainer, epoch_itr)
-        if unjudged:
-            return
+        if not unjudged:
+            self.judge_start(severity)
+
+    def judge_start(self, severity: str) -> None:
+        """Refuse a start model, or warn of it, by its validation; see :func:`judge_start`."""
         reward = self.criterion.scorer.reward
         low, high = reward.validation_range
         judge_start(
@@ -136,6 +178,7 @@ class Run(Failures):
         self.in_update = True
         self.rescue.begin_update()
         self.progress.begin_update()
+        self.card.refresh()  # behind the validation's checkpoint
         self.record.begin_update()
 
     def begin_epoch(self) -> None:
@@ -152,6 +195,7 @@ class Run(Failures):
         """A subset was validated; ``meters`` are of all ranks."""
         first, self.subset_open = self.subset_open, False
         self.record.validated(stats, first)
+        self.card.due = True
         if not first:
             return
         examples = self.task.shown.end(self.cfg, self.trainer.get_num_updates())
@@ -182,7 +226,7 @@ class Run(Failures):
         told = self.task.outcome.sentence(cfg.save_dir, by_reward, not cfg.no_save)
         logger.info(told)
         self.record.end(told)
+        self.card.due = True
+        self.card.refresh()
         if not cfg.no_save:
-            decoder_only = is_decoder_only(unwrap(self.trainer.model))
-            post_process = self.criterion.cfg.reward_post_process
-            logger.info("next: %s", next_command(self.cfg, post_process, decoder_only))
+            logger.info("next: %s", generate_command(self.trainer))

@@ -1,7 +1,7 @@
 """What any task needs for ESRL: dynamic sampling, stage one, state that checkpoints keep."""
 
 import logging
-import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Optional
 
@@ -24,14 +24,13 @@ from esrl_fairseq.monitoring.shown import Shown
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
-from esrl_fairseq.run import Run
+from esrl_fairseq.run import Run, end_if_over, place_state
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.options import SamplingConfig, check_sampling_options
 from esrl_fairseq.sampling.plans import least_plan, make_plan
-from esrl_fairseq.start.comparing import check_start
+from esrl_fairseq.start.comparing import checks_of_start
 from esrl_fairseq.start.dictionary import ENTRY, fingerprints
 from esrl_fairseq.start.freezing import freeze_parts
-from esrl_fairseq.start.source import find_start
 from esrl_fairseq.state.rl_state import RLState
 
 logger = logging.getLogger(__name__)
@@ -157,15 +156,19 @@ class SamplingTask(DataTask):
 
     def before_loading(self, trainer: Any) -> None:
         """Before the checkpoint is loaded that the run starts from (see compat.py)."""
-        refuse_copies()
-        freeze_parts(trainer.get_model(), trainer.cfg.criterion)  # before there is an optimizer
-        check_start(trainer)
-        cfg = trainer.cfg.checkpoint
-        self.rl.save_dir = None if cfg.no_save else cfg.save_dir  # of stock tasks, too
-        self.rl.resumed_from = os.path.dirname(find_start(cfg, trainer.checkpoint_suffix).path)
+        for check in self.checks_of_start(trainer):
+            check()
+
+    def checks_of_start(self, trainer: Any) -> Iterator[Callable[[], None]]:
+        """What is checked then. On the way parts are frozen, before there is an optimizer, and the
+        run begins."""
+        yield refuse_copies
+        yield partial(freeze_parts, trainer.get_model(), trainer.cfg.criterion)
+        yield from checks_of_start(trainer)
+        place_state(trainer)
         if self.trained_by_reward:
             self.run = Run(trainer)
-            self.run.check()
+            yield from self.run.checks()
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
         """After that, before the first update."""
@@ -173,10 +176,7 @@ class SamplingTask(DataTask):
             refuse_other_batches(epoch_itr)
         else:
             self.run.begin(epoch_itr)
-        optimization = trainer.cfg.optimization
-        if 0 < optimization.max_update <= trainer.get_num_updates():
-            logger.info("nothing is left of --max-update %d", optimization.max_update)
-            optimization.max_epoch = -1  # fairseq would make one update more
+        end_if_over(trainer)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         super().begin_epoch(epoch, model)

@@ -72,8 +72,8 @@ def environment():
 
 
 def script(name):
-    """The console script beside this Python, or on the path."""
-    beside = Path(sys.executable).with_name(name)
+    """The console script beside this Python, or on the path; a path is itself."""
+    beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else shutil.which(name)
 
 

@@ -6,6 +6,7 @@ A run's own last checkpoint that is damaged is replaced by the newest whole one 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import re
@@ -58,6 +59,18 @@ def damage(path: str, *version: int) -> str:
     except Damaged as found:
         return str(found)
     return ""
+
+
+def sha256(path: str) -> str:
+    """Of a file; empty where it cannot be read, such as a model of the hub."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def is_archive(path: str) -> bool:

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+OTHER = "the checkpoint was trained with another vocabulary"
+"""The beginning of its sentence."""
+
 
 def check_vocabulary_on_load(model: nn.Module, src_dict: Any, tgt_dict: Any) -> None:
     """Have ``model`` refuse a checkpoint whose vocabulary has another size than the data's.
@@ -19,10 +22,9 @@ def check_vocabulary_on_load(model: nn.Module, src_dict: Any, tgt_dict: Any) -> 
             weight = state.get(f"{side}.embed_tokens.weight")
             if weight is not None and len(weight) != len(dictionary):
                 raise SystemExit(
-                    f"the checkpoint was trained with another vocabulary: its {side} has "
-                    f"{len(weight)} words, the data's dictionary has {len(dictionary)}; binarize "
-                    "the data with the checkpoint's dictionary (fairseq-preprocess "
-                    "--srcdict/--tgtdict), or choose another checkpoint"
+                    f"{OTHER}: its {side} has {len(weight)} words, the data's dictionary has "
+                    f"{len(dictionary)}; binarize the data with the checkpoint's dictionary "
+                    "(fairseq-preprocess --srcdict/--tgtdict), or choose another checkpoint"
                 )
 
     model.register_load_state_dict_pre_hook(lambda _module, state, *args: check(state))

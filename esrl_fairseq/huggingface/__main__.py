@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from esrl_fairseq.checkpoints.card import copy_to
 from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import adapters, from_fairseq, library
@@ -135,8 +136,11 @@ def main() -> None:
     elif from_fairseq.is_asked_for(arguments):
         check_out(arguments.out)
         from_fairseq.export(arguments)
+        copy_to(arguments.checkpoint, arguments.out)
     else:
         export_model(arguments.checkpoint, arguments.hf_model, arguments.out)
+        if arguments.checkpoint:
+            copy_to(arguments.checkpoint, arguments.out)
 
 
 if __name__ == "__main__":

@@ -162,8 +162,25 @@ def batches_of(trainer: Any, batches: Sequence[Sequence[int]], decoder_only: boo
     return found
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run takes at least, and in words.
+
+    Attributes:
+        least: what is known; of models of other kinds the stages' is not.
+    """
+
+    least: int
+    words: str
+
+
 def memory_line(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> str:
-    """The estimate in a sentence.
+    """See :func:`estimate`, in a sentence."""
+    return estimate(trainer, model, batches).words
+
+
+def estimate(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> Estimate:
+    """The memory that a run takes.
 
     Args:
         model: the trainer's, not wrapped.
@@ -177,12 +194,13 @@ def memory_line(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> s
     text = f"memory, estimated: {state / 1e9:.2g} GB for parameters, gradients and optimizer"
     shape = shape_of(model, len(task.target_dictionary))
     if shape is None or not len(batches):
-        return f"{text}; the stages' is not known for this model"
+        return Estimate(state, f"{text}; the stages' is not known for this model")
     sizes = batches_of(trainer, batches, is_decoder_only(model))
     largest = max(sizes, key=lambda batch: stage_one(shape, batch))
-    second = max(stage_two(shape, batch) for batch in sizes)
-    return (
-        f"{text}; beside it up to {stage_one(shape, largest) / 1e9:.2g} GB in stage one "
+    first, second = stage_one(shape, largest), max(stage_two(shape, batch) for batch in sizes)
+    return Estimate(
+        state + max(first, second),
+        f"{text}; beside it up to {first / 1e9:.2g} GB in stage one "
         f"({largest.rows:,} rows of {largest.length:,} tokens at once) and {second / 1e9:.2g} GB "
-        f"in stage two ({largest.piece:,} tokens at once)"
+        f"in stage two ({largest.piece:,} tokens at once)",
     )

@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 import uuid
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -24,10 +25,13 @@ import torch
 from fairseq.logging import metrics
 from omegaconf import OmegaConf
 
+from esrl_fairseq.checkpoints.reading import sha256
 from esrl_fairseq.monitoring import logs
 from esrl_fairseq.monitoring.epochs import histograms
-from esrl_fairseq.monitoring.summary import given_options
+from esrl_fairseq.monitoring.outcome import next_command
+from esrl_fairseq.monitoring.summary import data_of, given_options
 from esrl_fairseq.rescoring.rescoring import unwrap
+from esrl_fairseq.sampling.conditioning import is_decoder_only
 
 logger = logging.getLogger(__name__)
 
@@ -226,12 +230,20 @@ def description(trainer: Any, start: Any) -> dict[str, Any]:
         "configuration": OmegaConf.to_container(OmegaConf.create(cfg), resolve=True),
         "versions": found,
         "reward": criterion.scorer.reward.signature(),
-        "start": {"path": start.path, "option": start.option, "kind": start.kind},
+        "start": {**vars(start), "sha256": sha256(start.path) if start.option else ""},
         "parameters": sum(p.numel() for p in unwrap(trainer.model).parameters()),
+        "data": data_of(task),
+        "generate": generate_command(trainer),
         "inputs": len(task.datasets[cfg.dataset.train_subset]),
         "ranks": cfg.distributed_training.distributed_world_size,
         "device": torch.cuda.get_device_name(trainer.device) if cuda else "cpu",
     }
+
+
+def generate_command(trainer: Any) -> str:
+    """See :func:`~esrl_fairseq.monitoring.outcome.next_command`."""
+    post_process = trainer.get_criterion().cfg.reward_post_process
+    return next_command(trainer.cfg, post_process, is_decoder_only(unwrap(trainer.model)))
 
 
 def kept_records(folders: list[str], run: str, updates: int) -> list[dict[str, Any]]:
@@ -271,6 +283,7 @@ def as_line(record: Mapping[str, Any]) -> bytes:
 
 def plain(value: Any) -> Any:
     """The same in JSON's kinds: numbers to six digits, those that are not finite as null."""
+    value = vars(value) if isinstance(value, Namespace) else value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

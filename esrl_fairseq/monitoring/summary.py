@@ -42,6 +42,16 @@ def summary(
     return lines
 
 
+def data_of(task: Any) -> dict[str, Any]:
+    """What tells the data of a run from others: languages, inputs of each split, the beginning of
+    the training data's fingerprint."""
+    return {
+        "languages": [language for language in task.languages if language],
+        "sizes": {split: len(dataset) for split, dataset in task.datasets.items()},
+        "fingerprint": task.rl.store.fingerprint[:32],
+    }
+
+
 def samples(options: Any) -> str:
     """How many samples an input gets, in words."""
     most, beta = options.num_samples, elimination_ratio(options)

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -34,7 +35,7 @@ from esrl_fairseq.reward_models.data import (
     read_ratings,
 )
 from esrl_fairseq.reward_models.model import RewardModel, encoder_of
-from esrl_fairseq.start.comparing import check_start
+from esrl_fairseq.start.comparing import checks_of_start
 from esrl_fairseq.start.reading import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -127,9 +128,14 @@ class RewardModelTask(FoundData, CheckedBatches, TranslationTask):
         check_vocabulary_on_load(model, dictionary, dictionary)
         return model
 
+    def checks_of_start(self, trainer: Any) -> Iterator[Callable[[], None]]:
+        """What refuses a start model with another encoder."""
+        return checks_of_start(trainer, ignore=UNUSED)
+
     def before_loading(self, trainer: Any) -> None:
-        """Refuse a start model with another encoder; see compat.py."""
-        check_start(trainer, ignore=UNUSED)
+        """Make these checks; see compat.py."""
+        for check in self.checks_of_start(trainer):
+            check()
 
     def after_loading(self, trainer: Any, epoch_itr: Any) -> None:
         """Refuse parameters that are not numbers; end in a sentence where gradients are none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from fairseq.dataclass.configs import CheckpointConfig
@@ -37,34 +39,45 @@ OWN_VALUES = (
 OTHER_REFERENCE = "give the checkpoint of a model with the run's architecture"
 
 
-def check_start(trainer: Any, ignore: str = "^$") -> None:
-    """Refuse checkpoints of another architecture or other words: that which the run starts from,
-    and ``--kl-reference``; have the model refuse other tensors when it is loaded.
+Check = Callable[[], None]
+"""Refuses something by an EsrlError, or does nothing."""
+
+
+def checks_of_start(trainer: Any, ignore: str = "^$") -> Iterator[Check]:
+    """What refuses checkpoints of another architecture or other words: that which the run starts
+    from, and ``--kl-reference``; and has the model refuse other tensors when it is loaded.
+
+    Each can be made whether those before it passed or not.
 
     Args:
         trainer: of fairseq, before it loads a checkpoint.
         ignore: pattern of options that the run's model does not use.
 
     Raises:
-        EsrlError: a file is no checkpoint, or its options differ; it lists them.
+        EsrlError: a file is no checkpoint. (The checks raise it where its options differ, and list
+            them.)
     """
-    cfg = trainer.cfg
-    refuse_two_starts(cfg.checkpoint)
+    cfg, task = trainer.cfg, trainer.task
+    yield partial(refuse_two_starts, cfg.checkpoint)
     start = find_start(cfg.checkpoint, trainer.checkpoint_suffix)
     if start.kind != NONE and is_here(start.path, trainer):
         checkpoint = read_start(start)
-        check_architecture(cfg.model, checkpoint, OWN_VALUES, ignore)
         named = f"{start.option or 'the last checkpoint of this run,'} {start.path}"
-        check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
-        refuse_state_of_another_training(trainer, start, checkpoint)
+        yield partial(check_architecture, cfg.model, checkpoint, OWN_VALUES, ignore)
+        yield partial(check_words, task, named, checkpoint)
+        yield partial(refuse_state_of_another_training, trainer, start, checkpoint)
         if not trainer.is_fsdp:  # whose tensors are pieces
-            refuse_other_tensors(trainer.get_model(), start.path)
+            yield partial(refuse_other_tensors, trainer.get_model(), start.path)
     reference = getattr(cfg.criterion, "kl_reference", None)
     if reference and reference != start.path and is_here(reference, trainer):
         checkpoint = read_checkpoint(reference, "--kl-reference")
-        check_architecture(cfg.model, checkpoint, OTHER_REFERENCE, ignore)
-        named = f"--kl-reference {reference}"
-        check_dictionaries(trainer.task, named, checkpoint.cfg.task, checkpoint.extra_state)
+        yield partial(check_architecture, cfg.model, checkpoint, OTHER_REFERENCE, ignore)
+        yield partial(check_words, task, f"--kl-reference {reference}", checkpoint)
+
+
+def check_words(task: Any, named: str, checkpoint: Checkpoint) -> None:
+    """See :func:`~esrl_fairseq.start.dictionary.check_dictionaries`."""
+    check_dictionaries(task, named, checkpoint.cfg.task, checkpoint.extra_state)
 
 
 def refuse_state_of_another_training(trainer: Any, start: Start, checkpoint: Checkpoint) -> None:

@@ -11,6 +11,8 @@ from collections import Counter
 import pytest
 from command_lines import JOINED, MODEL, USER_DIR, esrl_options
 
+from esrl_fairseq.checkpoints.card import NAME as CARD
+from esrl_fairseq.checkpoints.reading import updates_of
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.record import FILE, read_record
 from esrl_fairseq.report.__main__ import make_parser
@@ -104,6 +106,24 @@ def test_shown_samples(run, records):
     assert re.search(r"  output:    .*\[reward 0\.\d+: bleu 0\.\d+, chrf 0\.\d+\]", out)
 
 
+def test_the_model_card(run, records, commands, corpus, mle, tmp_path):
+    """Of the best checkpoint; a run that goes on brings it up to date."""
+    best = updates_of(str(run[0] / "checkpoint_best.pt"))
+    (stats,) = (r["stats"] for r in of(records, "validation") if r["at"] == best)
+    text = (run[0] / CARD).read_text()
+    start = next(r for r in of(records, "validation") if r["at"] == 0)
+    assert f"| reward | {start['stats']['reward']:.4f} | {stats['reward']:.4f} |" in text
+    assert "which translates de to en." in text
+    assert f"{UPDATES} updates" in text and "- state: validation reward: start" in text
+    assert f"`{mle}` (--finetune-from-model), SHA-256 `" in text
+    assert "20 inputs of `valid`, with greedy outputs" in text and "unsafe for RL" in text
+    folder = shutil.copytree(run[0], tmp_path / "on")
+    (folder / CARD).unlink()
+    more = [str(x).replace(str(run[0]), str(folder)) for x in options(corpus, mle, run[0])]
+    commands.succeed("fairseq-train", *more, f"--max-update {UPDATES + 1}")
+    assert f"{UPDATES + 1} updates" in (folder / CARD).read_text()
+
+
 def test_another_run_in_the_folder_begins_anew(run, commands, corpus, mle, tmp_path):
     """Its first epoch does: what is refused before leaves the record as it was."""
     save_dir = tmp_path / "again"
@@ -114,7 +134,7 @@ def test_another_run_in_the_folder_begins_anew(run, commands, corpus, mle, tmp_p
     refused = commands.run("fairseq-train", *words, "--valid-subset nosuch --max-update 2")
     assert refused.returncode and (save_dir / FILE).read_bytes() == before
     commands.succeed("fairseq-train", *words, "--max-update 1 --disable-validation --no-save")
-    assert (save_dir / FILE).read_bytes() == before
+    assert (save_dir / FILE).read_bytes() == before and not (save_dir / CARD).exists()
     commands.succeed("fairseq-train", *words, "--max-update 1 --disable-validation")
     kinds = [record["kind"] for record in read_record(save_dir / FILE)]
     assert kinds.count("begin") == kinds.count("update") == 1
