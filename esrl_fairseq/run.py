@@ -22,6 +22,7 @@ from esrl_fairseq.processes.backends import refuse_shards
 from esrl_fairseq.processes.running import rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
+from esrl_fairseq.sampling.compiled import check_compiled
 from esrl_fairseq.sampling.conditioning import is_decoder_only
 from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
@@ -60,6 +61,8 @@ class Run(Failures):
         """Before the start's checkpoint is loaded: refuse what does not fit together."""
         refuse_shards(self.trainer)
         check_model(unwrap(self.trainer.model))
+        if self.task.options.compile_decoding:
+            check_compiled(unwrap(self.trainer.model))
         if self.cfg.common.fp16 and self.trainer.device.type == "cpu":
             raise EsrlError(
                 "--fp16 and --memory-efficient-fp16 need a GPU: fairseq ends at the first overflow "
