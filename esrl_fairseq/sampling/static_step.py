@@ -79,7 +79,7 @@ class StaticStep:
         decoder = sampler.model.single_model.decoder
         self.sampler, self.decoder, self.shape = sampler, decoder, shape
         # Without LayerDrop's choice, and without checkpoints for a backward pass.
-        stock = list(nn.ModuleList.__iter__(decoder.layers))
+        stock: list[Any] = list(nn.ModuleList.__iter__(decoder.layers))
         self.layers = [getattr(layer, "precheckpoint_forward", layer) for layer in stock]
         rows, steps = shape.rows, shape.steps
         self.at = buffer("at", (1,), torch.int64)
