@@ -20,8 +20,7 @@ def test_without_a_compiler_it_ends_in_a_sentence(commands, corpus, mle, tmp_pat
         *["fairseq-train", *esrl_options(corpus.data, tmp_path / "run"), MODEL, JOINED],
         *["--finetune-from-model", mle, TRAIN],
     ]
-    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    nowhere = {"CXX": str(tmp_path / "nothing"), **caches}
+    nowhere = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     result = commands.start(*command, environment=nowhere).wait()
     assert result.returncode == 1 and "Traceback" not in result.stderr
     (last,) = result.stderr.strip().splitlines()[-1:]
