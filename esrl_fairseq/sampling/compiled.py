@@ -122,9 +122,10 @@ class CompiledDecoding:
         except Exception as error:
             if not first or out_of_memory(error):
                 raise
+            why = what_failed(error).partition(" Set TORCH")[0]  # what else torch could print
             raise EsrlError(
                 f"--compile-decoding: torch {torch.__version__} cannot compile the decoding step "
-                f"here ({what_failed(error)}): leave it out"
+                f"here ({why}): leave it out"
             ) from error
         self.compiled.add(step.shape)
 
