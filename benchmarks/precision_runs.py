@@ -86,7 +86,7 @@ def train(precision: str, seed: int, options: argparse.Namespace) -> common.Row:
         paths = [options.data, "--user-dir", str(ROOT / "esrl_fairseq"), "--save-dir", folder]
         words = f"""
             --task esrl_translation --criterion esrl --reward bleu --capability none
-            --num-samples {options.k} --batch-size {options.inputs} --check-start off
+            --num-samples {options.k} --batch-size {options.inputs} --check-start warn
             --optimizer adam --adam-betas (0.9,0.98) --lr {options.lr} --lr-scheduler fixed
             --max-update {options.updates} --validate-interval-updates {options.every}
             --no-epoch-checkpoints --no-last-checkpoints --no-save-optimizer-state
