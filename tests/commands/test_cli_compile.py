@@ -1,5 +1,6 @@
 """--compile-decoding from the command line: one option, and one sentence where it cannot work."""
 
+import pytest
 from command_lines import JOINED, MODEL, esrl_options
 
 TRAIN = "--compile-decoding --num-samples 2 --disable-validation --max-update 1"
@@ -14,6 +15,7 @@ def test_other_models_are_refused_before_the_first_update(commands, corpus, tmp_
     assert "--compile-decoding is for fairseq's own Transformer" in last and "leave it out" in last
 
 
+@pytest.mark.long
 def test_without_a_compiler_it_ends_in_a_sentence(commands, corpus, mle, tmp_path):
     """Before the first update; nothing is saved."""
     command = [
