@@ -36,7 +36,10 @@ FURTHER = (
     "synchronisations", "copies", "operators", "device_seconds", "idle",
     "tests", "failures", "skipped", "names", "BLEU", "chrF", "reason",
 )  # fmt: skip
-TABLES = ("update", "stage_one", "epoch", "precision", "peers", "profile_update", "tests", "demo")
+TABLES = (
+    "update", "stage_one", "epoch", "precision", "peers", "profile_update", "compiled", "tests",
+    "demo",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -164,8 +167,8 @@ def demo(folder: Path) -> None:
 
 def report(folder: Path) -> None:
     """All that is there → RESULTS.md: where it ran, and one table."""
-    done = [read(folder / f"{part}.part.json") for part in ("check", "tests", "tables", "profile",
-                                                             "demo")]  # fmt: skip
+    parts = ("check", "tests", "tables", "profile", "compiled", "demo")
+    done = [read(folder / f"{part}.part.json") for part in parts]
     done = [part for part in done if part]
     if not done:
         sys.exit(f"error: {folder} has no results: run the other parts first")
@@ -178,8 +181,8 @@ def report(folder: Path) -> None:
             lines.append(f"- {key}: {found[key]}")
     versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
     lines += [f"- versions: {versions}"] if versions else []
-    parts = (f"{p['part']} {p['seconds']} s{' (failed)' if p['failed'] else ''}" for p in done)
-    lines += [f"- parts: {', '.join(parts)}", ""]
+    took = (f"{p['part']} {p['seconds']} s{' (failed)' if p['failed'] else ''}" for p in done)
+    lines += [f"- parts: {', '.join(took)}", ""]
     lines += ["| part | case | " + " | ".join(COLUMNS.values()) + " | further |"]
     lines += ["|---" * (len(COLUMNS) + 3) + "|"]
     for name in TABLES:

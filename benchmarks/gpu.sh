@@ -11,8 +11,8 @@ set -euo pipefail
 
 BENCHMARKS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$BENCHMARKS")
-PARTS=(check tests tables profile demo report)
-declare -A LIMITS=([check]=60 [tests]=480 [tables]=590 [profile]=150 [demo]=450 [report]=60) # seconds
+PARTS=(check tests tables profile compiled demo report)
+declare -A LIMITS=([check]=60 [tests]=420 [tables]=540 [profile]=150 [compiled]=180 [demo]=390 [report]=60) # seconds
 HELP="usage: benchmarks/gpu.sh [PART...] [--device cuda|cpu] [--quick] [--output FOLDER] [--dry-run]
 parts, all of them by default: ${PARTS[*]}
   --device cpu    without a GPU: with --quick, to try the script
@@ -119,6 +119,12 @@ tables() {
 
 profile() {
     table profile_update --text "$OUT/profile.txt"
+}
+
+# Stage one with and without --compile-decoding; compiling is not measured, but takes its time.
+compiled() {
+    run compiled python "$BENCHMARKS/stage_one.py" "${SIZES[@]}" --rounds 1 --k "$K" "${WHERE[@]}" \
+        --engines esrl esrl_compiled --json "$OUT/compiled.json"
 }
 
 demo() {

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -28,6 +28,7 @@ except ImportError as error:
 from pretended_rules import Cost, Event, summed, total
 
 from esrl_fairseq.optimizer import TorchAdam
+from esrl_fairseq.sampling import compiled as compiled_decoding
 
 COLUMNS = (
     "params",
@@ -83,6 +84,7 @@ def parse() -> argparse.Namespace:
     add("--inputs", type=int, default=64, help="inputs in a batch")
     add("--length", type=int, default=30, help="tokens of the longest samples")
     add("--lines", type=int, default=0, help="of the package, the costliest of each row")
+    add("--compiled", action="store_true", help="--compile-decoding: a step is one CUDA graph")
     add("--seed", type=int, default=1, help="of models, sources and samples")
     add("--json", metavar="FILE", help="write the rows here, as one JSON list")
     parser.set_defaults(device="cpu", dtype="fp32", checkpoint=None, data=None, rounds=1, threads=1)
@@ -124,7 +126,7 @@ def rows_of(events: list[Event], lines: int, per: int = 1, **names: str) -> list
 def make_workload(options: argparse.Namespace, k: int, ends: str) -> Workload:
     """On the pretended device."""
     work: Workload = next(iter(workloads(options)))
-    work.task.options.num_samples = k
+    work.task.options.num_samples, work.task.options.compile_decoding = k, options.compiled
     if ends == "ragged":
         work.task.options.sample_min_len = 1
     move_module(work.model)
@@ -137,9 +139,28 @@ def step_events(work: Workload, k: int, ends: str) -> tuple[list[Event], int]:
     batch = work.batches[0]
     counts = np.full(len(batch["id"]), k)
     sampler = work.task.build_sampler(work.model)
-    with PretendedDevice() as device, watched_scores(work, device, ends) as places:
+    with (
+        PretendedDevice() as device,
+        graphs(device),
+        watched_scores(work, device, ends) as places,
+    ):
         sampler.sample_rows(batch, counts, np.ones(len(counts), np.float32), 1)
     return device.events[places[0] : places[-1]], len(places) - 1
+
+
+def graphs(device: PretendedDevice) -> Any:
+    """Within, what would be compiled runs as it is, and counts as one launch (a test shows that it
+    is one graph)."""
+
+    def compiled(function: Callable[[], None], *_: Any) -> Callable[[], None]:
+        def replay() -> None:
+            with device.paused():
+                function()
+            device.note("graph", Cost(launches=1))
+
+        return replay
+
+    return mock.patch.object(compiled_decoding, "compiled", compiled)
 
 
 @contextlib.contextmanager
@@ -177,6 +198,7 @@ def update_events(work: Workload, criterion: Any, ends: str) -> list[Event]:
     model.train()
     with (
         PretendedDevice() as device,
+        graphs(device),
         watched_scores(work, device, ends),
         contextlib.ExitStack() as s,
     ):

@@ -184,11 +184,11 @@ class PretendedDevice:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Within, nothing is counted."""
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
     @contextlib.contextmanager
     def within(self, part: str) -> Iterator[None]:

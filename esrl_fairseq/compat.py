@@ -785,3 +785,44 @@ def apply() -> None:
     make_batches_as_in_the_first_epoch()
     count_groups_of_what_is_left()
     let_ddp_train_on_cpu()
+
+
+COMPILED_FORMS = 256
+"""Most compiled forms of a function, after which torch would go on without them."""
+
+
+def compiled(function: Callable[[], None], backend: Any, cuda_graphs: bool) -> Callable[[], None]:
+    """``torch.compile`` of what always has the same shapes, in one graph without breaks.
+
+    Args:
+        function: reads and writes memory that is :func:`static`.
+        backend: torch.compile's.
+        cuda_graphs: let inductor record it as a CUDA graph.
+
+    Reason: torch compiles 8 forms of a function at most, an option that is called
+    ``recompile_limit`` since 2.7; ``torch.compile(recompile_limit=...)`` is newer yet.
+    Remove when: the oldest torch that is supported has that argument.
+    """
+    config = importlib.import_module("torch._dynamo").config
+    config.cache_size_limit = max(config.cache_size_limit, COMPILED_FORMS)
+    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
+    run = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+    if mode is None:
+        return run
+
+    def replayed() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        run()
+
+    return replayed
+
+
+def static(memory: Tensor) -> Tensor:
+    """A tensor that compiled functions find at the same place each time, and may write to.
+
+    Reason: a CUDA graph otherwise copies its inputs, and none is recorded of a function that
+    writes to them. torch has this in a private module alone.
+    Remove when: ``torch.compiler`` has it.
+    """
+    importlib.import_module("torch._dynamo").mark_static_address(memory)
+    return memory

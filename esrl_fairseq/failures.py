@@ -9,6 +9,7 @@ from typing import Any
 
 from esrl_fairseq.checks.memory import (
     MEMORY_ADVICE,
+    VALIDATION_MEMORY_ADVICE,
     free_memory,
     out_of_memory,
     skipped_by_fairseq,
@@ -38,6 +39,7 @@ class Failures:
         self.criterion.scorer.watch.last_words = self.last_words
         self.in_update = False  # its batches may be used by then, or not
         self.forwards = 0  # of batches, without those that failed
+        self.tried = -1  # how many there were when one of a validation ran out of memory
         self.criterion.register_forward_hook(self.forward_is_over)
 
     def failed(self, error: Exception, in_update: bool) -> None:
@@ -71,6 +73,15 @@ class Failures:
         if skipped_by_fairseq(error):
             raise error
         self.failed(EsrlError(MEMORY_ADVICE), in_update=True)
+
+    def validation_step_failed(self, error: Exception) -> None:
+        """A batch of a validation raised; it returns where fairseq tries it once more."""
+        if not out_of_memory(error):
+            self.failed(error, in_update=False)
+        if skipped_by_fairseq(error) and self.tried != self.forwards:
+            self.tried = self.forwards
+            return
+        self.failed(EsrlError(VALIDATION_MEMORY_ADVICE), in_update=False)
 
     def skip_batch(self, dummy_step: Callable[[], Any], forwards: int) -> Any:
         """A batch ran out of memory on this rank, which the others do not know: a dummy takes its

@@ -24,6 +24,7 @@ from esrl_fairseq.processes.backends import refuse_shards
 from esrl_fairseq.processes.running import rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
+from esrl_fairseq.sampling.compiled import check_compiled
 from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
 from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
@@ -81,6 +82,8 @@ class Run(Failures):
         or warns of them."""
         yield partial(refuse_shards, self.trainer)
         yield partial(check_model, unwrap(self.trainer.model))
+        if self.task.options.compile_decoding:
+            yield partial(check_compiled, unwrap(self.trainer.model))
         yield self.check_precision
         yield partial(check_best_metric, self.cfg, self.task, self.has_references())
         yield self.warn_of_no_start

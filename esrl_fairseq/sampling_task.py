@@ -25,6 +25,7 @@ from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.processes.launch import refuse_copies
 from esrl_fairseq.rescoring.frozen import FrozenModel
 from esrl_fairseq.run import Run, end_if_over, place_state
+from esrl_fairseq.sampling.compiled import CompiledDecoding
 from esrl_fairseq.sampling.generation import RowSampler
 from esrl_fairseq.sampling.options import SamplingConfig, check_sampling_options
 from esrl_fairseq.sampling.plans import least_plan, make_plan
@@ -120,15 +121,15 @@ class SamplingTask(DataTask):
             return least_plan(options, len(ids))
         self.open_store()
         rl = self.rl
-        capability = rl.store.capability(ids)
-        return make_plan(
-            options, capability, rl.quantiles(ids), rl.variances(ids), rl.mean_variance
-        )
+        known = rl.store.capability(ids), rl.quantiles(ids), rl.variances(ids)
+        return make_plan(options, *known, rl.mean_variance)
 
     def build_sampler(self, model: Any) -> RowSampler:
         """Stage one for ``model`` (not wrapped), built once."""
         if self.sampler is None:
             self.sampler = RowSampler([model], self.target_dictionary, **self.limits)
+            if self.options.compile_decoding:
+                self.sampler.strategy = CompiledDecoding().strategy
         return self.sampler
 
     @property
@@ -252,8 +253,8 @@ class SamplingTask(DataTask):
         try:
             return super().valid_step(sample, model, criterion, **kwargs)
         except Exception as error:
-            if self.run is not None and not out_of_memory(error):
-                self.run.failed(error, in_update=False)
+            if self.run is not None:
+                self.run.validation_step_failed(error)
             raise
 
     def refuse_numbers(self, problem: str) -> None:

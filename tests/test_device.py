@@ -28,6 +28,10 @@ SIZE = dict(params=["6x"], inputs=16, length=12, seed=1, lines=0)
 """Of the model and the batch whose counts these are; 8 samples an input."""
 STEP = {"equal": (149.1, 1.09), "ragged": (146.3, 1.09)}
 """Most launches and synchronisations of the mean decoding step, by how samples end."""
+COMPILED = {"equal": (1.0, 0.1), "ragged": (1.0, 0.1)}
+"""The same with --compile-decoding."""
+COMPILED_STAGE_ONE = 400
+"""Most launches of stage one with it."""
 UPDATE = {"equal": (3250, 39), "ragged": (3242, 39)}
 """The same of a whole update, with --optimizer torch_adam."""
 RNG = 0
@@ -303,10 +307,21 @@ def test_costs_by_hand(child):
     }
 
 
-def counted():
+def counted(compiled=False):
     import launches
 
-    return launches.measure(Namespace(**SIZE, device="cpu", dtype="fp32", checkpoint=None), 8)
+    size = dict(SIZE, compiled=compiled, device="cpu", dtype="fp32", checkpoint=None)
+    return launches.measure(Namespace(**size), 8)
+
+
+def test_a_compiled_step_is_one_launch(child):
+    """Beside it, steps share the host's looks at the ends, and what a smaller batch takes."""
+    rows = child(counted, True)
+    for ends, (most_launches, most_syncs) in COMPILED.items():
+        (step,) = [row for row in rows if row["what"] == "step" and row["ends"] == ends]
+        assert 1 <= step["launches"] <= most_launches and step["syncs"] <= most_syncs
+        (one,) = [row for row in rows if row.get("part") == "stage one" and row["ends"] == ends]
+        assert one["launches"] <= COMPILED_STAGE_ONE
 
 
 def test_launches_and_synchronisations(child):

@@ -55,6 +55,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         return used, f"--reward-baseline {kind}" if based else objectives
 
     return {
+        "compile_decoding": (cfg.sampling_mode == "two-stage", "--sampling two-stage"),
         "reward_tokenize": words,
         "reward_smoothing": bleu,
         "reward_workers": (

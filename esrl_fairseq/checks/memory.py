@@ -13,6 +13,10 @@ MEMORY_ADVICE = (
     "longer; the result stays the same; --sampling standard keeps all), or --batch-size or "
     "--max-tokens with a higher --update-freq, or --num-samples"
 )
+VALIDATION_MEMORY_ADVICE = (
+    "out of memory in validation: lower --batch-size-valid, --max-tokens-valid, --valid-beam or, "
+    "if one input is too long, --sample-max-len-a"
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -122,7 +122,10 @@ def _words(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> Tensor:
     sums = _of_draws(_block_sums(weights), rows)
     column, *found = _column(sums, uniforms)
     block, rest = column.squeeze(-1), _rest(sums, column, *found)
-    words = block.unsqueeze(1) * BLOCK + _inside_a_block(weights.device)
+    # What is compiled keeps no tensor from outside.
+    compiling = torch.compiler.is_compiling()
+    inside = (_block if compiling else _inside_a_block)(weights.device)
+    words = block.unsqueeze(1) * BLOCK + inside
     if weights.size(1) % BLOCK == 0:
         own = _at(weights, rows, words)
         return block * BLOCK + _column(own, rest)[0].squeeze(-1)
@@ -131,10 +134,14 @@ def _words(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> Tensor:
     return (block * BLOCK + _column(own, rest)[0].squeeze(-1)).clamp(max=last)
 
 
+def _block(device: torch.device) -> Tensor:
+    return torch.arange(BLOCK, device=device)
+
+
 @functools.cache
 def _inside_a_block(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.arange(BLOCK, device=device)
+        return _block(device)
 
 
 def _block_sums(weights: Tensor) -> Tensor:

@@ -66,14 +66,9 @@ def sample_with_graph(
     Raises:
         EsrlError: the decoder's cache has no graph.
     """
-    inner, pad, eos = unwrap(model), sampler.pad, sampler.eos
-    net_input = sample["net_input"]
+    inner, net_input = unwrap(model), sample["net_input"]
     if cached:
         check_cache_has_graph(inner.decoder)
-    scorer = None
-    if references is not None:
-        given, prefix = given_rows(references, pad), decoder_prefix(inner, net_input, eos)
-        scorer = RowScorer(inner, given, prefix, pad, eos, sampler.min_len, dropout, max_tokens)
     on_host = sampler.draws(sample, counts, seed)
     draws = on_host.to(net_input["src_tokens"].device)
     sampling = _SamplingPass(
@@ -85,18 +80,25 @@ def sample_with_graph(
         cached=cached,
         tempered=tempered,
         draw=draw,
-        references=scorer,
     )
-    given_inputs = scorer.decoder_inputs() if scorer else None
-    found = list(in_place_of_decoder(model, sampling, net_input, given_inputs, dropout))
-    of_references = None
-    if scorer:
-        found, of_references = found[:-3], Scores(*found[-3:])
-    log_probs, *own, entropy = found
+    if references is not None:
+        given = given_rows(references, sampler.pad), decoder_prefix(inner, net_input, sampler.eos)
+        ends = sampler.pad, sampler.eos, sampler.min_len
+        sampling.references = RowScorer(inner, *given, *ends, dropout, max_tokens)
+    found = sampling.run(model, net_input, dropout)
     on_host.take(draws)
     rows = sampler.as_rows(on_host)
+    return rows, *_scores(found, rows, references is not None)
+
+
+def _scores(found: list[Tensor], rows: Rows, with_references: bool) -> tuple[Scores, Scores | None]:
+    """Of the rows and of the references, from what :class:`_SamplingPass` gives."""
+    of_references = None
+    if with_references:
+        found, of_references = found[:-3], Scores(*found[-3:])
+    log_probs, *own, entropy = found
     lengths = rows.scored().sum(1).to(log_probs.device)
-    return rows, Scores(log_probs, entropy, lengths, *own), of_references
+    return Scores(log_probs, entropy, lengths, *own), of_references
 
 
 @dataclass
@@ -108,7 +110,7 @@ class _SamplingPass:
         decode: its decoder's own ``forward``.
         draws: the rows are written into its tokens.
         temperature: ``[rows]``.
-        references: scores these in the same turn.
+        references: scores these in the same turn; None: there are none.
     """
 
     model: Any
@@ -119,7 +121,12 @@ class _SamplingPass:
     cached: bool
     tempered: bool
     draw: Draw
-    references: RowScorer | None
+    references: RowScorer | None = None
+
+    def run(self, model: nn.Module, net_input: dict[str, Any], dropout: bool) -> list[Tensor]:
+        """What this gives in the decoder's place, in one call of ``model``, wrapped or not."""
+        given = self.references.decoder_inputs() if self.references else None
+        return list(in_place_of_decoder(model, self, net_input, given, dropout))
 
     def __call__(
         self, prev_output_tokens: Any, encoder_out: Any = None, **_: Any

@@ -128,6 +128,72 @@ class CrossAttention:
             self.mask = self.mask[inputs] if self.mask is not None else None
 
 
+class StaticSelfAttention:
+    """:class:`SelfAttention` whose shapes no step changes: places of the cache behind the current
+    one are masked.
+
+    Args:
+        module: fairseq's.
+        cache: ``[rows, steps, 2, heads, width]``, written to; numbers everywhere.
+        at: int64 ``[1]``, the current step.
+    """
+
+    def __init__(self, module: Any, cache: Tensor, at: Tensor):
+        self.module, self.cache, self.at = module, cache, at
+
+    def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
+        module, (rows, steps, _two, heads, width) = self.module, self.cache.shape
+        queries, keys, values = (
+            project(query[0]).view(rows, heads, width)
+            for project in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        self.cache.index_copy_(1, self.at, torch.stack([keys, values], dim=1).unsqueeze(1))
+        keys, values = self.cache.permute(2, 0, 3, 1, 4)
+        there = torch.arange(steps, device=query.device) <= self.at
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries.unsqueeze(2),
+            keys,
+            values,
+            attn_mask=there.expand(rows, 1, 1, steps),
+            scale=module.scaling,
+        )
+        return module.out_proj(mixed.reshape(1, rows, -1)), None
+
+
+class StaticCrossAttention:
+    """:class:`CrossAttention` with as many rows of each input, in the order of the inputs.
+
+    Args:
+        module: fairseq's.
+        keys_values: ``[2, inputs, heads, source length, width]``.
+        mask: ``[inputs, 1, 1, source length]``, what is added to scores.
+    """
+
+    def __init__(self, module: Any, keys_values: Tensor, mask: Tensor):
+        self.module, self.keys_values, self.mask = module, keys_values, mask
+
+    def __call__(self, query: Tensor, **_: Any) -> tuple[Tensor, None]:
+        keys, values = self.keys_values
+        inputs, heads, _length, width = keys.shape
+        queries = self.module.q_proj(query[0]).view(inputs, -1, heads, width).transpose(1, 2)
+        mixed = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=self.mask, scale=self.module.scaling
+        )
+        return self.module.out_proj(mixed.transpose(1, 2).reshape(1, query.size(1), -1)), None
+
+
+def source_keys_values(module: Any, states: Tensor) -> Tensor:
+    """Of cross-attention, ``[2, inputs, heads, source length, width]``.
+
+    Args:
+        module: fairseq's.
+        states: the encoder's output, ``[source length, inputs, …]``.
+    """
+    projected = [project(states) for project in (module.k_proj, module.v_proj)]
+    parts = torch.stack(projected).unflatten(-1, (module.num_heads, module.head_dim))
+    return parts.permute(0, 2, 3, 1, 4)
+
+
 def _softmax(weights: Tensor) -> Tensor:
     """In float32, as fairseq does."""
     return weights.softmax(-1, dtype=torch.float32).to(weights.dtype)

@@ -54,17 +54,18 @@ def decode_fixed_rows(
                 fed[:, step + 1] = now.tokens[:, step]
                 continue
             scores = steps.scores(output).float()
-            sampler.forbid(scores, step - now.given if step < longest + sampler.min_len else None)
-            chosen, known = sample_and_score(scores, temperature, now.uniforms[:, step])
-            forced = ~going | (ends <= step)
-            chosen = chosen.masked_fill(forced, sampler.eos)
-            goes_on = chosen != sampler.eos
-            if step < longest:
-                reading = now.given > step
-                chosen = torch.where(reading, now.tokens[:, step], chosen)
-                forced, goes_on = forced | reading, goes_on | reading
+            drawn = step - now.given if step < longest + sampler.min_len else None
+            prompt = (now.given > step, now.tokens[:, step]) if step < longest else None
+            chosen, known, goes_on = draw_words(
+                sampler,
+                scores,
+                (temperature, now.uniforms[:, step]),
+                drawn,
+                ~going | (ends <= step),
+                prompt,
+            )
             now.tokens[:, step] = chosen.masked_fill(~going, sampler.pad)
-            now.known[:, :, step] = known.masked_fill(forced, 0)
+            now.known[:, :, step] = known
             going, fed[:, step + 1] = going & goes_on, chosen
             if step % LOOK_EVERY == LOOK_EVERY - 1:
                 left = going.cpu().nonzero().squeeze(1)
@@ -78,6 +79,39 @@ def decode_fixed_rows(
                     temperature = None if temperature is None else temperature[left]
     there.put(live.to(device, non_blocking=True), now)
     draws.take(there)
+
+
+def draw_words(
+    sampler: Any,
+    scores: Tensor,
+    how: tuple[Tensor | None, Tensor],
+    drawn: Tensor | None,
+    forced: Tensor,
+    prompt: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next word of each row.
+
+    Args:
+        sampler: knows which words are never drawn.
+        scores: float32 ``[rows, words]``, overwritten.
+        how: temperatures (None is 1 everywhere) and random numbers, ``[rows]``.
+        drawn: int64 ``[rows]``, how many tokens each row has so far; None: enough to end.
+        forced: bool ``[rows]``, those that have ended, or must now.
+        prompt: bool and int64 ``[rows]``, which rows read their prompt, and its words; None: none.
+
+    Returns:
+        int64 ``[rows]``, the words, EOS where forced; float32 ``[3, rows]``, what is known of those
+        that were drawn; bool ``[rows]``, whether more words follow.
+    """
+    sampler.forbid(scores, drawn)
+    chosen, known = sample_and_score(scores, *how)
+    chosen = chosen.masked_fill(forced, sampler.eos)
+    goes_on = chosen != sampler.eos
+    if prompt is not None:
+        reading, words = prompt
+        chosen = torch.where(reading, words, chosen)
+        forced, goes_on = forced | reading, goes_on | reading
+    return chosen, known.masked_fill(forced, 0), goes_on
 
 
 def most_rows(sampler: Any, length: int, device: torch.device) -> int:

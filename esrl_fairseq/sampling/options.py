@@ -92,6 +92,14 @@ class SamplingConfig(FairseqDataclass):
             "share of the epoch, so that some sentences come twice in it and others not at all"
         },
     )
+    compile_decoding: bool = field(
+        default=False,
+        metadata={
+            "help": "have torch.compile make one CUDA graph of a decoding step of stage one, for "
+            "fairseq's own Transformer; each new size of a batch, rounded up to powers of two, is "
+            "compiled once. Not tried on a GPU yet; without one it is slower"
+        },
+    )
     save_dir: Optional[str] = II("checkpoint.save_dir")
     no_save: bool = II("checkpoint.no_save")
 

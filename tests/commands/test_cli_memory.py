@@ -42,6 +42,7 @@ fails_in(EsrlCriterion, "sample_rows", "stage_one")
 fails_in(Objective, "term", "stage_two", late=True)
 fails_in(EsrlCriterion, "result", "end_of_forward", late=True)
 fails_in(torch.Tensor, "backward", "backward", late=True)
+fails_in(SamplingTask, "best_hypotheses", "validation")
 """
 TRAIN = "--num-samples 2 --disable-validation --max-epoch 1 --max-sampled-tokens 64"
 
@@ -130,6 +131,20 @@ def test_two_ranks_end_in_a_sentence(faults, why, commands, train):
     assert why in last and "lower --max-sampled-tokens" in last
     assert "rank 1 of 2 ran out of memory in update" in other.stderr.strip().splitlines()[-1]
     assert "Traceback" not in own.stderr + other.stderr
+
+
+@pytest.mark.parametrize("kind, tries", [("gpu", 2), ("cpu", 1)])
+def test_a_validation_ends_in_a_sentence(kind, tries, commands, train):
+    """Where a batch fails again when fairseq tries it once more."""
+    environment = {"FAULTS": "all=validation", "KIND": kind}
+    options = [
+        str(x).replace("--disable-validation", "--valid-beam 1")
+        for x in train("--check-start warn --cpu")
+    ]
+    result = commands.start(*options, environment=environment).wait()
+    assert result.stdout.count("ran out of memory in validation step") == tries - 1
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "out of memory in validation: lower" in result.stderr.strip().splitlines()[-1]
 
 
 def test_a_cpus_memory_ends_the_run_in_a_sentence(commands, train):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-PARTS = ["check", "tests", "tables", "profile", "demo", "report"]
+PARTS = ["check", "tests", "tables", "profile", "compiled", "demo", "report"]
 
 
 def run(*arguments, path=""):
@@ -31,11 +32,12 @@ def run(*arguments, path=""):
 @pytest.mark.long
 def test_every_part_runs_on_a_cpu(tmp_path):
     """All that does not need what an extra or a download has."""
-    parts = ("check", "tests", "tables", "profile", "report")
+    parts = ("check", "tests", "tables", "profile", "compiled", "report")
     result = run("--device", "cpu", "--quick", "--output", tmp_path, *parts)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     text = (tmp_path / "RESULTS.md").read_text()
-    counts = {"update": 3, "stage_one": 2, "epoch": 4, "precision": 10, "profile_update": 1}
+    counts = {"update": 3, "stage_one": 2, "epoch": 4, "precision": 10}
+    counts.update(profile_update=1, compiled=3)
     for name, cases in counts.items():
         assert len(json.loads((tmp_path / f"{name}.json").read_text())) == cases
         assert text.count(f"| {name} |") == cases
@@ -65,6 +67,14 @@ def test_dry_run_prints_the_commands(tmp_path):
     (update,) = [line for line in result.stdout.splitlines() if "update.py --params" in line][:1]
     assert "--params 60M" in update and "--device cuda --dtype bf16" in update
     assert "MLE_ARGS=--fp16 ESRL_ARGS=--fp16" in result.stdout
+    assert "--engines esrl esrl_compiled" in result.stdout
+
+
+def test_all_parts_together_take_less_than_half_an_hour():
+    """Each within ten minutes."""
+    (line,) = re.findall(r"declare -A LIMITS=\((.*?)\)", (FOLDER / "gpu.sh").read_text())
+    limits = [int(limit) for limit in re.findall(r"=(\d+)", line)]
+    assert len(limits) == len(PARTS) and sum(limits) <= 1800 and max(limits) <= 600
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
