@@ -37,7 +37,12 @@ def set_up(folder, audio="", loads=1, check=0, problems="fine", extras="", old=0
     python.chmod(0o755)
     done = subprocess.run(
         ["bash", str(SCRIPT), str(folder / "venv")],
-        env={"PATH": "/usr/bin:/bin", "TORCH": "torch==9 --index-url x", "EXTRAS": extras, **variables},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "TORCH": "torch==9 --index-url x",
+            "EXTRAS": extras,
+            **variables,
+        },
         capture_output=True,
         text=True,
     )
