@@ -17,7 +17,7 @@ else # an unpacked sdist
     tar -c --exclude="./.venv*" --exclude=./dist . | tar -x -C "$source"
 fi
 rm -rf dist
-"$venv/bin/python" -m build --outdir dist "$source" >"$source/log" || {
+"$venv/bin/python" -m build --outdir dist "$source" >"$source/log" 2>&1 || {
     cat "$source/log" >&2
     exit 1
 }
