@@ -16,7 +16,7 @@ import esrl_fairseq  # noqa: E402  (registration)
 from esrl_fairseq.errors import EsrlError  # noqa: E402
 
 IMPORTED = Path(esrl_fairseq.__file__).resolve().parent
-if IMPORTED.parent != ROOT:
+if IMPORTED != (ROOT / "esrl_fairseq").resolve():
     raise EsrlError(
         f"--user-dir {ROOT} has a copy of esrl_fairseq, but that in {IMPORTED} is imported "
         f"already: give --user-dir {IMPORTED}"

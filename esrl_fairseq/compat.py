@@ -762,7 +762,7 @@ def know_own_folder() -> None:
         found = os.path.realpath(place)
         if os.path.basename(found) != name:
             return False
-        if found not in (own, os.path.dirname(own)):
+        if own not in (found, os.path.realpath(os.path.join(found, name))):
             raise EsrlError(
                 f"--user-dir {given} is {found}, but the copy of {name} in {own} is imported "
                 f"already: give --user-dir {own}"

@@ -22,11 +22,9 @@ PAGE = ROOT / "docs" / "versions.md"
 PAIRS = ["3.11:2.13.0"]
 # What depends on versions of Python, torch, fairseq and numpy, in a few minutes.
 TESTS = [
-    *["tests/checkpoints", "tests/checks", "tests/core", "tests/data", "tests/monitoring"],
-    *["tests/rescoring", "tests/rewards", "tests/sampling", "tests/state", "tests/report"],
-    *["tests/project/test_compat.py", "tests/project/test_options.py"],
-    *["tests/test_criterion.py", "tests/test_optimizer.py", "tests/test_ppo.py"],
     *["tests/commands/test_cli_train.py", "tests/commands/test_cli_report.py"],
+    *["tests/project/test_compat.py", "tests/project/test_options.py"],
+    *["tests/checkpoints", "tests/core", "tests/rescoring", "tests/sampling", "tests/state"],
 ]
 QUICK = "not slow and not long"
 
@@ -58,6 +56,9 @@ def environment(folder: Path, python: str, torch: str, log: Path) -> Path:
     """
     chosen = {"PYTHON": python, "TORCH": f"torch=={torch}", "WHEEL": str(only("*.whl"))}
     command = ["scripts/setup_env.sh", str(folder / "venv")]
+    if (folder / "venv").exists():  # of an earlier run; pip would leave a wheel of the same version
+        own = [folder / "venv" / "bin" / "python", "-m", "pip", "uninstall", "-yq", "esrl-fairseq"]
+        subprocess.run(own, check=True)
     with open(log, "a") as out:
         subprocess.run(
             command, cwd=ROOT, env={**os.environ, **chosen}, stdout=out, stderr=out, check=True
@@ -67,7 +68,7 @@ def environment(folder: Path, python: str, torch: str, log: Path) -> Path:
 
 def tests_of(folder: Path, python: Path) -> Path:
     """The sdist, unpacked, whose package is the installed one."""
-    source = folder / "sdist"
+    source = folder / "esrl_fairseq"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir()
     unpack = ["tar", "-xzf", only("*.tar.gz"), "-C", source, "--strip-components=1"]
