@@ -107,7 +107,10 @@ def tried(folder: Path, version: str, torch: str, tests: list[str]) -> list[str]
         )
     result = re.sub(r" in [\d.]+s.*| \([\d:]+\)|, \d+ (deselected|warnings?)", "", last_line(log))
     full = output(python, "-c", "import platform; print(platform.python_version())")
-    return [full, *versions, result.strip("= "), day]
+    result = result.strip("= ")
+    if tests != TESTS:
+        result += f" (of {', '.join(tests)})"
+    return [full, *versions, result, day]
 
 
 def last_line(log: Path) -> str:
