@@ -14,8 +14,8 @@ extras=dev,demo${EXTRAS:+,$EXTRAS}
 package=(-e ".[$extras]")
 [[ -z ${WHEEL:-} ]] || package=("${WHEEL}[$extras]")
 constraints=${CONSTRAINTS-constraints.txt}
-if [[ ,$extras, == *,comet,* ]]; then
-    constraints= # its library wants older versions of what they name
+if [[ ,$extras, =~ ,(comet|peers), ]]; then
+    constraints= # their libraries want other versions of what it names
 fi
 tested=(${constraints:+-c "$constraints"})
 unfinished=$venv/.esrl-unfinished

@@ -80,10 +80,11 @@ def test_what_is_installed(tmp_path):
         ({"CONSTRAINTS": "mine.txt", "extras": "hf"}, "mine.txt"),
         ({"CONSTRAINTS": ""}, None),
         ({"extras": "hf,comet"}, None),
+        ({"extras": "peers"}, None),
     ],
 )
 def test_versions_are_the_tested_ones(given, used, tmp_path):
-    """For all but torch, which has a variable of its own; comet wants others."""
+    """For all but torch, which has a variable of its own; comet and peers want others."""
     _, calls, _ = set_up(tmp_path, **given)
     torch, *others = [line for line in calls.splitlines() if " install " in line]
     assert " -c " not in torch and len(others) == 3
