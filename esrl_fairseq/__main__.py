@@ -1,12 +1,13 @@
 """``python -m esrl_fairseq``: the options of criteria, tasks and models, with help.
 
-``fairseq-train --help`` ends before fairseq adds them.
+``fairseq-train --help`` ends before fairseq adds them. With ``--user-dir``: this package's folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -72,15 +73,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(words: list[str]) -> None:
-    """Print the options.
+    """Print the options, or the folder that fairseq's ``--user-dir`` wants.
 
     Args:
-        words: of the command line; it takes none but a call for help.
+        words: of the command line; it takes none but ``--user-dir`` or a call for help.
     """
+    if words == ["--user-dir"]:
+        print(Path(__file__).resolve().parent)
+        return
     if words and words not in (["-h"], ["--help"]):
         argparse.ArgumentParser("python -m esrl_fairseq").error(
-            f"it prints the options of fairseq-train and takes none itself, but was given "
-            f"{' '.join(words)}: give options to fairseq-train --user-dir esrl_fairseq"
+            "it prints the options of fairseq-train, or with --user-dir alone the folder for "
+            f"fairseq's --user-dir, but was given {' '.join(words)}: give options to fairseq-train "
+            "--user-dir esrl_fairseq"
         )
     make_parser().print_help()
 

@@ -22,7 +22,7 @@ from typing import Any, Callable, NoReturn
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, options
+from fairseq import checkpoint_utils, options, utils
 from fairseq.data import iterators
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
@@ -42,6 +42,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data._utils import worker
 
 from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
+from esrl_fairseq.errors import EsrlError
 
 
 def allow_fairseq_checkpoints() -> None:
@@ -737,6 +738,46 @@ def count_groups_of_what_is_left() -> None:
     iterators.GroupedIterator = _Groups
 
 
+def know_own_folder() -> None:
+    """Let ``--user-dir`` name this package in any way once it is imported.
+
+    Reason: fairseq compares a path as it is written with that of the imported package. The
+    repository, a link, an installed package by its name alone (which fairseq finds as
+    ``fairseq/../esrl_fairseq``) end in an ImportError where a program imported this package first,
+    as the processes do that fairseq starts for GPUs.
+    Remove when: fairseq compares what the paths lead to.
+    """
+    stock = utils.import_user_module
+    if hasattr(stock, "__wrapped__"):
+        return
+    own = os.path.realpath(os.path.dirname(__file__))
+    name = os.path.basename(own)
+
+    def is_own(given: str) -> bool:
+        beside = os.path.dirname(utils.__file__)  # where fairseq looks next, and one higher
+        places = (os.path.join(*place, given) for place in ([""], [beside], [beside, ".."]))
+        place = next(filter(os.path.exists, places), None)
+        if place is None:  # as where it is installed editable
+            return given == name
+        found = os.path.realpath(place)
+        if os.path.basename(found) != name:
+            return False
+        if own not in (found, os.path.realpath(os.path.join(found, name))):
+            raise EsrlError(
+                f"--user-dir {given} is {found}, but the copy of {name} in {own} is imported "
+                f"already: give --user-dir {own}"
+            )
+        return True
+
+    @functools.wraps(stock)
+    def import_user_module(args: Any) -> None:
+        given = getattr(args, "user_dir", None)
+        if given is None or not is_own(given):
+            stock(args)
+
+    utils.import_user_module = import_user_module
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -785,6 +826,7 @@ def apply() -> None:
     make_batches_as_in_the_first_epoch()
     count_groups_of_what_is_left()
     let_ddp_train_on_cpu()
+    know_own_folder()
 
 
 COMPILED_FORMS = 256

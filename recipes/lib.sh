@@ -19,6 +19,7 @@ declare -A DISK=() TIMES=()
 recipe() {
     RECIPE=$1 SRC=$2 TGT=$3 DATA=${4:-$1}
     if [[ -z ${VIRTUAL_ENV:-} && -x $REPO/.venv/bin/python ]]; then
+        # shellcheck disable=SC2031 # steps.sh changes it for itself in a subshell
         PATH=$REPO/.venv/bin:$PATH
     fi
     if ! command -v fairseq-train >/dev/null; then

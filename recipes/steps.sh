@@ -306,7 +306,9 @@ sources() {
         exec 3>&1 >/dev/null 2>&1
         set +e
         hash -r
+        # shellcheck disable=SC2329 # bash calls it
         command_not_found_handle() { :; }
+        # shellcheck disable=SC2123 # it is meant
         PATH=/nonexistent
         set -r
         "$@"

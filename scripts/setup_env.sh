@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make or update the virtual environment of this repository: scripts/setup_env.sh [DIR]
 # PYTHON and TORCH choose the interpreter and the torch requirement, EXTRAS names further extras of
-# setup.py (see the Makefile).
+# setup.py (see the Makefile). CONSTRAINTS is the file of tested versions; empty: the newest ones that
+# fit. WHEEL installs that file instead of the checkout.
 # DIR belongs to this script: an install that was interrupted is begun again from an empty one.
 set -euo pipefail
 
@@ -10,6 +11,13 @@ venv=${1:-.venv}
 python=${PYTHON:-python3}
 read -r -a torch <<<"${TORCH:-torch==2.13.0}"
 extras=dev,demo${EXTRAS:+,$EXTRAS}
+package=(-e ".[$extras]")
+[[ -z ${WHEEL:-} ]] || package=("${WHEEL}[$extras]")
+constraints=${CONSTRAINTS-constraints.txt}
+if [[ ,$extras, =~ ,(comet|peers), ]]; then
+    constraints= # their libraries want other versions of what it names
+fi
+tested=(${constraints:+-c "$constraints"})
 unfinished=$venv/.esrl-unfinished
 
 if [[ -e $unfinished ]]; then
@@ -22,13 +30,9 @@ touch "$unfinished"
 # Not the activated environment's pip: this works before and without activation.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
-if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then
-    fairseq='fairseq==0.12.2'
-    # fairseq 0.12.2 needs omegaconf 2.0, whose metadata newer pips refuse.
-    build=('pip<24.1' cython 'numpy<1.24' 'setuptools<81' wheel)
-else
-    fairseq='fairseq-fixed>=0.12.3'
-    build=(cython numpy 'setuptools<81' wheel)
+if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "env: $("$venv/bin/python" --version) is too old, 3.11 is needed: choose it by PYTHON=" >&2
+    exit 1
 fi
 
 # fairseq is compiled from source (about 3 minutes). An isolated build would first fetch a second,
@@ -36,13 +40,13 @@ fi
 # first, and isolation is off. (setuptools 81 dropped pkg_resources, which old build files import.)
 echo "env: torch (${torch[*]}) and what building fairseq needs"
 pip install --quiet "${torch[@]}"
-pip install --quiet "${build[@]}"
+pip install --quiet "${tested[@]}" cython numpy 'setuptools<81' wheel
 # Nothing below may exchange the chosen torch: a newer torchaudio would.
 chosen=torch==$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch"))')
-echo "env: $fairseq (compiled from source, about 3 minutes)"
-pip install --quiet --no-build-isolation "$fairseq" "$chosen"
+echo "env: fairseq-fixed (compiled from source, about 3 minutes)"
+pip install --quiet --no-build-isolation "${tested[@]}" 'fairseq-fixed>=0.12.3' "$chosen"
 echo "env: esrl_fairseq with its extras $extras"
-pip install --quiet --no-build-isolation -e ".[$extras]" "$chosen"
+pip install --quiet --no-build-isolation "${tested[@]}" "${package[@]}" "$chosen"
 
 # fairseq-fixed asks for torchaudio, which only its speech tasks import. On Linux the index's torchaudio
 # is linked with CUDA, and loads beside a torch with CUDA alone; whatever probes for it (transformers

@@ -1,4 +1,4 @@
-"""``python -m esrl_fairseq.rewards``: what a reward says of files of texts."""
+"""``esrl-rewards``, ``python -m esrl_fairseq.rewards``: what a reward says of files of texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        "python -m esrl_fairseq.rewards",
+        "esrl-rewards",
         description="The mean reward (of corpus-bleu: BLEU) of each file of hypotheses, a text a "
         "line, and how far it is from the first file's (95% interval, from the lines' "
         "differences). Texts are taken as they are: tokenised as in training. Only unknown words, "

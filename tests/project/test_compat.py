@@ -2,16 +2,23 @@
 
 import argparse
 import importlib.util
+import os
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fairseq import utils
 from fairseq.modules.dynamic_convolution import DynamicConv1dTBC, DynamicConv_scripatable
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
 
 from esrl_fairseq import compat
+from esrl_fairseq.errors import EsrlError
+
+PACKAGE = Path(compat.__file__).resolve().parent
 
 
 def test_checkpoints_with_numpy_are_read(tmp_path):
@@ -121,3 +128,41 @@ def test_fairseqs_own_tasks_have_the_same_batches_in_whatever_epoch_they_are_mad
 
     first = batches(1)
     assert len(first) == 25 and batches(3) == first
+
+
+@pytest.mark.parametrize("given", ["path", "relative", "link", "name", "up"])
+def test_user_dir_may_name_the_imported_package_in_any_way(given, tmp_path, monkeypatch):
+    compat.apply()
+    (tmp_path / "link").symlink_to(PACKAGE)
+    monkeypatch.chdir(tmp_path)
+    ways = {
+        "path": str(PACKAGE), "relative": os.path.relpath(PACKAGE), "link": "link",
+        "name": "esrl_fairseq", "up": f"{PACKAGE}/../esrl_fairseq/",
+    }  # fmt: skip
+    before = list(sys.path)
+    utils.import_user_module(argparse.Namespace(user_dir=ways[given]))
+    assert sys.path == before and "link" not in sys.modules
+
+
+def test_user_dir_that_names_another_copy(tmp_path, monkeypatch):
+    """One sentence; and a folder that there is not remains fairseq's to refuse, wherever one is."""
+    compat.apply()
+    clone = tmp_path / "esrl_fairseq"
+    (clone / "esrl_fairseq").mkdir(parents=True)
+    monkeypatch.chdir(clone)
+    for given in ("../esrl_fairseq", "esrl_fairseq", str(clone)):
+        with pytest.raises(EsrlError, match=f"in {PACKAGE} is imported already"):
+            utils.import_user_module(argparse.Namespace(user_dir=given))
+    with pytest.raises(FileNotFoundError):
+        utils.import_user_module(argparse.Namespace(user_dir="no_such_folder"))
+
+
+def test_repository_of_another_copy(tmp_path, monkeypatch):
+    """Whatever it is called."""
+    compat.apply()
+    clone = tmp_path / "a_clone"
+    (clone / "esrl_fairseq").mkdir(parents=True)
+    shutil.copy(PACKAGE.parent / "__init__.py", clone)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(EsrlError, match=f"{clone} has a copy .* give --user-dir {PACKAGE}"):
+        utils.import_user_module(argparse.Namespace(user_dir=str(clone)))

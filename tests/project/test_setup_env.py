@@ -15,6 +15,7 @@ echo "$*" >>{log}
 case "$*" in
     *" show torchaudio") [[ -z "{audio}" ]] || echo "Version: {audio}" ;;
     *"import torchaudio") exit {loads} ;;
+    *version_info*) exit {old} ;;
     *" check") echo "{problems}"; exit {check} ;;
     *"--no-deps"*) cat "${{@: -1}}/pyproject.toml" >{project} ;;
     "-m pip "*) ;;
@@ -23,20 +24,25 @@ esac
 """
 
 
-def set_up(folder, audio="", loads=1, check=0, problems="fine", extras=""):
+def set_up(folder, audio="", loads=1, check=0, problems="fine", extras="", old=0, **variables):
     """Run the script with this torchaudio: its result, pip's calls, and the stand-in's project."""
     log, project = folder / "log", folder / "project"
     python = folder / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     text = PYTHON.format(
         **{"log": log, "project": project, "python": sys.executable, "audio": audio},
-        **{"loads": loads, "check": check, "problems": problems},
+        **{"loads": loads, "check": check, "problems": problems, "old": old},
     )
     python.write_text(text)
     python.chmod(0o755)
     done = subprocess.run(
         ["bash", str(SCRIPT), str(folder / "venv")],
-        env={"PATH": "/usr/bin:/bin", "TORCH": "torch==9 --index-url x", "EXTRAS": extras},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "TORCH": "torch==9 --index-url x",
+            "EXTRAS": extras,
+            **variables,
+        },
         capture_output=True,
         text=True,
     )
@@ -65,6 +71,36 @@ def test_what_is_installed(tmp_path):
     assert installs[0].endswith("torch==9 --index-url x")
     assert all(line.split()[-1].startswith("torch==") for line in installs[2:])
     assert "-e .[dev,demo,comet,hf]" in installs[-1]
+
+
+@pytest.mark.parametrize(
+    "given, used",
+    [
+        ({}, "constraints.txt"),
+        ({"CONSTRAINTS": "mine.txt", "extras": "hf"}, "mine.txt"),
+        ({"CONSTRAINTS": ""}, None),
+        ({"extras": "hf,comet"}, None),
+        ({"extras": "peers"}, None),
+    ],
+)
+def test_versions_are_the_tested_ones(given, used, tmp_path):
+    """For all but torch, which has a variable of its own; comet and peers want others."""
+    _, calls, _ = set_up(tmp_path, **given)
+    torch, *others = [line for line in calls.splitlines() if " install " in line]
+    assert " -c " not in torch and len(others) == 3
+    assert all((f" -c {used} " in line) if used else (" -c " not in line) for line in others)
+
+
+def test_a_wheel_takes_the_place_of_the_checkout(tmp_path):
+    _, calls, _ = set_up(tmp_path, WHEEL="some.whl", extras="hf")
+    assert " some.whl[dev,demo,hf] torch==" in calls and "-e" not in calls.split()
+
+
+def test_a_python_that_is_too_old(tmp_path):
+    """Before anything is fetched."""
+    done, calls, _ = set_up(tmp_path, old=1)
+    assert done.returncode == 1 and "is too old, 3.11 is needed" in done.stderr
+    assert " install " not in calls
 
 
 def test_what_does_not_fit_together(tmp_path):

@@ -11,9 +11,6 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 
-if sys.version_info < (3, 11):
-    pytest.skip("the study needs Python 3.11 (tomllib)", allow_module_level=True)
-
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "study"
 sys.path.insert(0, str(FOLDER))
 

@@ -19,9 +19,6 @@ from sacrebleu.metrics.chrf import CHRF
 
 import esrl_fairseq  # noqa: F401  (lets torch load fairseq's checkpoints)
 
-if sys.version_info < (3, 11):
-    pytest.skip("the study needs Python 3.11 (tomllib)", allow_module_level=True)
-
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "study"
 sys.path.insert(0, str(FOLDER))
 
