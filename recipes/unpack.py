@@ -1,7 +1,8 @@
 """Unpack files of an archive (.tgz, .tar …) that match patterns: ARCHIVE FOLDER PATTERN…
 
 Only plain files are written, and none outside the folder: an archive that wants something else,
-links and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.)
+links and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.) The
+status is 3 where it is the archive's fault.
 """
 
 import argparse
@@ -61,7 +62,8 @@ def main() -> None:
     try:
         files = unpack(args.archive, args.folder, args.patterns)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, ValueError) else 1)
     print(f"> {args.archive.name}: {files} files")
 
 

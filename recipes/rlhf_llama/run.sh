@@ -2,8 +2,9 @@
 # RLHF of a LLaMA with 7 billion parameters, the paper's largest experiment: instructions of Alpaca,
 # one sample a prompt, a reward model of Hugging Face.
 #
-# Tested:  NOT RUN at full size; as a whole with a tiny model (tests/project/test_recipes_whole.py). Model, data and commands of the policy are tested with tiny models, and with one of
-#          135 million parameters (tests/test_cli_huggingface.py), in float32 and with other rewards;
+# Tested:  NOT RUN at full size; as a whole with a tiny model (tests/project/test_recipes_whole.py). Model, data
+#          and commands of the policy are tested with tiny models, and with one of 135 million parameters
+#          (tests/commands/test_cli_huggingface.py), in float32 and with other rewards;
 #          --reward hf-reward beside it, --bf16, memory, time and these settings are not
 # Needs:   make env; pip install 'transformers>=4.57'; more than 150 GB on EACH GPU, since every rank
 #          has all of it: of 7 billion parameters, 16-bit weights and gradients, 32-bit weights,
@@ -16,13 +17,16 @@
 #          Alpaca's answers first
 # Options: environment variables, see recipes/README.md; here also REWARD_MODEL, KL_WEIGHT, GPUS, PRECISION, INPUTS
 #          and LAUNCH
-# Reported: the paper's figures (arXiv 2308.02223) are in its tables.
+# Reported: the paper's figures (arXiv 2308.02223) are in its tables, which were not at hand.
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe rlhf_llama prompt answer
 need transformers 'transformers>=4.57'
-[[ -n ${LLAMA:-} ]] || lacks "set LLAMA to the folder (absolute) or hub name of a chat model of the LLaMA kind"
+[[ -n ${LLAMA:-} ]] || lacks "set LLAMA to the folder or hub name of a chat model of the LLaMA kind"
 
+for name in LLAMA REWARD_MODEL; do # a folder here, or a name of the hub
+    if [[ -d ${!name:-} ]]; then absolute "$name"; fi
+done
 LLAMA=${LLAMA:-LLAMA}
 # shellcheck disable=SC2178 # gpus makes an array of it
 PRECISION=${PRECISION:-bf16}
@@ -34,7 +38,7 @@ KL_WEIGHT=${KL_WEIGHT:-0.01}
 
 fetch_data() {
     fetch_urls "$URL" alpaca_data.json
-    python "$RECIPES/rlhf_llama/prepare.py" raw clean
+    python "$RECIPES/rlhf_llama/prepare.py" raw clean || forget $? raw/alpaca_data.json
 }
 
 binarize_ids() {
