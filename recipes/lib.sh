@@ -159,9 +159,10 @@ lacks() {
 
 # need MODULES PACKAGE...: stop now rather than after hours if a Python module is missing.
 need() {
-    python -c 'import sys; from importlib.util import find_spec
-sys.exit(not all(find_spec(name.strip()) for name in sys.argv[1].split(",")))' "$1" ||
-        lacks "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
+    local missing
+    missing=$(python -c 'import sys; from importlib.util import find_spec
+print(*[name for name in sys.argv[1].replace(",", " ").split() if not find_spec(name)], sep=", ")' "$1")
+    [[ -z $missing ]] || lacks "recipe $RECIPE needs the Python module $missing, which is not installed: pip install ${*:2}"
 }
 
 # ---- GPUs. Recipes that are made for them call `gpus`, then `batch`.
@@ -227,6 +228,8 @@ check_data() {
 # download FILE URL...: from ESRL_DATA_DIR, ESRL_MIRROR (an address of a folder) or the first URL that
 # has it; checked against the data's SHA256SUMS and MD5SUMS, or to be the one of the first time.
 download() {
+    local from=${ESRL_DATA_DIR:-${ESRL_MIRROR:-}}
+    [[ $PASS != plan || -z $from ]] || set -- "$1" "${from%/}/${1##*/}"
     ! planned download "$@" || return 0
     python "$RECIPES/fetch.py" ${ESRL_DATA_DIR:+--local "$ESRL_DATA_DIR"} ${ESRL_MIRROR:+--mirror "$ESRL_MIRROR"} \
         --sums "$RECIPES/$DATA/SHA256SUMS" "$RECIPES/$DATA/MD5SUMS" --record "$WORK/steps/fetched.sums" -- "$@"

@@ -84,6 +84,7 @@ run_steps() {
     fi
     [[ -z $FROM ]] || check_from
     check_data
+    [[ -e $WORK/steps/${STEPS[0]}.settings ]] || check_options "$@"
     if [[ $PASS == plan ]]; then
         print_plan "$@"
         return
@@ -113,6 +114,14 @@ check_from() {
         [[ -e $WORK/steps/$name.done ]] ||
             die "--from $FROM: step $name, which comes before, is not done; leave --from out"
     done
+}
+
+# check_options FUNCTION: those that users gave are fairseq's; told now rather than after hours
+check_options() {
+    local told status=0
+    [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]} ]] || return 0
+    told=$( (PASS=plan && "$@") | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
+    ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS)"
 }
 
 # The lock is that of an open file, which the processes of a run inherit: it is free when the last ends.

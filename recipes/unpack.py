@@ -7,6 +7,7 @@ status is 3 where it is the archive's fault.
 
 import argparse
 import fnmatch
+import gzip
 import shutil
 import sys
 import tarfile
@@ -27,7 +28,7 @@ def unpack(archive: Path, folder: Path, patterns: list[str]) -> int:
                     write(packed, member, archive, target(archive, folder, name))
                     left.difference_update(matching)
                     files += 1
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).split("\n")[0].rstrip(":")
         raise ValueError(f"{archive} is no whole archive: {reason}") from None
     if left:

@@ -27,7 +27,7 @@ URLS=(
     https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz
     https://wit3.fbk.eu/archive/2014-01/texts/de/en/de-en.tgz
 )
-DISK=([fetch]=110 [clean]=80 [bpe]=90 [binarize]=30 [mle]=3200 [average]=160 [esrl]=1000)
+DISK=([fetch]=110 [clean]=80 [bpe]=90 [binarize]=30 [mle]=3400 [average]=160 [esrl]=1500)
 TIMES=([mle]='2 hours on one A100' [esrl]='1 hour on one A100')
 
 fetch_data() {

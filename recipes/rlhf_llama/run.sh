@@ -10,7 +10,7 @@
 #          has all of it: of 7 billion parameters, 16-bit weights and gradients, 32-bit weights,
 #          gradients and Adam's state, and the frozen model (with 16-bit weights alone, updates of 1e-6
 #          would be lost to rounding). Smaller models fit on smaller ones. At the start two copies of
-#          the model in float32 in the main memory; some 100 GB of disk for each checkpoint kept. The
+#          the model in float32 in the main memory; some 100 GB of disk for each of three checkpoints. The
 #          internet, or a folder with alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
 # Launch:  LLAMA=FOLDER_OR_NAME recipes/rlhf_llama/run.sh
 #          LLAMA is a chat model that was trained on instructions; the paper trains LLaMA-7B on
@@ -101,7 +101,7 @@ llama_steps() {
     step fetch "" fetch_data
     about "prompts in the model's chat template and words, then fairseq's binary form" clean/ "ids data-bin" 60
     step binarize "$LLAMA" binarize_ids
-    about "RLHF: the policy against the reward model" "data-bin/ $LLAMA $REWARD_MODEL" "$ESRL_RUN" 220000 'a day on 8 GPUs of 192 GB'
+    about "RLHF: the policy against the reward model" "data-bin/ $LLAMA $REWARD_MODEL" "$ESRL_RUN" 300000 'a day on 8 GPUs of 192 GB'
     step "$ESRL_RUN" "$SEED ${MODEL[*]} ${ESRL[*]} ${ESRL_EXTRA[*]}" \
         policy "${MODEL[@]}" "${ESRL[@]}" "${ESRL_EXTRA[@]}"
     about "the policy as a Hugging Face folder" "$ESRL_RUN/" "$ESRL_RUN-hf" 14000

@@ -49,6 +49,7 @@ if [[ $BIG == 1 ]]; then # Ott et al. 2018: fairseq's examples/scaling_nmt
     MLE+=(--lr 5e-4 --dropout 0.3)
     ESRL+=(--dropout 0.3)
     CONTINUE+=(--dropout 0.3)
+    DISK[mle]=18000 DISK[average]=900 DISK[esrl]=7700 TIMES[mle]='some days on 8 A100'
 fi
 
 run_recipe

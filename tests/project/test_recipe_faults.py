@@ -1,7 +1,7 @@
-"""What can go wrong around each of the large recipes, from addresses and folders with blanks in their names.
+"""What can go wrong around each of the large recipes; addresses and folders have blanks in them.
 
-What is the recipe's own is tried with every recipe: what it fetches, and how it prepares that. What all share,
-trainings and what follows, is killed once in the whole recipes below.
+What is a recipe's own is tried with every recipe: what it fetches, and how it prepares that. All
+share trainings and what follows.
 """
 
 import fcntl
@@ -92,9 +92,7 @@ class Recipe:
         tokenizer.pad_token = "<unk>"
         tokenizer.save_pretrained(judge)
         self.variables.update(LLAMA=model, REWARD_MODEL=judge, INPUTS="16")
-        self.variables["ESRL_ARGS"] = (
-            "--cpu --sample-max-len-b 4 --check-start warn --max-update 2"
-        )
+        self.variables["ESRL_ARGS"] = "--cpu --sample-max-len-b 4 --check-start warn --max-update 2"
 
     def __call__(self, *words, **variables):
         return run(self.recipes, self.name, *words, **{**self.variables, **variables})
@@ -214,7 +212,9 @@ def test_an_archive_that_is_cut_off(recipe):
     archive = sorted(recipe.archives.iterdir())[0]
     right = archive.read_bytes()
     archive.write_bytes(right[: len(right) // 2])
-    assert re.search("is not the file that this recipe|is no whole ", told(recipe("--until", "fetch")))
+    assert re.search(
+        "is not the file that this recipe|is no whole ", told(recipe("--until", "fetch"))
+    )
     archive.write_bytes(right)
     result = recipe("--until", "fetch")
     assert result.returncode == 0, result.stderr

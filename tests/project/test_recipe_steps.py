@@ -196,7 +196,9 @@ def test_too_little_room_is_said_before_the_first_step(small):
     small.script.write_text(SMALL.replace("first 5", "first 900000000"))
     assert "has too little room" in small("--dry-run").stdout
     result = small()
-    assert result.returncode == 0 and result.stderr.startswith("warning: this needs about 900000 GB")
+    assert result.returncode == 0 and result.stderr.startswith(
+        "warning: this needs about 900000 GB"
+    )
     assert small().stderr == ""
 
 
@@ -372,7 +374,10 @@ def test_no_comparison_where_there_is_no_start_model(name, tmp_path):
         ({"ESRL_STOP_AFTER": "foo"}, "ESRL_STOP_AFTER is 'foo'"),
         ({"COMPARE": "1", "ESRL_STOP_AFTER": "mle"}, "contradict each other"),
         ({"ESRL_MIRROR": "file:///x", "ESRL_DATA_DIR": "/x"}, "are both set"),
-        ({"MLE_CHECKPOINT": "/no/mle.pt"}, "there is no file /no/mle.pt (the model needs bpe.codes"),
+        (
+            {"MLE_CHECKPOINT": "/no/mle.pt"},
+            "there is no file /no/mle.pt (the model needs bpe.codes",
+        ),
     ],
 )
 def test_variables_are_checked(variables, told, tmp_path):
@@ -380,6 +385,22 @@ def test_variables_are_checked(variables, told, tmp_path):
     result = call(script, "--dry-run", ESRL_WORK_DIR=str(tmp_path / "work"), **variables)
     assert result.returncode == 1 and told in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "step", "why"),
+    [
+        ({"MLE_ARGS": "--max-tokenz 5"}, "mle", "unrecognized arguments: --max-tokenz 5"),
+        ({"ESRL_ARGS": "--num-samples many"}, "esrl-s1", "invalid int value: 'many'"),
+        ({"GENERATE_ARGS": "--lenpem 1"}, "generate-mle-average", "--lenpem 1"),
+    ],
+)
+def test_options_of_later_steps_are_checked(variables, step, why, tmp_path):
+    """Before the first one, which may be hours earlier."""
+    script, work = RECIPES / "iwslt14_de_en" / "run.sh", tmp_path / "work"
+    told = refused(call(script, ESRL_WORK_DIR=str(work), **variables))
+    assert f"step {step} would not take its options" in told and why in told
+    assert not (work / "raw").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,12 @@ models, from addresses file://, in folders with blanks in their names."""
 import json
 import os
 import re
-import signal
-import subprocess
-import time
 
 import pytest
 from recipe_stand_ins import (
     TINY,
     copy_recipes,
-    environment,
     iwslt14,
-    lines,
     pack_parquet,
     run,
     wmt14,
@@ -184,56 +179,3 @@ def test_rlhf_llama(recipe, tmp_path):
     assert "validation reward: start" in (work / "summary-esrl-s1.txt").read_text()
     assert len((work / "out" / "esrl-s1.txt").read_text().splitlines()) == 1000
     assert (work / "esrl-s1-hf" / "config.json").exists() and "Next: " in result.stdout
-
-
-def test_killed_in_every_step(recipe):
-    """The same command then ends with the translations of a run that was left alone."""
-    alone, work = recipe("iwslt14_de_en", iwslt14)
-    table(alone, work, COMPARED[:2])
-    outputs = {path.name: path.read_text() for path in (work / "out").glob("*.txt")}
-    (work).rename(work.with_name("left alone"))
-    plan, _ = recipe("iwslt14_de_en", iwslt14, "--dry-run")
-    steps = re.findall(r"^ ?\d+\. (\S+)", plan.stdout, re.M)
-    archives = work.with_name("some archives").as_uri()
-    variables = {"ESRL_WORK_DIR": str(work), "ESRL_MIRROR": archives, **SETTINGS}
-    for name in steps:
-        process = subprocess.Popen(
-            [str(recipe.recipes / "iwslt14_de_en" / "run.sh")],
-            env=environment(**variables),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 300
-        while not (work / "steps" / f"{name}.settings").exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    result, _ = recipe("iwslt14_de_en", iwslt14)
-    table(result, work, COMPARED[:2])
-    for name, text in outputs.items():
-        assert (work / "out" / name).read_text() == text, name
-
-
-def test_wrong_archives(recipe, tmp_path):
-    """A sum that is not the recipe's, an archive that is cut off: one sentence, then it goes on."""
-
-    def make(archives):
-        wmt14(archives)
-
-    recipe("wmt14_en_de", make, "--dry-run")
-    archive = tmp_path / "some archives" / "training-parallel-commoncrawl.tgz"
-    right = archive.read_bytes()
-    archive.write_bytes(right[:-20])
-    result, work = recipe("wmt14_en_de", make, "--until", "fetch")
-    assert result.returncode == 1 and "is not the file that this recipe was written for" in (
-        result.stderr
-    )
-    archive.write_bytes(right)
-    result, _ = recipe("wmt14_en_de", make, "--until", "clean")
-    assert result.returncode == 0, result.stderr
-    assert "stopped after step clean" in result.stdout
-    text = (work / "clean" / "train.en").read_text(encoding="utf-8")
-    assert text.count("\n") == 180 and lines([]) == ""

@@ -1,0 +1,56 @@
+"""Say which step of a plan (standard input) has options that fairseq does not take: USER_DIR
+
+Then the status is 3. Options are parsed alone: whether values make sense together is not seen.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+
+PROGRAM = "fairseq-train"
+
+
+def commands(plan: str) -> Iterator[tuple[str, list[str]]]:
+    """(step, words) of each line that the plan would call."""
+    step = ""
+    for line in plan.replace("\\\n", " ").split("\n"):
+        if match := re.match(r" ?\d+\. (\S+)", line):
+            step = match[1]
+        elif line.startswith("    $ "):
+            yield step, shlex.split(line[6:])
+
+
+def parse(words: list[str], user_dir: str) -> None:
+    """Raises ValueError, with argparse's sentence, for what is no option of the program called."""
+    from fairseq import options
+
+    if PROGRAM in words:
+        words, parser = words[words.index(PROGRAM) + 1 :], options.get_training_parser
+    elif words[0] == "generate":  # lib.sh's: generate RUN OPTION…
+        words = ["data-bin", "--user-dir", user_dir, "--path", words[1], *words[2:]]
+        parser = options.get_generation_parser
+    else:
+        return
+    sys.argv = [PROGRAM, *words]  # fairseq looks there for --user-dir
+    options.parse_args_and_arch(parser(), words)
+
+
+def refuse(_: argparse.ArgumentParser, message: str) -> None:
+    raise ValueError(message)
+
+
+def main() -> None:
+    user_dir = sys.argv[1]
+    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]
+    for step, words in commands(sys.stdin.read()):
+        try:
+            parse(words, user_dir)
+        except ValueError as error:
+            print(f"step {step} would not take its options: {error}")
+            sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
