@@ -7,119 +7,19 @@ share trainings and what follows.
 import fcntl
 import functools
 import http.server
-import json
 import os
 import re
-import signal
-import subprocess
 import threading
-import time
 import urllib.parse
 
 import pytest
-from recipe_stand_ins import (
-    TINY,
-    copy_recipes,
-    environment,
-    iwslt14,
-    pack_parquet,
-    run,
-    wmt14,
-    wmt18,
-)
+from recipe_stand_ins import LARGE, Recipe
 
 pytestmark = pytest.mark.long
 
-SETTINGS = {
-    "BPE_MERGES": "300",
-    "MLE_EPOCHS": "6",
-    "DECAY_UPDATES": "3",
-    "ESRL_UPDATES": "3",
-    "MLE_ARGS": f"{TINY} --cpu --lr 0.02 --warmup-updates 5",
-    "GENERATE_ARGS": "--max-len-a 0 --max-len-b 12 --min-len 1",
-    "ESRL_ARGS": f"{TINY} --cpu --batch-size 16 --update-freq 1 --check-start warn",
-}
 
-
-def alpaca(folder):
-    rows = [
-        {"instruction": " ".join("abcd"[(i >> 2 * k) % 4] for k in range(6)), "input": ""}
-        for i in range(1320)
-    ]
-    (folder / "alpaca_data.json").write_text(json.dumps(rows))
-
-
-# What each recipe fetches, and the last step that prepares data
-MAKE = {
-    "iwslt14_de_en": iwslt14,
-    "wmt14_en_de": wmt14,
-    "wmt18_de_en": wmt18,
-    "wmt18_en_de": wmt18,
-    "cnn_dm": pack_parquet,
-    "rlhf_llama": alpaca,
-}
-
-
-class Recipe:
-    """A copy of a recipe, its archives, and calls of it."""
-
-    def __init__(self, name, folder):
-        self.name, self.folder = name, folder
-        self.archives, self.work = folder / "some archives", folder / "a work folder"
-        self.archives.mkdir()
-        MAKE[name](self.archives)
-        self.recipes = copy_recipes(folder / "the repository", self.archives)
-        self.variables = {**SETTINGS, "ESRL_WORK_DIR": str(self.work), "PRECISION": "fp32"}
-        self.variables["ESRL_MIRROR"] = self.archives.as_uri()
-        if name == "cnn_dm":
-            self.count_documents()
-        if name == "rlhf_llama":
-            self.tiny_models()
-
-    def count_documents(self):
-        script = self.recipes / "cnn_dm" / "extract.py"
-        counts = 'DOCUMENTS = {"train": 90, "validation": 20, "test": 20}'
-        text = re.sub("DOCUMENTS = .*", counts, script.read_text(encoding="utf-8"))
-        script.write_text(text, encoding="utf-8")
-
-    def tiny_models(self):
-        causal = pytest.importorskip("tiny_causal_lm")
-        model, judge = causal.save(self.folder / "a model"), str(self.folder / "a judge")
-        config = causal.transformers.AutoConfig.from_pretrained(model, num_labels=1)
-        classifier = causal.transformers.AutoModelForSequenceClassification
-        classifier.from_config(config).save_pretrained(judge)
-        tokenizer = causal.make_tokenizer()
-        tokenizer.pad_token = "<unk>"
-        tokenizer.save_pretrained(judge)
-        self.variables.update(LLAMA=model, REWARD_MODEL=judge, INPUTS="16")
-        self.variables["ESRL_ARGS"] = "--cpu --sample-max-len-b 4 --check-start warn --max-update 2"
-
-    def __call__(self, *words, **variables):
-        return run(self.recipes, self.name, *words, **{**self.variables, **variables})
-
-    def killed_in(self, step, *words, after=0.3):
-        """SIGKILL to it and all that it started, when the step has begun."""
-        process = subprocess.Popen(
-            [str(self.recipes / self.name / "run.sh"), *words],
-            env=environment(**self.variables),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 600
-        while not (self.work / "steps" / f"{step}.settings").exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(after)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@pytest.fixture(params=list(MAKE))
+@pytest.fixture(params=LARGE)
 def recipe(request, tmp_path):
-    if request.param == "cnn_dm":
-        pytest.importorskip("pyarrow")
-        pytest.importorskip("rouge_score")
     return Recipe(request.param, tmp_path)
 
 
