@@ -37,13 +37,15 @@ def parse(words: list[str], user_dir: str) -> None:
     options.parse_args_and_arch(parser(), words)
 
 
-def refuse(_: argparse.ArgumentParser, message: str) -> None:
-    raise ValueError(message)
+def leave(_: argparse.ArgumentParser, status: int = 0, message: str | None = None) -> None:
+    """In the place of parsers' exit, which they call to end with a message."""
+    raise ValueError((message or "").strip().removeprefix(f"{PROGRAM}: error: "))
 
 
 def main() -> None:
     user_dir = sys.argv[1]
-    argparse.ArgumentParser.error = refuse  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.exit = leave  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.print_usage = lambda *_: None  # type: ignore[method-assign]
     for step, words in commands(sys.stdin.read()):
         try:
             parse(words, user_dir)
