@@ -84,12 +84,12 @@ run_steps() {
     fi
     [[ -z $FROM ]] || check_from
     check_data
+    [[ $PASS == plan ]] || take_lock
     [[ -e $WORK/steps/${STEPS[0]}.settings ]] || check_options "$@"
     if [[ $PASS == plan ]]; then
         print_plan "$@"
         return
     fi
-    take_lock
     echo "$RECIPE" 2>/dev/null >steps/recipe || die "$WORK cannot be written ($(free_mb "$WORK") MB are free)"
     say_space "$@"
     STEP=
