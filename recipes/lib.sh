@@ -46,14 +46,16 @@ recipe() {
     COMET=${COMET:-0}
     one_of COMET 0 1
     [[ $COMPARE == 0 ]] || MLE_CONTINUED=1
-    # More options for fairseq-train, split at blanks: they follow the recipe's own and so win.
-    read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
-    read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
-    read -r -a COMPARE_EXTRA <<<"${COMPARE_ARGS:-}"
-    read -r -a CONTINUE_EXTRA <<<"${CONTINUE_ARGS:-}" # for the control, behind those of MLE
-    read -r -a GENERATE_EXTRA <<<"${GENERATE_ARGS:-}" # for fairseq-generate
+    # More options for fairseq-train: they follow the recipe's own and so win.
+    split MLE_EXTRA "${MLE_ARGS:-}"
+    split ESRL_EXTRA "${ESRL_ARGS:-}"
+    split COMPARE_EXTRA "${COMPARE_ARGS:-}"
+    split CONTINUE_EXTRA "${CONTINUE_ARGS:-}" # for the control, behind those of MLE
+    split GENERATE_EXTRA "${GENERATE_ARGS:-}" # for fairseq-generate
     # Words in front of the training program, e.g. torchrun with its options
-    read -r -d "" -a LAUNCHER <<<"${LAUNCH:-}" || true
+    split LAUNCHER "${LAUNCH:-}"
+    [[ -z ${LAUNCHER[*]} ]] || command -v "${LAUNCHER[0]}" >/dev/null ||
+        lacks "LAUNCH begins with '${LAUNCHER[0]}', but there is no such program"
     STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
     [[ $STOP_AFTER == mle || $STOP_AFTER == esrl || $STOP_AFTER == score ]] ||
         die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle, esrl or score"
@@ -79,6 +81,11 @@ mistyped() {
 # warn SENTENCE: at once, or at the end of the plan
 warn() {
     if [[ $PASS == plan ]]; then NOTES+=("$*"); else echo "warning: $*" >&2; fi
+}
+
+# split ARRAY TEXT: at blanks and ends of lines
+split() {
+    read -r -d '' -a "$1" <<<"$2" || true
 }
 
 # absolute VARIABLE...: paths as seen from where the recipe was called

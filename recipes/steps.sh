@@ -119,9 +119,9 @@ check_from() {
 # check_options FUNCTION: those that users gave are fairseq's; told now rather than after hours
 check_options() {
     local told status=0
-    [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]} ]] || return 0
+    [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]}${REWARD_EXTRA[*]:-} ]] || return 0
     told=$( (PASS=plan && "$@") | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
-    ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS)"
+    ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS, REWARD_ARGS)"
 }
 
 # The lock is that of an open file, which the processes of a run inherit: it is free when the last ends.

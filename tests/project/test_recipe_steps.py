@@ -390,9 +390,9 @@ def test_variables_are_checked(variables, told, tmp_path):
 
 
 def test_options_of_later_steps_are_checked(tmp_path):
-    """Before the first one, which may be hours earlier."""
+    """Before the first one, which may be hours earlier; on several lines, too."""
     script, work = RECIPES / "iwslt14_de_en" / "run.sh", tmp_path / "work"
-    told = refused(call(script, ESRL_WORK_DIR=str(work), GENERATE_ARGS="--lenpem 1"))
+    told = refused(call(script, ESRL_WORK_DIR=str(work), GENERATE_ARGS="--beam 4\n--lenpem 1"))
     assert "step generate-mle-average would not take its options: unrecognized" in told
     assert "--lenpem" in told and not (work / "raw").exists()
 
