@@ -24,15 +24,15 @@ def commands(plan: str) -> Iterator[tuple[str, list[str]]]:
 
 def parse(words: list[str], user_dir: str) -> None:
     """Raises ValueError, with argparse's sentence, for what is no option of the program called."""
-    from fairseq import options
+    if PROGRAM not in words and words[0] != "generate":
+        return  # a function of the recipe
+    from fairseq import options  # takes seconds
 
     if PROGRAM in words:
         words, parser = words[words.index(PROGRAM) + 1 :], options.get_training_parser
-    elif words[0] == "generate":  # lib.sh's: generate RUN OPTION…
+    else:  # lib.sh's: generate RUN OPTION…
         words = ["data-bin", "--user-dir", user_dir, "--path", words[1], *words[2:]]
         parser = options.get_generation_parser
-    else:
-        return
     sys.argv = [PROGRAM, *words]  # fairseq looks there for --user-dir
     options.parse_args_and_arch(parser(), words)
 
