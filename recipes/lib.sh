@@ -26,22 +26,17 @@ recipe() {
         lacks "fairseq-train was not found. Run 'make env', or activate the environment that has it."
     fi
 
-    local name
-    for name in ESRL_DATA_DIR MLE_CHECKPOINT; do # as seen from where the recipe was called
-        [[ -z ${!name:-} || ${!name} == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
-    done
+    mistyped
+    check_numbers
+    absolute ESRL_DATA_DIR MLE_CHECKPOINT
     WORK=${ESRL_WORK_DIR:-$REPO/runs/$RECIPE}
     [[ $WORK == /* ]] || WORK=$PWD/$WORK
-    if [[ $PASS == run ]]; then
-        mkdir -p "$WORK/steps" "$WORK/logs"
-        WORK=$(cd "$WORK" && pwd)
-        cd "$WORK"
-    fi
+    work_folder
 
     SEED=${SEED:-1} # of ESRL and of continued MLE
     MLE_SEED=${MLE_SEED:-1}
     ESRL_RUN=${ESRL_RUN:-esrl-s$SEED} # its folder: runs of one work directory share the MLE model
-    [[ $ESRL_RUN != *[[:space:]/]* ]] || die "ESRL_RUN is '$ESRL_RUN', but is a folder's name: no blank, no /"
+    check_run_name
     # Start from this model instead of training one; bpe.codes and dict.txt lie beside it.
     MLE_CHECKPOINT=${MLE_CHECKPOINT:-}
     MLE_CONTINUED=${MLE_CONTINUED:-0} # 1: also continue MLE for as long as ESRL trained
@@ -49,21 +44,112 @@ recipe() {
     AVERAGE=${AVERAGE:-0} # MLE's last so many epochs' checkpoints are averaged; 0: its best one is taken
     one_of MLE_CONTINUED 0 1
     one_of COMPARE 0 1
+    COMET=${COMET:-0}
+    one_of COMET 0 1
     [[ $COMPARE == 0 ]] || MLE_CONTINUED=1
-    # More options for fairseq-train, split at blanks: they follow the recipe's own and so win.
-    read -r -a MLE_EXTRA <<<"${MLE_ARGS:-}"
-    read -r -a ESRL_EXTRA <<<"${ESRL_ARGS:-}"
-    read -r -a COMPARE_EXTRA <<<"${COMPARE_ARGS:-}"
-    read -r -a GENERATE_EXTRA <<<"${GENERATE_ARGS:-}" # for fairseq-generate
+    # More options for fairseq-train: they follow the recipe's own and so win.
+    split MLE_EXTRA "${MLE_ARGS:-}"
+    split ESRL_EXTRA "${ESRL_ARGS:-}"
+    split COMPARE_EXTRA "${COMPARE_ARGS:-}"
+    split CONTINUE_EXTRA "${CONTINUE_ARGS:-}" # for the control, behind those of MLE
+    split GENERATE_EXTRA "${GENERATE_ARGS:-}" # for fairseq-generate
     # Words in front of the training program, e.g. torchrun with its options
-    read -r -d "" -a LAUNCHER <<<"${LAUNCH:-}" || true
+    split LAUNCHER "${LAUNCH:-}"
+    [[ -z ${LAUNCHER[*]} ]] || command -v "${LAUNCHER[0]}" >/dev/null ||
+        lacks "LAUNCH begins with '${LAUNCHER[0]}', but there is no such program"
     STOP_AFTER=${ESRL_STOP_AFTER:-score} # mle: the model that ESRL starts from; esrl: what it becomes
     [[ $STOP_AFTER == mle || $STOP_AFTER == esrl || $STOP_AFTER == score ]] ||
         die "ESRL_STOP_AFTER is '$STOP_AFTER', but must be mle, esrl or score"
+    [[ $COMPARE == 0 || $STOP_AFTER == score ]] ||
+        die "COMPARE=1 and ESRL_STOP_AFTER=$STOP_AFTER contradict each other: the comparison comes after; leave one out"
+    [[ -z ${ESRL_DATA_DIR:-} || -z ${ESRL_MIRROR:-} ]] ||
+        die "ESRL_DATA_DIR and ESRL_MIRROR are both set: the files come from one of them; leave the other out"
     export SACREBLEU_SEED=${SACREBLEU_SEED:-12345} # of the bootstrap
     export SACREBLEU=$WORK/sacrebleu               # its test sets, where the recipe puts them there
 
     [[ $PASS == plan ]] || echo "$RECIPE: working in $WORK"
+}
+
+# mistyped: a warning of variables that begin as those of recipes do, and that no recipe reads
+mistyped() {
+    local name known=' ARGS CHECKPOINT CONTINUED DATA_DIR EPOCHS MIRROR RUN SEED STALL_SECONDS STOP_AFTER UPDATES WORK_DIR '
+    for name in "${!ESRL_@}" "${!MLE_@}"; do
+        [[ ${!name@a} == *x* && $name != ESRL_TEST_* && $known != *" ${name#*_} "* ]] || continue
+        warn "no recipe reads the variable $name, which is set (recipes/README.md lists those that are read)"
+    done
+}
+
+# warn SENTENCE: at once, or at the end of the plan
+warn() {
+    if [[ $PASS == plan ]]; then NOTES+=("$*"); else echo "warning: $*" >&2; fi
+}
+
+# split ARRAY TEXT: at blanks and ends of lines
+split() {
+    read -r -d '' -a "$1" <<<"$2" || true
+}
+
+# absolute VARIABLE...: paths as seen from where the recipe was called
+absolute() {
+    local name
+    for name; do
+        [[ -z ${!name:-} || ${!name} == /* ]] || printf -v "$name" '%s/%s' "$PWD" "${!name}"
+    done
+}
+
+# work_folder: WORK, which is of one recipe, can be written, and is the current folder of a run
+work_folder() {
+    local path=$WORK of=$WORK/steps/recipe
+    while [[ ! -e $path ]]; do path=$(dirname "$path"); done
+    [[ -d $path && -w $path && -x $path ]] ||
+        die "the work folder $WORK cannot be made or written ($path): set ESRL_WORK_DIR to another"
+    [[ ! -s $of || $(<"$of") == "$RECIPE" ]] ||
+        die "the work folder $WORK is that of recipe $(<"$of"): set ESRL_WORK_DIR to another"
+    [[ $PASS == run ]] || return 0
+    mkdir -p "$WORK/steps" "$WORK/logs" 2>/dev/null ||
+        die "the work folder $WORK cannot be made or written: set ESRL_WORK_DIR to another"
+    WORK=$(cd "$WORK" && pwd)
+    cd "$WORK"
+}
+
+# whole LEAST VARIABLE...: each is unset, empty (the recipe's default) or a whole number from LEAST on
+whole() {
+    local name
+    for name in "${@:2}"; do
+        [[ -z ${!name:-} ]] || { [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] && ((${!name} >= $1)); } ||
+            die "$name is '${!name}', but must be a whole number from $1 to 999999999"
+    done
+}
+
+# number LEAST VARIABLE...: the same for numbers with decimals, LEAST being '0 or more' or 'more than 0'
+number() {
+    local name
+    for name in "${@:2}"; do
+        [[ -z ${!name:-} ]] || {
+            [[ ${!name} =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]{1,2})?$ ]] && [[ $1 == 0* || ${!name%%[eE]*} =~ [1-9] ]]
+        } || die "$name is '${!name}', but must be a number, $1"
+    done
+}
+
+# check_numbers: of all recipes, before anything counts with them
+check_numbers() {
+    whole 0 SEED MLE_SEED SACREBLEU_SEED AVERAGE
+    whole 1 MLE_EPOCHS MLE_UPDATES DECAY_UPDATES ESRL_UPDATES ESRL_EPOCHS CONTINUE_UPDATES \
+        REWARD_EPOCHS REWARD_UPDATES BPE_MERGES GPUS TOKENS INPUTS
+    number 'more than 0' ESRL_STALL_SECONDS RL_MINUTES
+    number '0 or more' KL_WEIGHT
+}
+
+# check_run_name: ESRL_RUN is a folder of its own
+check_run_name() {
+    [[ $ESRL_RUN =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+        die "ESRL_RUN is '$ESRL_RUN', but is a folder's name: letters, digits and . _ -, no blank, no /"
+    case $ESRL_RUN in
+        fetch | clean | bpe | binarize | mle | mle-average | mle-decay | raw | tok | data-bin | ids | out | logs | \
+            steps | replaced | sacrebleu)
+            die "ESRL_RUN is '$ESRL_RUN', but that is a folder or step of the recipe: choose another name"
+            ;;
+    esac
 }
 
 # one_of VARIABLE VALUE...
@@ -81,9 +167,10 @@ lacks() {
 
 # need MODULES PACKAGE...: stop now rather than after hours if a Python module is missing.
 need() {
-    python -c 'import sys; from importlib.util import find_spec
-sys.exit(not all(find_spec(name.strip()) for name in sys.argv[1].split(",")))' "$1" ||
-        lacks "recipe $RECIPE needs the Python modules $1: pip install ${*:2}"
+    local missing
+    missing=$(python -c 'import sys; from importlib.util import find_spec
+print(*[name for name in sys.argv[1].replace(",", " ").split() if not find_spec(name)], sep=", ")' "$1")
+    [[ -z $missing ]] || lacks "recipe $RECIPE needs the Python module $missing, which is not installed: pip install ${*:2}"
 }
 
 # ---- GPUs. Recipes that are made for them call `gpus`, then `batch`.
@@ -96,7 +183,12 @@ gpus() {
         here=$(python -c 'import torch; print(torch.cuda.device_count())')
     fi
     GPUS=${GPUS:-$((here > 0 ? here : 1))}
-    [[ $GPUS =~ ^[1-9][0-9]*$ ]] || die "GPUS is '$GPUS', but must be a number from 1 on"
+    if [[ -z ${LAUNCH:-} ]] && ((here > 0 && GPUS != here)); then
+        die "GPUS is $GPUS, but training takes all of the $here GPUs that it sees: set CUDA_VISIBLE_DEVICES to those" \
+            "that it may use, or LAUNCH where other machines have more"
+    elif [[ -z ${LAUNCH:-} ]] && ((here == 0 && GPUS > 1)); then
+        lacks "GPUS is $GPUS, but no GPU was found here, and LAUNCH, which starts trainings elsewhere, is not set"
+    fi
     local kind=${PRECISION:-$([[ $here == 0 && -z ${LAUNCH:-} ]] && echo fp32 || echo fp16)}
     case $kind in
         fp16 | bf16) PRECISION=("--$kind") ;;
@@ -120,15 +212,32 @@ batch() {
 
 # ---- Data
 
-# planned WORD...: in the plan, say them (to where `sources` listens)
+# planned WORD...: in the plan, say them (to where `sources` listens); LISTING=1: the names of files alone
 planned() {
     [[ $PASS == plan ]] || return 1
-    words "$@" >&3
+    if [[ ${LISTING:-0} == 0 ]]; then
+        words "$@" >&3
+    elif [[ $1 == download ]]; then
+        echo "${2##*/}" >&3
+    fi
+}
+
+# check_data: ESRL_DATA_DIR has the files that fetch will want
+check_data() {
+    local file
+    [[ -n ${ESRL_DATA_DIR:-} && (! -e $WORK/steps/fetch.done || $FROM == fetch) ]] || return 0
+    [[ -d $ESRL_DATA_DIR ]] || die "ESRL_DATA_DIR is '$ESRL_DATA_DIR', but there is no such folder"
+    while IFS= read -r file; do
+        [[ -z $file || -f $ESRL_DATA_DIR/$file || -f $ESRL_DATA_DIR/$file.gz ]] ||
+            die "ESRL_DATA_DIR=$ESRL_DATA_DIR has no file $file (nor $file.gz), which this recipe needs"
+    done <<<"$(PASS=plan LISTING=1 sources fetch_data)"
 }
 
 # download FILE URL...: from ESRL_DATA_DIR, ESRL_MIRROR (an address of a folder) or the first URL that
 # has it; checked against the data's SHA256SUMS and MD5SUMS, or to be the one of the first time.
 download() {
+    local from=${ESRL_DATA_DIR:-${ESRL_MIRROR:-}}
+    [[ $PASS != plan || -z $from ]] || set -- "$1" "${from%/}/${1##*/}"
     ! planned download "$@" || return 0
     python "$RECIPES/fetch.py" ${ESRL_DATA_DIR:+--local "$ESRL_DATA_DIR"} ${ESRL_MIRROR:+--mirror "$ESRL_MIRROR"} \
         --sums "$RECIPES/$DATA/SHA256SUMS" "$RECIPES/$DATA/MD5SUMS" --record "$WORK/steps/fetched.sums" -- "$@"
@@ -154,7 +263,21 @@ check_sums() {
 # unpack ARCHIVE DIR PATTERN...: files of an archive, none outside DIR
 unpack() {
     ! planned unpack "$@" || return 0
-    python "$RECIPES/unpack.py" "$@"
+    python "$RECIPES/unpack.py" "$@" || forget $? "$1"
+}
+
+# forget STATUS FILE...: of a program that failed, and that ends with 3 where files cannot be read: the next run
+# fetches these anew
+forget() {
+    local status=$1 file record=$WORK/steps/fetched.sums
+    shift
+    ((status == 3)) || return "$status"
+    for file; do
+        rm -f "$file"
+        [[ ! -e $record ]] || sed -i "/  ${file##*/}\$/d" "$record"
+        echo "> the next run fetches ${file##*/} anew"
+    done
+    return "$status"
 }
 
 # sacrebleu_set NAME ARCHIVE URL...: one of sacreBLEU's test sets, where `sacrebleu -t NAME` looks for it
@@ -212,14 +335,13 @@ bpe() {
     if [[ -n $MLE_CHECKPOINT ]]; then
         cp "$(dirname "$MLE_CHECKPOINT")/bpe.codes" bpe/codes
     else
-        cat "tok/train.$SRC" "tok/train.$TGT" | subword-nmt learn-bpe -s "$1" -o bpe/codes
+        # Not with -o: subword-nmt does not notice there that the disk is full.
+        cat "tok/train.$SRC" "tok/train.$TGT" | subword-nmt learn-bpe -s "$1" >bpe/codes
     fi
     for file in tok/{train,valid,test}.*; do
-        if ((JOBS > 1)); then
-            subword-nmt apply-bpe -c bpe/codes --num-workers "$JOBS" -i "$file" -o "bpe/${file##*/}"
-        else
-            subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file##*/}"
-        fi
+        subword-nmt apply-bpe -c bpe/codes <"$file" >"bpe/${file##*/}"
+        [[ $(wc -l <"$file") == $(wc -l <"bpe/${file##*/}") ]] ||
+            die "$WORK/bpe/${file##*/} has not as many lines as tok/${file##*/}"
     done
     if [[ -n ${BPE_FILTER[*]:-} ]]; then
         pairs "${BPE_FILTER[@]}" bpe/train bpe/filtered
@@ -338,7 +460,8 @@ continue_mle() {
         echo "> until $hours hours of training in all, as $ESRL_RUN"
     fi
     train "$ESRL_RUN-mle-continued" --criterion label_smoothed_cross_entropy --seed "$SEED" \
-        --finetune-from-model "$START/checkpoint_best.pt" --stop-time-hours "$hours" "$@" "${MLE_EXTRA[@]}"
+        --finetune-from-model "$START/checkpoint_best.pt" --stop-time-hours "$hours" "$@" \
+        "${MLE_EXTRA[@]}" "${CONTINUE_EXTRA[@]}"
 }
 
 # generate RUN OPTION...: the test set, beam 5 and greedy → out/RUN.{beam5,greedy}.txt, detokenised
@@ -426,18 +549,27 @@ fingerprint() {
 # Everything, from the data to the summary. A recipe defines fetch_data and sets CLEAN,
 # BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and where
 # needed DECAY (MLE's second part), AVERAGE, GENERATE (options of fairseq-generate), SCORE (score_rouge in the
-# place of score), FETCH (what the data depend on), CLEAN_STEP and TOKENISE (functions) and TEXT_LANGUAGE (of both sides, where SRC and
-# TGT do not name languages).
+# place of score), FETCH (what the data depend on), CLEAN_STEP and TOKENISE (functions; CLEAN_DOES says what) and TEXT_LANGUAGE (of
+# both sides, where SRC and TGT do not name languages).
 run_recipe() {
-    check_average
-    [[ ${COMET:-0} == 0 ]] || command -v comet-score >/dev/null ||
+    check_start
+    [[ $COMET == 0 ]] || command -v comet-score >/dev/null ||
         lacks "COMET=1 needs comet-score: pip install 'unbabel-comet>=2.2.7' (an environment of its own)"
     run_steps recipe_steps
 }
 
-check_average() {
-    [[ $AVERAGE =~ ^[0-9]+$ ]] || die "AVERAGE is '$AVERAGE', but must be a number of epochs, or 0"
-    [[ -z $MLE_CHECKPOINT ]] || AVERAGE=0 # nothing is trained whose epochs could be averaged
+# check_start: MLE_CHECKPOINT and what lies beside it are there, as long as they are needed
+check_start() {
+    local file beside dicts=(dict.txt)
+    [[ -n $MLE_CHECKPOINT ]] || return 0
+    AVERAGE=0 # nothing is trained whose epochs could be averaged
+    [[ ! -e $WORK/steps/mle.done || -n $FROM ]] || return 0
+    beside=$(dirname "$MLE_CHECKPOINT")
+    ((JOINED)) || dicts=("dict.$SRC.txt" "dict.$TGT.txt")
+    for file in "$MLE_CHECKPOINT" "$beside/bpe.codes" "${dicts[@]/#/$beside/}"; do
+        [[ -f $file ]] || die "MLE_CHECKPOINT is '$MLE_CHECKPOINT', but there is no file $file" \
+            "(the model needs bpe.codes and ${dicts[*]} beside it)"
+    done
 }
 
 # stops_after WHAT MODEL: whether the recipe stops here, as ESRL_STOP_AFTER says
@@ -449,10 +581,13 @@ stops_after() {
 recipe_steps() {
     about 'get the data, one raw file for each split and language' '' 'raw' "${DISK[fetch]:-}" "${TIMES[fetch]:-}"
     step fetch "${FETCH:-}" fetch_data
-    about 'drop what is no good training pair' raw/ "clean$([[ -z ${TOKENISE:-} ]] || echo ' tok')" "${DISK[clean]:-}" "${TIMES[clean]:-}"
+    about "${CLEAN_DOES:-drop what is no good training pair}" raw/ "clean$([[ -z ${TOKENISE:-} ]] || echo ' tok')" "${DISK[clean]:-}" "${TIMES[clean]:-}"
     step clean "${CLEAN[*]}" "${CLEAN_STEP:-clean}" "${CLEAN[@]}"
-    about "tokenise, learn $BPE_MERGES merges of sub-words, apply them" clean/ "$([[ -n ${TOKENISE:-} ]] || echo 'tok ')bpe" \
-        "${DISK[bpe]:-}" "${TIMES[bpe]:-}"
+    if [[ -n ${TOKENISE:-} ]]; then
+        about "learn $BPE_MERGES merges of sub-words, apply them" tok/ bpe "${DISK[bpe]:-}" "${TIMES[bpe]:-}"
+    else
+        about "tokenise, learn $BPE_MERGES merges of sub-words, apply them" clean/ 'tok bpe' "${DISK[bpe]:-}" "${TIMES[bpe]:-}"
+    fi
     step bpe "$BPE_MERGES $MLE_CHECKPOINT" bpe "$BPE_MERGES"
     about "write fairseq's binary form" bpe/ data-bin "${DISK[binarize]:-}" "${TIMES[binarize]:-}"
     step binarize "$MLE_CHECKPOINT" binarize
@@ -498,7 +633,7 @@ training_steps() {
     if [[ $MLE_CONTINUED == 1 ]]; then
         run=$ESRL_RUN-mle-continued
         about "the control: MLE for as long as ESRL trained" "data-bin/ $START/" "$run" "${DISK[esrl]:-}" "${TIMES[esrl]:-}"
-        step "$run" "$start ${CONTINUE[*]} ${MLE_EXTRA[*]}" continue_mle "${MODEL[@]}" "${CONTINUE[@]}"
+        step "$run" "$start ${CONTINUE[*]} ${MLE_EXTRA[*]}${CONTINUE_EXTRA[*]:+ ${CONTINUE_EXTRA[*]}}" continue_mle "${MODEL[@]}" "${CONTINUE[@]}"
         RUNS+=("$run")
     fi
     [[ $COMPARE == 1 ]] || return 0
@@ -516,7 +651,7 @@ table_steps() {
         about "translate the test set, beam 5 and greedy" "data-bin/ $run/" "out/$run.beam5.* out/$run.greedy.*" 10
         step "generate-$run" "${options[*]}" generate "$run" "${options[@]}"
     done
-    if [[ ${COMET:-0} != 0 ]]; then
+    if [[ $COMET != 0 ]]; then
         about "COMET of the translations" out/ "out/*.comet.txt" "" ""
         step "comet-$ESRL_RUN-${#RUNS[@]}" "$COMET_MODEL" comet "${RUNS[@]}"
     fi

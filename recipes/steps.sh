@@ -55,6 +55,9 @@ read_words() {
                 ;;
             --until | --from)
                 [[ -n ${2:-} && $2 != -* ]] || die "$1 needs the name of a step, which --dry-run shows"
+                if [[ ($1 == --until && -n $UNTIL) || ($1 == --from && -n $FROM) ]]; then
+                    die "$1 is given twice"
+                fi
                 [[ $1 == --until ]] && UNTIL=$2 || FROM=$2
                 shift
                 ;;
@@ -79,11 +82,16 @@ run_steps() {
     if [[ -n $UNTIL && -n $FROM ]] && (($(position "$UNTIL") < $(position "$FROM"))); then
         die "--until $UNTIL comes before --from $FROM"
     fi
+    [[ -z $FROM ]] || check_from
+    check_data
+    [[ $PASS == plan ]] || take_lock
+    [[ -e $WORK/steps/${STEPS[0]}.settings ]] || check_options "$@"
     if [[ $PASS == plan ]]; then
         print_plan "$@"
         return
     fi
-    take_lock
+    echo "$RECIPE" 2>/dev/null >steps/recipe || die "$WORK cannot be written ($(free_mb "$WORK") MB are free)"
+    say_space "$@"
     STEP=
     trap on_exit EXIT
     "$@"
@@ -96,6 +104,24 @@ position() {
         [[ ${STEPS[i]} != "$1" ]] || { echo "$i" && return 0; }
     done
     return 1
+}
+
+# check_from: what comes before --from is done
+check_from() {
+    local name
+    for name in "${STEPS[@]}"; do
+        [[ $name != "$FROM" ]] || return 0
+        [[ -e $WORK/steps/$name.done ]] ||
+            die "--from $FROM: step $name, which comes before, is not done; leave --from out"
+    done
+}
+
+# check_options FUNCTION: those that users gave are fairseq's; told now rather than after hours
+check_options() {
+    local told status=0
+    [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]}${REWARD_EXTRA[*]:-} ]] || return 0
+    told=$( (PASS=plan && "$@") | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
+    ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS, REWARD_ARGS)"
 }
 
 # The lock is that of an open file, which the processes of a run inherit: it is free when the last ends.
@@ -113,16 +139,33 @@ except OSError as error:
 }
 
 on_exit() {
-    local status=$?
+    local status=$? log=$WORK/logs/$STEP.log free
     [[ $status -ne 0 && -n $STEP ]] || return 0
+    free=$(free_mb "$WORK")
     {
-        echo "--- the last lines of $WORK/logs/$STEP.log"
-        tail -n 15 "$WORK/logs/$STEP.log"
-        if grep -q -i 'no space left on device' "$WORK/logs/$STEP.log"; then
-            echo "error: the disk of $WORK is full ($(free_mb "$WORK") MB are free): make room first"
+        if ((free == 0)) || grep -q -i -s 'no space left on device' "$log"; then
+            echo "error: the disk of $WORK is full ($free MB are free): make room first"
+        elif [[ -e $log ]]; then
+            echo "--- the last lines of $log"
+            tail -n 15 "$log"
         fi
         echo "error: step $STEP failed. The same command${FROM:+ without --from} goes on from here."
     } >&2
+}
+
+# size MB: in words
+size() {
+    if (($1 < 10000)); then echo "$1 MB"; else echo "$((($1 + 500) / 1000)) GB"; fi
+}
+
+# say_space FUNCTION: before the first step of all, a warning if the disk will not do by the plan's estimates
+say_space() {
+    local needed free
+    [[ ! -e steps/${STEPS[0]}.settings ]] || return 0
+    needed=$(PASS=plan && "$@" >/dev/null; echo "$TOTAL_MB")
+    free=$(free_mb "$WORK")
+    ((needed <= free)) ||
+        echo "warning: this needs about $(size "$needed") of disk (estimated), and $(size "$free") are free" >&2
 }
 
 # about DOES READS WRITES [MB] [TIME]: of the next step: a sentence; files and folders, separated by
@@ -157,12 +200,13 @@ Choose another ESRL_WORK_DIR (for ESRL alone another ESRL_RUN), or delete that o
         printf '[%5d s] %s: done before\n' "$SECONDS" "$name"
     else
         printf '[%5d s] %s\n' "$SECONDS" "$name"
-        echo "$settings" >"steps/$name.settings"
         STEP=$name
+        echo "$settings" >"steps/$name.settings.part" # a full disk leaves no half of it
+        mv "steps/$name.settings.part" "steps/$name.settings"
         # At Ctrl-C a training saves its state and says so: its listeners have to stay.
         ("$@") 2>&1 | (trap '' INT && exec tee "logs/$name.log") | (trap '' INT && progress)
-        STEP=
         touch "steps/$name.done"
+        STEP=
         printf '[%5d s] %s: done in %d s\n' "$SECONDS" "$name" $((SECONDS - begun))
     fi
     if [[ $name == "$UNTIL" ]]; then
@@ -187,14 +231,10 @@ state_of() {
     fi
 }
 
-# begin_from NAME: for --from: what is before has to be done, what follows is put away
+# begin_from NAME: for --from: what follows is put away
 begin_from() {
     [[ $1 != "$FROM" ]] || REACHED=1
-    if ((REACHED == 0)); then
-        [[ -e steps/$1.done ]] || die "--from $FROM: step $1, which comes before, is not done; leave --from out"
-    elif [[ -e steps/$1.settings ]]; then
-        put_away "$1"
-    fi
+    if ((REACHED)) && [[ -e steps/$1.settings ]]; then put_away "$1"; fi
 }
 
 # put_away NAME: what a step wrote, to replaced/NUMBER. Its marks go first, so that it counts as not done.
@@ -234,16 +274,19 @@ print_plan() {
     echo "Plan of recipe $RECIPE, in $WORK${PLAN_HEAD:+; $PLAN_HEAD}"
     echo "(fairseq-train is a program; other commands are functions of recipes/lib.sh and of the recipe)"
     "$@"
+    local free
+    free=$(free_mb "$WORK")
     echo
     ((TOTAL_MB == 0)) ||
-        echo "What is left to do needs about $TOTAL_MB MB of disk (estimated); $(free_mb "$WORK") MB are free."
+        echo "What is left to do needs about $(size "$TOTAL_MB") of disk (estimated); $(size "$free") are free."
+    ((TOTAL_MB <= free)) || NOTES+=("the disk of $WORK has too little room: free some, or set ESRL_WORK_DIR to another")
     ((${#NOTES[@]} == 0)) || printf 'Note: %s\n' "${NOTES[@]}"
     echo "Nothing was written. The same command without --dry-run does it."
 }
 
 # plan_step NAME SETTINGS COMMAND...
 plan_step() {
-    local name=$1 state
+    local name=$1 state told='' from=${ESRL_DATA_DIR:-${ESRL_MIRROR:-}}
     ((FINISHED == 0)) || return 0
     state=$(state_of "$name" "$2")
     shift 2
@@ -259,14 +302,16 @@ plan_step() {
     [[ $state == "done" ]] || ((TOTAL_MB += ${MB:-0})) || true
     printf '\n%2d. %-24s %s\n' "$NUMBER" "$name" "$state"
     [[ -z $DOES ]] || echo "    $DOES"
+    if [[ $1 == fetch_data ]]; then
+        told=$(sources "$@")
+        [[ -n $READS ]] || READS=${from:-${told:+the internet}}
+    fi
     [[ -z $READS$WRITES ]] || echo "    reads ${READS:-nothing}; writes ${WRITES:-nothing}"
-    [[ -z $MB$TAKES ]] || echo "    estimated: ${MB:+$MB MB of disk}${MB:+${TAKES:+, }}$TAKES"
+    [[ -z $MB$TAKES ]] || echo "    estimated: ${MB:+$(size "$MB") of disk}${MB:+${TAKES:+, }}$TAKES"
     if [[ " ${PLANNED[*]} " == *" $1 "* ]]; then
         ("$@")
-    elif [[ $1 == fetch_data ]]; then
-        local told
-        told=$(sources "$@")
-        if [[ -n $told ]]; then echo "$told"; else words "$@"; fi
+    elif [[ -n $told ]]; then
+        echo "$told"
     else
         words "$@"
     fi
@@ -287,7 +332,7 @@ words() {
             '') word="''" ;;
             *[!A-Za-z0-9_./:=,@%+*-]*) word="'${word//\'/\'\\\'\'}'" ;;
         esac
-        if [[ $word == -* || ${#group} -gt 100 ]]; then
+        if [[ $word == -* ]] || ((${#group} + ${#word} > 100)); then
             if ((${#line} + ${#group} > 105)) && [[ $line == *[!\ \$]* ]]; then
                 echo "$line \\"
                 line='     '

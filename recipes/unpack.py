@@ -1,11 +1,13 @@
 """Unpack files of an archive (.tgz, .tar …) that match patterns: ARCHIVE FOLDER PATTERN…
 
 Only plain files are written, and none outside the folder: an archive that wants something else,
-links and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.)
+links and devices included, is refused. (tarfile's own filter `data` came with Python 3.11.4.) The
+status is 3 where it is the archive's fault.
 """
 
 import argparse
 import fnmatch
+import gzip
 import shutil
 import sys
 import tarfile
@@ -26,7 +28,7 @@ def unpack(archive: Path, folder: Path, patterns: list[str]) -> int:
                     write(packed, member, archive, target(archive, folder, name))
                     left.difference_update(matching)
                     files += 1
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = str(error).split("\n")[0].rstrip(":")
         raise ValueError(f"{archive} is no whole archive: {reason}") from None
     if left:
@@ -61,7 +63,8 @@ def main() -> None:
     try:
         files = unpack(args.archive, args.folder, args.patterns)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, ValueError) else 1)
     print(f"> {args.archive.name}: {files} files")
 
 

@@ -5,6 +5,7 @@ summary, one a line in the data, are joined by the separator.
 """
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def read_documents(paths: Iterable[Path]) -> list[tuple[str, str]]:
 
     documents: list[tuple[str, str]] = []
     for path in paths:
-        table = parquet.read_table(path, columns=["article", "highlights"]).to_pydict()
+        try:
+            table = parquet.read_table(path, columns=["article", "highlights"]).to_pydict()
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's own are such
+            reason = str(error).split("\n")[0]
+            print(f"error: {path} is no whole table of documents: {reason}", file=sys.stderr)
+            sys.exit(3)
         documents += zip(table["article"], table["highlights"])
     return documents
 

@@ -4,28 +4,29 @@
 # Tested:  as a whole with stand-in data and tiny models (tests/project/test_recipes_whole.py); NOT RUN at
 #          full size
 # Needs:   make env; pip install pyarrow; a GPU with 24 GB (estimated), 20 GB of disk; the internet, or a folder with the five
-#          .parquet files in ESRL_DATA_DIR. No login. https://huggingface.co/datasets/abisee/cnn_dailymail
+#          .parquet files in ESRL_DATA_DIR. No login: https://huggingface.co/datasets/abisee/cnn_dailymail. The
+#          articles are the newspapers'; for which licence that page stands was not checked
 # Launch:  recipes/cnn_dm/run.sh
 # Options: environment variables, see recipes/README.md; here also GPUS, PRECISION, LAUNCH, TOKENS, INPUTS
 #
 # Reported, ROUGE-1/-2/-L: 44.16/21.28/40.90 (BART large, Lewis et al. 2020, arXiv 1910.13461), which is
-#          pre-trained; 39.53/17.28/36.38 (pointer-generator with coverage, See et al. 2017, arXiv 1704.04368),
-#          which is not, as here. The paper's own (arXiv 2308.02223) are in its tables.
+#          pre-trained; 39.53/17.28/36.38 (pointer-generator with coverage, See et al. 2017, arXiv 1704.04368) and
+#          39.84/16.25/36.73 (DynamicConv, Wu et al. 2019, arXiv 1901.10430), which are not, as here. The paper's
+#          own (arXiv 2308.02223) are in its tables, which were not at hand.
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe cnn_dm article highlights
 gpus
 need "rouge_score, rapidfuzz, pyarrow" rouge-score rapidfuzz pyarrow
 
-# A commit of the data set's repository. Checksums of its files are not known here; extract.py checks
-# the number of documents.
-# (What is got first is written down, and another file refused later.)
+# A commit of the data set's repository. Checksums of its files are not known here: what is got first is
+# written down, and another file refused later; extract.py checks the number of documents.
 URL=https://huggingface.co/datasets/abisee/cnn_dailymail/resolve/96df5e686bee6baa90b8bee7c28b81fa3fa6223d/3.0.0
 SEPARATOR=¶ # between a summary's sentences, for ROUGE-Lsum; rouge-score does not take it for a word
 
 fetch_data() {
     fetch_urls "$URL" train-0000{0,1,2}-of-00003.parquet {validation,test}-00000-of-00001.parquet
-    python "$RECIPES/cnn_dm/extract.py" --separator "$SEPARATOR" --max-words 400 raw
+    python "$RECIPES/cnn_dm/extract.py" --separator "$SEPARATOR" --max-words 400 raw || forget $? raw/*.parquet
 }
 
 DISK=([fetch]=1500 [clean]=900 [bpe]=2000 [binarize]=600 [mle]=1600 [decay]=1600 [esrl]=2400)

@@ -64,7 +64,7 @@ evaluate() {
 
 BPE_MERGES=${BPE_MERGES:-4000}
 REWARD_UPDATES=${REWARD_UPDATES:-1200}
-read -r -a REWARD_EXTRA <<<"${REWARD_ARGS:-}"
+split REWARD_EXTRA "${REWARD_ARGS:-}"
 TRAIN=(
     --arch transformer --share-all-embeddings --dropout 0.2
     --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4

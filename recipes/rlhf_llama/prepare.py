@@ -6,6 +6,7 @@ An instruction's input follows it. Equal prompts are kept once, in random order 
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 
 SIZES = {"test": 1000, "valid": 200}
@@ -25,7 +26,12 @@ def main() -> None:
     parser.add_argument("raw", type=Path)
     parser.add_argument("clean", type=Path)
     arguments = parser.parse_args()
-    rest = prompts(json.loads((arguments.raw / "alpaca_data.json").read_text(encoding="utf-8")))
+    file = arguments.raw / "alpaca_data.json"
+    try:
+        rest = prompts(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"error: {file} is no whole list of instructions: {error}", file=sys.stderr)
+        sys.exit(3)
     arguments.clean.mkdir(parents=True, exist_ok=True)
     for split, size in {**SIZES, "train": len(rest)}.items():
         part, rest = rest[:size], rest[size:]

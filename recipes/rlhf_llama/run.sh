@@ -2,27 +2,31 @@
 # RLHF of a LLaMA with 7 billion parameters, the paper's largest experiment: instructions of Alpaca,
 # one sample a prompt, a reward model of Hugging Face.
 #
-# Tested:  NOT RUN at full size; as a whole with a tiny model (tests/project/test_recipes_whole.py). Model, data and commands of the policy are tested with tiny models, and with one of
-#          135 million parameters (tests/test_cli_huggingface.py), in float32 and with other rewards;
+# Tested:  NOT RUN at full size; as a whole with a tiny model (tests/project/test_recipes_whole.py). Model, data
+#          and commands of the policy are tested with tiny models, and with one of 135 million parameters
+#          (tests/commands/test_cli_huggingface.py), in float32 and with other rewards;
 #          --reward hf-reward beside it, --bf16, memory, time and these settings are not
 # Needs:   make env; pip install 'transformers>=4.57'; more than 150 GB on EACH GPU, since every rank
 #          has all of it: of 7 billion parameters, 16-bit weights and gradients, 32-bit weights,
 #          gradients and Adam's state, and the frozen model (with 16-bit weights alone, updates of 1e-6
 #          would be lost to rounding). Smaller models fit on smaller ones. At the start two copies of
-#          the model in float32 in the main memory; some 100 GB of disk for each checkpoint kept. The
+#          the model in float32 in the main memory; some 100 GB of disk for each of three checkpoints. The
 #          internet, or a folder with alpaca_data.json (CC BY-NC 4.0) in ESRL_DATA_DIR
 # Launch:  LLAMA=FOLDER_OR_NAME recipes/rlhf_llama/run.sh
 #          LLAMA is a chat model that was trained on instructions; the paper trains LLaMA-7B on
 #          Alpaca's answers first
 # Options: environment variables, see recipes/README.md; here also REWARD_MODEL, KL_WEIGHT, GPUS, PRECISION, INPUTS
 #          and LAUNCH
-# Reported: the paper's figures (arXiv 2308.02223) are in its tables.
+# Reported: the paper's figures (arXiv 2308.02223) are in its tables, which were not at hand.
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 recipe rlhf_llama prompt answer
 need transformers 'transformers>=4.57'
-[[ -n ${LLAMA:-} ]] || lacks "set LLAMA to the folder (absolute) or hub name of a chat model of the LLaMA kind"
+[[ -n ${LLAMA:-} ]] || lacks "set LLAMA to the folder or hub name of a chat model of the LLaMA kind"
 
+for name in LLAMA REWARD_MODEL; do # a folder here, or a name of the hub
+    if [[ -d ${!name:-} ]]; then absolute "$name"; fi
+done
 LLAMA=${LLAMA:-LLAMA}
 # shellcheck disable=SC2178 # gpus makes an array of it
 PRECISION=${PRECISION:-bf16}
@@ -34,7 +38,7 @@ KL_WEIGHT=${KL_WEIGHT:-0.01}
 
 fetch_data() {
     fetch_urls "$URL" alpaca_data.json
-    python "$RECIPES/rlhf_llama/prepare.py" raw clean
+    python "$RECIPES/rlhf_llama/prepare.py" raw clean || forget $? raw/alpaca_data.json
 }
 
 binarize_ids() {
@@ -97,7 +101,7 @@ llama_steps() {
     step fetch "" fetch_data
     about "prompts in the model's chat template and words, then fairseq's binary form" clean/ "ids data-bin" 60
     step binarize "$LLAMA" binarize_ids
-    about "RLHF: the policy against the reward model" "data-bin/ $LLAMA $REWARD_MODEL" "$ESRL_RUN" 220000 'a day on 8 GPUs of 192 GB'
+    about "RLHF: the policy against the reward model" "data-bin/ $LLAMA $REWARD_MODEL" "$ESRL_RUN" 300000 'a day on 8 GPUs of 192 GB'
     step "$ESRL_RUN" "$SEED ${MODEL[*]} ${ESRL[*]} ${ESRL_EXTRA[*]}" \
         policy "${MODEL[@]}" "${ESRL[@]}" "${ESRL_EXTRA[@]}"
     about "the policy as a Hugging Face folder" "$ESRL_RUN/" "$ESRL_RUN-hf" 14000

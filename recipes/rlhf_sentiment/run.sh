@@ -15,7 +15,8 @@ recipe rlhf_sentiment prompt continuation
 
 URL=https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/corpora
 RL_MINUTES=${RL_MINUTES:-4}
-read -r -a SEEDS <<<"${SEEDS:-1 2 3}"
+split SEEDS "${SEEDS:-1 2 3}"
+for seed in "${SEEDS[@]}"; do whole 0 seed; done
 KL_WEIGHT=${KL_WEIGHT:-0.03}
 LENGTH=30 # most tokens of a continuation
 

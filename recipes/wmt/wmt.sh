@@ -30,6 +30,7 @@ clean_corpus() {
 }
 
 CLEAN_STEP=clean_corpus
+CLEAN_DOES="drop pairs with an empty side; valid and test stay as they are"
 # As fairseq's prepare-wmt14en2de.sh: punctuation normalised, no control characters, split at hyphens
 # (so that BLEU on tokens is the one that splits compounds), pairs cleaned by their sub-words.
 MOSES=(--normalize --dashes)

@@ -4,8 +4,9 @@
 # Tested:  as a whole with stand-in data and tiny models (tests/project/test_recipes_whole.py); NOT RUN at
 #          full size
 # Needs:   make env; GPUs with 16 GB (estimated), 30 GB of disk; the internet, or a folder with the
-#          archives (named as in fetch_data below) in ESRL_DATA_DIR. Europarl is free of restrictions known
-#          to its makers, Common Crawl's and the newspapers' texts are for research: https://www.statmt.org/wmt14
+#          archives (named as --dry-run shows them) in ESRL_DATA_DIR. WMT's data may be used freely for research;
+#          for other uses ask the owners of each set: https://www.statmt.org/wmt14. Of Europarl its makers know
+#          no restrictions: https://www.statmt.org/europarl
 # Launch:  recipes/wmt14_en_de/run.sh
 #          COMPARE=1 recipes/wmt14_en_de/run.sh
 # Options: environment variables, see recipes/README.md; here also GPUS, PRECISION, LAUNCH, TOKENS, INPUTS,
@@ -15,7 +16,8 @@
 # Model:   transformer_wmt_en_de (base), settings of Vaswani et al. 2017 and Ott et al. 2018 (wmt/wmt.sh); the
 #          last 5 epochs averaged (Vaswani et al. average 5 models of a run)
 # Reported, BLEU on tokens with compounds split, MLE: 27.3 base, 28.4 big (Vaswani et al. 2017, arXiv 1706.03762);
-#          29.3 big, large batches (Ott et al. 2018). The paper's own (arXiv 2308.02223) are in its tables.
+#          29.3 big, large batches (Ott et al. 2018, arXiv 1806.00187). The paper's own (arXiv 2308.02223) are in
+#          its tables, which were not at hand.
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 AVERAGE=${AVERAGE:-5}
@@ -24,7 +26,7 @@ recipe wmt14_en_de en de
 source "$RECIPES/wmt/wmt.sh"
 
 DISK=([fetch]=4200 [clean]=1400 [bpe]=5000 [binarize]=1500 [mle]=6000 [average]=800 [esrl]=2500)
-TIMES=([fetch]='an hour' [bpe]='2 hours on 16 cores' [mle]='a day on 8 A100' [esrl]='3 hours on 8 A100')
+TIMES=([fetch]='half an hour at 1 MB/s' [bpe]='2 hours on 16 cores' [mle]='a day on 8 A100' [esrl]='3 hours on 8 A100')
 
 fetch_data() {
     CORPORA=()
@@ -47,6 +49,7 @@ if [[ $BIG == 1 ]]; then # Ott et al. 2018: fairseq's examples/scaling_nmt
     MLE+=(--lr 5e-4 --dropout 0.3)
     ESRL+=(--dropout 0.3)
     CONTINUE+=(--dropout 0.3)
+    DISK[mle]=18000 DISK[average]=900 DISK[esrl]=7700 TIMES[mle]='some days on 8 A100'
 fi
 
 run_recipe

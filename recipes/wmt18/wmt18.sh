@@ -8,17 +8,19 @@ source "$RECIPES/wmt/wmt.sh"
 
 # ParaCrawl's share: pairs of at most 100 words and a ratio of at most 1.5, at least half of the characters
 # of each side letters, the sides not equal, each pair once (no language identification)
-PARACRAWL=${PARACRAWL:-1} # 0: without it, as Edunov et al. 2018 (about 5.2 million pairs)
+PARACRAWL=${PARACRAWL:-1} # 0: without it
 one_of PARACRAWL 0 1
 PARACRAWL_FILTER=(--max-words 100 --max-ratio 1.5 --letters 0.5 --translated --distinct)
 PARACRAWL_NAME=paracrawl-release1.en-de.zipporah0-dedup-clean
 if [[ $PARACRAWL == 1 ]]; then
+    FETCH_TIME='an hour at 1 MB/s, and the filter'
     DISK=([fetch]=22000 [clean]=9000 [bpe]=30000 [binarize]=9000 [mle]=6000 [average]=800 [esrl]=2500)
 else
+    FETCH_TIME='half an hour at 1 MB/s'
     DISK=([fetch]=5000 [clean]=1600 [bpe]=5800 [binarize]=1700 [mle]=6000 [average]=800 [esrl]=2500)
 fi
 # shellcheck disable=SC2034
-TIMES=([fetch]='2 hours' [bpe]='12 hours on 16 cores, 2 without ParaCrawl' [mle]='a day on 8 A100' [esrl]='3 hours on 8 A100')
+TIMES=([fetch]="$FETCH_TIME" [bpe]='12 hours on 16 cores, 2 without ParaCrawl' [mle]='a day on 8 A100' [esrl]='3 hours on 8 A100')
 
 fetch_data() {
     CORPORA=()

