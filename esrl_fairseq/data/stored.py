@@ -36,15 +36,15 @@ class Stored:
     Attributes:
         dtype: of a number.
         sizes: numbers in each line.
-        starts: of each line, in units.
-        unit: bytes.
+        starts: of each line, in bytes or in numbers.
+        number: how much of that a number is.
         first: how the number 0 is stored.
     """
 
     dtype: np.dtype[Any]
     sizes: NDArray[Any]
     starts: NDArray[np.int64]
-    unit: int
+    number: int
     first: int
 
 
@@ -129,11 +129,19 @@ def read_index(path: str, impl: str) -> Stored:
         return np.memmap(file, dtype, "r", end + start, (number,))
 
     if impl == "mmap":
-        return Stored(dtype, part("<i4", 0, lines), part("<i8", 4 * lines, lines), 1, 0)
-    if rest[2] != lines or rest[0] != dtype.itemsize:
+        return Stored(dtype, part("<i4", 0, lines), part("<i8", 4 * lines, lines), dtype.itemsize, 0)
+    dimensions, starts = part("<i8", 0, lines + 1), part("<i8", 8 * (lines + 1), lines + 1)
+    if rest[0] != dtype.itemsize or rest[2] != lines or not counts_up(dimensions):
         raise Damaged("the index has not one size for each line")
-    starts, sizes = part("<i8", 8 * (lines + 1), lines), part("<i8", 16 * (lines + 1), lines)
-    return Stored(dtype, sizes, starts, dtype.itemsize, 1)
+    check_length(path, int(starts[-1]) * dtype.itemsize)
+    sizes = part("<i8", 16 * (lines + 1), lines)
+    return Stored(dtype, sizes, starts[:-1], 1, 1)
+
+
+def counts_up(numbers: NDArray[np.int64]) -> bool:
+    """Whether they are 0, 1, 2, …"""
+    parts = ((first, numbers[first : first + AT_ONCE]) for first in range(0, len(numbers), AT_ONCE))
+    return all((part == np.arange(first, first + len(part))).all() for first, part in parts)
 
 
 def check_places(path: str, stored: Stored) -> None:
@@ -142,17 +150,26 @@ def check_places(path: str, stored: Stored) -> None:
     Raises:
         Damaged: they do not.
     """
-    end, itemsize = 0, stored.dtype.itemsize
+    end = 0
     for first in range(0, len(stored.sizes), AT_ONCE):
-        part = stored.sizes[first : first + AT_ONCE].astype(np.int64) * itemsize
+        part = stored.sizes[first : first + AT_ONCE].astype(np.int64)
         ends = end + part.cumsum()
-        starts = stored.starts[first : first + AT_ONCE] * stored.unit
-        if (part < 0).any() or (starts != ends - part).any():
+        starts = (ends - part) * stored.number
+        if (part < 0).any() or (stored.starts[first : first + AT_ONCE] != starts).any():
             raise Damaged("the places of lines do not follow each other")
         end = int(ends[-1])
+    check_length(path, end * stored.dtype.itemsize)
+
+
+def check_length(path: str, expected: int) -> None:
+    """The numbers take as many bytes as the index says, and not none.
+
+    Raises:
+        Damaged: they do not.
+    """
     length = os.path.getsize(path + ".bin")
-    if length != end:
-        raise Damaged(f"{length:,} bytes where the index says {end:,}")
+    if length != expected:
+        raise Damaged(f"{length:,} bytes where the index says {expected:,}")
     if not length:
         raise Damaged("all lines are empty")
 
@@ -176,8 +193,7 @@ def check_words(path: str, stored: Stored, words: int) -> None:
             continue
         place = first + int(((part < stored.first) | (part >= words + stored.first)).argmax())
         itself = int(numbers[place]) - stored.first
-        starts = stored.starts * stored.unit // stored.dtype.itemsize
-        line = int(np.searchsorted(starts, place, "right"))
+        line = int(np.searchsorted(stored.starts, place * stored.number, "right"))
         raise EsrlError(
             f"{path}.bin, line {line:,}: there is a word number {itself:,}, but the dictionary has "
             f"the words 0 to {words - 1:,}: give the dictionary that the data were made with "
