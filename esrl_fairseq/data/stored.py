@@ -129,7 +129,9 @@ def read_index(path: str, impl: str) -> Stored:
         return np.memmap(file, dtype, "r", end + start, (number,))
 
     if impl == "mmap":
-        return Stored(dtype, part("<i4", 0, lines), part("<i8", 4 * lines, lines), dtype.itemsize, 0)
+        return Stored(
+            dtype, part("<i4", 0, lines), part("<i8", 4 * lines, lines), dtype.itemsize, 0
+        )
     dimensions, starts = part("<i8", 0, lines + 1), part("<i8", 8 * (lines + 1), lines + 1)
     if rest[0] != dtype.itemsize or rest[2] != lines or not counts_up(dimensions):
         raise Damaged("the index has not one size for each line")
