@@ -182,7 +182,7 @@ class OwnProcess(Running):
         super().__init__(commands, self.process.pid, streams)
 
     def wait(self):
-        code = self.process.wait(TIMEOUT)
+        code = self.process.wait(3 * TIMEOUT)
         return Result(code, self.stdout(), self.streams[2].read_text())
 
 
@@ -218,7 +218,7 @@ def test_ranks_that_fairseq_starts(number, whom, commands, corpus, mle, tmp_path
         assert all(any(gone(pid) for _ in range(6)) for pid in ranks)  # a minute
     else:
         assert ended(result, number)
-        assert "again" not in result.stderr
+        assert "again: ends" not in result.stderr
         assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     saved = updates(tmp_path / "run")
     assert 2 <= saved < 500
