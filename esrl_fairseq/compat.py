@@ -569,7 +569,7 @@ def launch_by(
             return start(fn, args, nprocs, *rest, **keywords)
         return start_ranks(start, fn, args, nprocs)
 
-    torch.multiprocessing.spawn = spawn
+    setattr(torch.multiprocessing, "spawn", spawn)  # noqa: B010 (torch is typed)
     distributed_utils.call_main = call_main
     distributed_utils.distributed_init = distributed_init
 
