@@ -120,7 +120,7 @@ def found(tmp_path_factory):
     """{case: [exit code, whether each rank saved]}"""
     folder = tmp_path_factory.mktemp("spawning")
     command = [sys.executable, "-c", PROGRAM]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
