@@ -23,7 +23,7 @@ from typing import Any, Callable, NoReturn
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, options, utils
-from fairseq.data import iterators
+from fairseq.data import Dictionary, indexed_dataset, iterators
 from fairseq.data.legacy.masked_lm_dictionary import MaskedLMDictionary
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
@@ -38,7 +38,6 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data._utils import worker
 
 from esrl_fairseq.checkpoints.configuration import refuse_code, withhold_reward
@@ -199,52 +198,72 @@ def keep_checkpoints_whole(
     """
     if getattr(checkpoint_utils.torch_persistent_save, "whole", False):
         return
-    stock_save, stock_read = (
-        checkpoint_utils.torch_persistent_save,
-        checkpoint_utils.load_checkpoint_to_cpu,
+    _save_whole(save)
+    _copy_whole(copy)
+    _read_whole(check, explain)
+    _begin_from_whole(own_last)
+    checkpoint_utils.verify_checkpoint_directory = functools.partial(
+        check_folder, checkpoint_utils.verify_checkpoint_directory
     )
-    stock_load = Trainer.load_checkpoint
 
-    def is_local(path: Any) -> bool:
-        return isinstance(path, str) and not PathManager.path_requires_pathmanager(path)
 
-    @functools.wraps(stock_save)
+def _is_local(path: Any) -> bool:
+    """Whether a file is this machine's, and not one of a storage that fairseq has a plug-in for."""
+    return isinstance(path, str) and not PathManager.path_requires_pathmanager(path)
+
+
+def _save_whole(save: Callable[[Any, str], None]) -> None:
+    stock = checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(stock)
     def torch_persistent_save(obj: Any, filename: Any, async_write: bool = False) -> Any:
-        if not is_local(filename):
-            return stock_save(obj, filename, async_write)
+        if not _is_local(filename):
+            return stock(obj, filename, async_write)
         return save(obj, filename)
 
+    torch_persistent_save.whole = True  # type: ignore[attr-defined]
+    checkpoint_utils.torch_persistent_save = torch_persistent_save
+
+
+def _copy_whole(copy: Callable[[str, str], bool]) -> None:
     class Copies(PathManager):
         @staticmethod
         def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-            if overwrite and is_local(src_path) and is_local(dst_path):
+            if overwrite and _is_local(src_path) and _is_local(dst_path):
                 return copy(src_path, dst_path)
             copied: bool = PathManager.copy(src_path, dst_path, overwrite)
             return copied
 
-    @functools.wraps(stock_read)
+    checkpoint_utils.PathManager = Copies
+
+
+def _read_whole(
+    check: Callable[[str], None], explain: Callable[[str, Exception], Exception]
+) -> None:
+    stock = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(stock)
     def load_checkpoint_to_cpu(path: str, *arguments: Any, **keywords: Any) -> Any:
-        if is_local(path):
+        if _is_local(path):
             check(path)
         try:
-            return stock_read(path, *arguments, **keywords)
+            return stock(path, *arguments, **keywords)
         except Exception as error:  # whatever a file that is none leads to
             raise explain(path, error) from error
 
-    @functools.wraps(stock_load)
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+def _begin_from_whole(own_last: Callable[[str, str], str]) -> None:
+    stock = Trainer.load_checkpoint
+
+    @functools.wraps(stock)
     def load_checkpoint(self: Any, filename: str, *arguments: Any, **keywords: Any) -> Any:
         folder, suffix = self.cfg.checkpoint.save_dir, self.checkpoint_suffix
-        if filename == os.path.join(folder, f"checkpoint_last{suffix}.pt") and is_local(filename):
+        if filename == os.path.join(folder, f"checkpoint_last{suffix}.pt") and _is_local(filename):
             filename = own_last(folder, suffix) or filename
-        return stock_load(self, filename, *arguments, **keywords)
+        return stock(self, filename, *arguments, **keywords)
 
-    torch_persistent_save.whole = True  # type: ignore[attr-defined]
-    checkpoint_utils.torch_persistent_save = torch_persistent_save
-    checkpoint_utils.PathManager = Copies
-    checkpoint_utils.verify_checkpoint_directory = functools.partial(
-        check_folder, checkpoint_utils.verify_checkpoint_directory
-    )
-    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     Trainer.load_checkpoint = load_checkpoint
 
 
@@ -504,22 +523,30 @@ def hide_torchaudio_that_does_not_load() -> None:
 
 
 def launch_by(
-    prepare: Callable[[Any], None], join: Callable[[Any], None], guarded: Callable[[Any], Any]
+    prepare: Callable[[Any], None],
+    join: Callable[[Any], None],
+    guarded: type,
+    start_ranks: Callable[..., None],
 ) -> None:
-    """Let us say which rank a training's process is, join the ranks, and stand around its main.
+    """Let us say which rank a training's process is, start or join the ranks, and stand around its
+    main.
 
     Reason: fairseq believes a launcher's environment only where it is told of several ranks, so
     that ``torchrun`` trains copies on CPU and on machines with one GPU; on CPU it starts no process
     at all and ends with exit code 0. It joins the ranks with torch's limits, 30 minutes with gloo,
-    and a rank that fails leaves the others without a word.
+    and a rank that fails leaves the others without a word. The process that starts the ranks of its
+    GPUs ends at a signal, and torch ends ranks that still save.
     Remove when: fairseq follows the environment first, and gives the groups a limit.
 
     Args:
         prepare: writes into the configuration which rank this process is.
         join: makes the process group.
-        guarded: fairseq's main to what is called instead of it.
+        guarded: of fairseq's main, is called instead of it.
+        start_ranks: takes the place of torch's ``spawn``, given that, what a rank runs, with which
+            arguments, and the number of ranks.
     """
     call, init = distributed_utils.call_main, distributed_utils.distributed_init
+    start = torch.multiprocessing.spawn
     if hasattr(call, "__wrapped__"):
         return
 
@@ -528,10 +555,7 @@ def launch_by(
         if not (inspect.getsourcefile(main) or "").endswith("train.py"):
             return call(cfg, main, **keywords)
         prepare(cfg)
-        try:
-            return call(cfg, guarded(main), **keywords)
-        except ProcessExitedException as error:  # of ranks that fairseq started: it said why
-            raise SystemExit(error.exit_code or 1) from error
+        return call(cfg, guarded(main), **keywords)
 
     @functools.wraps(init)
     def distributed_init(cfg: Any) -> Any:
@@ -540,6 +564,13 @@ def launch_by(
             warnings.filterwarnings("ignore", "Distributed is already initialized")
             return init(cfg)
 
+    @functools.wraps(start)
+    def spawn(fn: Any, args: Any = (), nprocs: int = 1, *rest: Any, **keywords: Any) -> Any:
+        if fn is not distributed_utils.distributed_main or not isinstance(args[0], guarded):
+            return start(fn, args, nprocs, *rest, **keywords)
+        return start_ranks(start, fn, args, nprocs)
+
+    setattr(torch.multiprocessing, "spawn", spawn)  # noqa: B010 (torch is typed)
     distributed_utils.call_main = call_main
     distributed_utils.distributed_init = distributed_init
 
@@ -643,6 +674,47 @@ def let_ddp_train_on_cpu() -> None:
         return stock(module, **keywords)
 
     distributed_fairseq_model.DistributedDataParallel = on_its_device
+
+
+def look_at_data_first(
+    check: Callable[[str, str, Any], None],
+    explain: Callable[[str, Exception], Exception],
+) -> None:
+    """Refuse damaged data of any task before they are used.
+
+    Reason: fairseq compares no lengths and no numbers, so that a damaged line ends the run in an
+    IndexError when its turn comes, or is read as other words; a damaged dictionary's traceback does
+    not name the file.
+    Remove when: fairseq looks at them.
+
+    Args:
+        check: refuses the files of a path and of a ``--dataset-impl`` with a dictionary's words.
+        explain: what to raise for what a dictionary's reading raised.
+    """
+    make, read = indexed_dataset.make_dataset, Dictionary.add_from_file
+    if hasattr(make, "__wrapped__"):
+        return
+
+    @functools.wraps(make)
+    def make_dataset(
+        path: str, impl: str, fix_lua_indexing: bool = False, dictionary: Any = None
+    ) -> Any:
+        check(path, impl, dictionary)
+        return make(path, impl, fix_lua_indexing, dictionary)
+
+    @functools.wraps(read)
+    def add_from_file(self: Any, f: Any) -> Any:
+        if not isinstance(f, str):
+            return read(self, f)
+        try:
+            return read(self, f)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # whatever a file that is none leads to
+            raise explain(f, error) from error
+
+    indexed_dataset.make_dataset = make_dataset
+    Dictionary.add_from_file = add_from_file
 
 
 def keep_place_in_batches(

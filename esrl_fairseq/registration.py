@@ -21,8 +21,8 @@ from esrl_fairseq.checkpoints.writing import (  # noqa: E402
     save_checkpoint,
 )
 from esrl_fairseq.checks.hints import explain  # noqa: E402
-from esrl_fairseq.data import place  # noqa: E402
-from esrl_fairseq.processes import launch, running  # noqa: E402
+from esrl_fairseq.data import place, stored  # noqa: E402
+from esrl_fairseq.processes import launch, running, spawning  # noqa: E402
 from esrl_fairseq.signals import STOP, obey_parent_alone  # noqa: E402
 from esrl_fairseq.start.taking import architecture_of_start  # noqa: E402
 
@@ -41,7 +41,8 @@ compat.keep_checkpoints_whole(
 compat.tell_tasks_of_the_start(begin_run, STOP.begin)
 compat.end_at_updates(STOP.flag, STOP.tell, STOP.validated, obey_parent_alone)
 compat.extend_parsing(architecture_of_start, explain)
+compat.look_at_data_first(stored.check_stored, stored.dictionary_error)
 compat.keep_place_in_batches(place.state_at, place.resumed_state, place.dealt_to)
-compat.launch_by(launch.prepare, running.join, running.Guarded)
+compat.launch_by(launch.prepare, running.join, running.Guarded, spawning.start_ranks)
 compat.tell_of_progress(running.step, running.part, running.saving, running.watched)
 compat.keep_old_names()

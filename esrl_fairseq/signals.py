@@ -34,6 +34,7 @@ class Stop:
         agreed: that all ranks know of; 0 without one.
         training: whether there can be anything to save.
         leaves: whether a validation is left for it.
+        over: whether all is saved, and this process ends; who waits for it may signal it again.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Stop:
         self.agreed = 0
         self.training = False
         self.leaves = False
+        self.over = False
         self.previous: dict[int, Any] = {}
 
     def listen(self) -> None:
@@ -76,7 +78,7 @@ class Stop:
 
     def hear(self, number: int, frame: Any) -> None:
         """The handler, between two steps of the interpreter."""
-        if self.signal:
+        if self.signal or self.over:
             return  # see watch
         self.signal = number
         if not self.training:
@@ -101,8 +103,9 @@ class Stop:
                 now = time.monotonic()
                 first = first or now
                 if now - first > AGAIN:
-                    say(f"{name(number)} again: ends at once")
-                    os._exit(128 + number)
+                    if not self.over:
+                        say(f"{name(number)} again: ends at once")
+                    os._exit(128 + (self.agreed if self.over else number))
 
     def tell(self, ranks: float) -> None:
         """``ranks`` have got a signal, as all of them know after the same update."""
@@ -152,6 +155,7 @@ class Stop:
         if dist.is_initialized():
             dist.barrier()
         number, updates = self.known(trainer), trainer.get_num_updates()
+        self.agreed, self.over = number, True
         if path is not None:
             logger.warning(
                 "%s: ended after update %d, whose state is in %s: the same command goes on",

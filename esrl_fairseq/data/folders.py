@@ -1,19 +1,20 @@
 """Folders of binarized data, and one sentence where something is not in them."""
 
 import os
+import re
 import struct
 from typing import Any
 
-import numpy as np
 from fairseq import utils
 from fairseq.data import data_utils, indexed_dataset
 from fairseq.tasks import FairseqTask
 
+from esrl_fairseq.data.stored import check_stored
 from esrl_fairseq.errors import EsrlError
 
-AT_ONCE = 2**20
-"""Lines whose places are looked at together."""
 MEND = "give the folder that fairseq-preprocess wrote (its --destdir)"
+UNREADABLE = (AssertionError, LookupError, OSError, OverflowError, ValueError, struct.error)
+"""What damaged files raise where fairseq reads them."""
 
 
 class FoundData(FairseqTask):
@@ -22,6 +23,8 @@ class FoundData(FairseqTask):
 
     mend_dictionary = ""
     """What else to do about a dictionary that is missing, for the message."""
+    other_shards_are_whole = False
+    """Whether they were looked at."""
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> Any:
@@ -67,14 +70,18 @@ class FoundData(FairseqTask):
         if split != self.cfg.train_subset:
             folders = folders[:1]  # only training data have shards
         now = folders[(epoch - 1) % len(folders)]
-        check_whole(now, split)
+        if split == self.cfg.train_subset and not self.other_shards_are_whole:
+            for folder in folders:
+                if folder != now:  # that one is looked at when it is read
+                    check_whole(folder, split)
+            self.other_shards_are_whole = True
         try:
             super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         except EsrlError:
             raise
         except FileNotFoundError as error:
             raise missing(split, now) from error
-        except (AssertionError, OSError, ValueError, struct.error) as error:
+        except UNREADABLE as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise EsrlError(
                 f"the data of the split {split!r} in {now} cannot be read ({why}): make them again "
@@ -98,41 +105,16 @@ def check_folder(folder: str) -> None:
 
 
 def check_whole(folder: str, split: str) -> None:
-    """Refuse memory-mapped data whose two files do not fit each other, as after a disk that was
-    full or a copy that broke off: a line would only fail when its turn comes.
+    """Refuse binarized data of a split whose files are damaged, before their epoch comes.
 
     Raises:
-        EsrlError: with the file and how to make it again.
+        EsrlError: with the files and how to make them again.
     """
+    names = re.compile(rf"{re.escape(split)}\d*\..*|{re.escape(split)}\d*")
     for name in sorted(os.listdir(folder)):
         stem, kind = os.path.splitext(os.path.join(folder, name))
-        if kind != ".idx" or not name.startswith(f"{split}.") or not os.path.exists(stem + ".bin"):
-            continue
-        if indexed_dataset.infer_dataset_impl(stem) != "mmap":
-            continue
-        damage = _damage(stem)
-        if damage:
-            raise EsrlError(
-                f"{stem}.bin and {name} are not whole ({damage}): make them again with "
-                "fairseq-preprocess, or copy them again"
-            )
-
-
-def _damage(stem: str) -> str:
-    """What is wrong with a pair of memory-mapped files; empty if nothing is."""
-    try:
-        index = indexed_dataset.MMapIndexedDataset.Index(stem + ".idx")
-    except (AssertionError, OSError, ValueError, KeyError, struct.error) as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
-    sizes, starts, end = index.sizes, index._pointers, 0
-    for first in range(0, len(sizes), AT_ONCE):
-        part = sizes[first : first + AT_ONCE].astype(np.int64) * index.dtype().itemsize
-        ends = end + part.cumsum()
-        if (part < 0).any() or (starts[first : first + AT_ONCE] != ends - part).any():
-            return "the places of lines do not follow each other"
-        end = int(ends[-1])
-    length = os.path.getsize(stem + ".bin")
-    return "" if length == end else f"{length:,} bytes where the index says {end:,}"
+        if kind == ".idx" and names.fullmatch(os.path.basename(stem)):
+            check_stored(stem, indexed_dataset.infer_dataset_impl(stem) or "cached")
 
 
 def missing(split: str, folder: str) -> EsrlError:

@@ -19,6 +19,7 @@ from esrl_fairseq.compat import ranks_store, take_group
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.processes.connections import Connections, open_sockets
 from esrl_fairseq.processes.watch import Watch, limit_of
+from esrl_fairseq.signals import STOP
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def join(cfg: Any) -> None:
 
     Raises:
         EsrlError: they cannot be found.
+        SystemExit: it was interrupted; a process that fairseq started would end with exit code 0.
     """
     global current
     ranks, limit = cfg.distributed_training, limit_of(cfg.distributed_training)
@@ -54,6 +56,8 @@ def join(cfg: Any) -> None:
             ranks.distributed_backend, method, timedelta(seconds=wait), size, rank
         )
         take_group(timedelta(seconds=limit + MARGIN))
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise sentence(
@@ -61,6 +65,7 @@ def join(cfg: Any) -> None:
             f"(--heartbeat-timeout): do all run, each with a --distributed-rank of its own, and is "
             f"the port free? ({why})"
         ) from error
+    STOP.listen()
     if dist.get_backend() == "nccl":
         dist.all_reduce(torch.zeros(1).cuda())
     connections = Connections(before, port_of_store(method))

@@ -28,11 +28,8 @@ def rescore(
     rows: Rows,
     pad: int,
     eos: int,
-    min_len: int = 0,
-    dropout: bool = False,
-    max_tokens: int = 0,
-    temperature: Tensor | None = None,
-    tokens: bool = False,
+    *given: Any,
+    **more: Any,
 ) -> Scores:
     """Log-probabilities of ``rows`` under the policy that stage one samples from at temperature 1.
 
@@ -44,16 +41,9 @@ def rescore(
         net_input: ``src_tokens`` and ``src_lengths`` of the inputs; for a model without an encoder
             these are the prompts, see :func:`decoder_prefix`.
         rows: sequences to score.
-        dropout: keep the model's dropout as in MLE training.
-        max_tokens: positions whose activations are kept for the backward pass; those of further
-            rows are computed again there, so that memory does not grow with the samples. 0 is as
-            the device wants it.
-        temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
-        tokens: return each token's log-probability, too.
+        given, more: see :class:`~esrl_fairseq.rescoring.row_scorer.RowScorer`.
     """
-    return _score(
-        model, net_input, rows, pad, eos, min_len, dropout, max_tokens, temperature, tokens
-    )[0]
+    return _score(model, net_input, rows, pad, eos, *given, **more)[0]
 
 
 def learn(

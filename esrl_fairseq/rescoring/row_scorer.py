@@ -59,7 +59,22 @@ def positions_at_once(device: torch.device, words: int, at_once: bool, max_token
 
 
 class RowScorer:
-    """Takes the decoder's place in one ``forward`` and scores its rows piece by piece."""
+    """Takes the decoder's place in one ``forward`` and scores its rows piece by piece.
+
+    Args:
+        model: not wrapped.
+        rows: sequences to score.
+        prefix: of each input, what the decoder reads before a row.
+        min_len: tokens before which EOS is never drawn.
+        dropout: keep the model's dropout as in MLE training.
+        max_tokens: positions whose activations are kept for the backward pass; those of further
+            rows are computed again there, so that memory does not grow with the samples. 0 is as
+            the device wants it.
+        temperature: float ``[rows]``, positive; with it, rows are scored at it, too.
+        tokens: return each token's log-probability, too.
+        term: what the loss gets of some rows; with it, scores have no gradient, and the sum of it
+            has.
+    """
 
     def __init__(
         self,

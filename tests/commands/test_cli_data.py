@@ -49,11 +49,32 @@ def train(names):
     return [name for name in names if name.startswith("train.")]
 
 
-def test_damaged_data(trained, commands, corpus, tmp_path):
+def test_damaged_data(trained, commands, corpus, mle, tmp_path):
+    """One sentence at the start, whatever reads them: also fairseq's own task and criterion."""
     data = shutil.copytree(corpus.data, tmp_path / "data")
-    (data / "train.de-en.de.idx").write_bytes(b"no index")
+    own = ["--user-dir", USER_DIR]
+
+    def damage(name, change):
+        whole = (corpus.data / name).read_bytes()
+        (data / name).write_bytes(change(bytearray(whole)))
+        return whole
+
+    damage("train.de-en.de.idx", lambda content: b"no index")
     sentence = refused(commands, *trained(data))
-    assert f"data of the split 'train' in {data} cannot be read (" in sentence
+    assert f"{data}/train.de-en.de.bin and train.de-en.de.idx are not whole (" in sentence
+    damage("train.de-en.de.idx", lambda content: content)
+    damage("valid.de-en.en.bin", lambda content: content[:-6])
+    mle_options = [*own, MODEL, JOINED, COMMON, "--save-dir", tmp_path / "run"]
+    sentence = refused(commands, data, *mle_options, "--criterion cross_entropy --lr 1")
+    assert f"{data}/valid.de-en.en.bin and valid.de-en.en.idx are not whole (" in sentence
+    damage("test.de-en.de.bin", lambda content: content[:-4] + b"\x00\x7f" + content[-2:])
+    generate = [*own, "--path", mle, "--task esrl_translation --gen-subset test"]
+    sentence = refused(commands, data, *generate, script="fairseq-generate")
+    assert f"{data}/test.de-en.de.bin, line 20: there is a word number 32,512" in sentence
+    damage("dict.en.txt", lambda content: content[:-3])
+    sentence = refused(commands, data, *generate[:-1], script="fairseq-interactive")
+    assert f"the dictionary {data}/dict.en.txt cannot be read (Incorrect dictionary" in sentence
+    assert not list(tmp_path.glob("run/*.pt"))
 
 
 def test_generating_from_a_split_without_data(commands, corpus, mle):

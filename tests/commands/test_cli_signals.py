@@ -2,11 +2,26 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from command_lines import COMMON, JOINED, MODEL, USER_DIR, esrl_options
+from command_lines import (
+    COMMON,
+    JOINED,
+    MODEL,
+    TIMEOUT,
+    USER_DIR,
+    Result,
+    Running,
+    environment,
+    esrl_options,
+    free_port,
+    gone,
+    script,
+    words,
+)
 from test_cli_resume import comparable, load, same_model
 
 LAST = 14  # an epoch has 10
@@ -137,6 +152,79 @@ class Signalled:
         assert ended(result, signal.SIGTERM)
         result.returncode = 0
         return result
+
+
+PRETENDED = """
+import os, sys
+sys.path.insert(0, {parent!r})
+import torch, esrl_fairseq
+from esrl_fairseq.processes import launch
+
+def two_gpus(cfg, env, gpus, default_size):
+    cfg.distributed_world_size, cfg.distributed_backend = 2, "gloo"
+    cfg.distributed_init_method, cfg.distributed_no_spawn = "tcp://127.0.0.1:{port}", False
+    torch.cuda.device_count = lambda: 2  # fairseq starts a process for each
+
+launch.choose = two_gpus
+"""
+
+
+class OwnProcess(Running):
+    """A command in an ordinary process, which those that it starts take for their main module."""
+
+    def __init__(self, commands, name, *options):
+        streams = [commands.folder / f"own.{stream}" for stream in ("in", "out", "err")]
+        with open(streams[1], "w") as out, open(streams[2], "w") as err:
+            self.process = subprocess.Popen(
+                [script(name), *words(options)],
+                **{"stdout": out, "stderr": err, "env": environment(), "cwd": commands.folder},
+            )
+        super().__init__(commands, self.process.pid, streams)
+
+    def wait(self):
+        code = self.process.wait(3 * TIMEOUT)
+        return Result(code, self.stdout(), self.streams[2].read_text())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "number, whom",
+    [
+        (signal.SIGTERM, "the parent"),
+        (signal.SIGTERM, "a rank"),
+        (signal.SIGINT, "all"),
+        (signal.SIGKILL, "the parent"),
+    ],
+)
+def test_ranks_that_fairseq_starts(number, whom, commands, corpus, mle, tmp_path):
+    """One for each GPU, of which a CPU has none: its number is made up. All end after the same
+    update, the parent last, and the same command goes on."""
+    user_dir = tmp_path / "two_gpus"
+    user_dir.mkdir()
+    settings = {"parent": str(USER_DIR.parent), "port": free_port()}
+    (user_dir / "__init__.py").write_text(PRETENDED.format(**settings))
+    command = options(corpus, mle, tmp_path / "run", "--batch-size 10 --disable-validation --cpu")
+    command += ["--user-dir", user_dir, "--max-epoch 50"]
+    running = OwnProcess(commands, "fairseq-train", *command, "--max-update 1000")
+    wait_for(running, 2)
+    parent, *others = group_of(running.pid)
+    ranks = [pid for pid in others if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    for pid in {"the parent": [parent], "a rank": ranks[1:], "all": [parent, *ranks]}[whom]:
+        os.kill(pid, number)
+    result = running.wait()
+    if number == signal.SIGKILL:
+        assert result.returncode == -number
+        assert all(any(gone(pid) for _ in range(6)) for pid in ranks)  # a minute
+    else:
+        assert ended(result, number)
+        assert "again: ends" not in result.stderr
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    saved = updates(tmp_path / "run")
+    assert 2 <= saved < 500
+    resumed = OwnProcess(commands, "fairseq-train", *command, f"--max-update {saved + 2}").wait()
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.logged("train_inner")[0]["num_updates"] == saved + 1
 
 
 def slow(commands, seconds):

@@ -1,12 +1,10 @@
 """Data that are not there, for the tasks of this package; through the command line in
 tests/commands/test_cli_data.py."""
 
-import numpy as np
-import pytest
-import torch
-from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
+import shutil
 
-from esrl_fairseq.data import folders
+import pytest
+
 from esrl_fairseq.data.folders import missing
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.language_task import EsrlLanguageModelingConfig, EsrlLanguageModelingTask
@@ -56,43 +54,27 @@ def test_a_folder_without_data(task, config, languages, tmp_path):
         assert f"{tmp_path} has no binarized data" in sentence
 
 
-def cut(path, keep):
-    path.write_bytes(path.read_bytes()[:keep])
+def test_damaged_shards(corpus, tmp_path):
+    """Said at the first loading, whichever epoch they are for; other splits do not matter."""
+    shards = [str(corpus.data)]
+    for name, damaged in (("whole", "valid.de-en.en.bin"), ("damaged", "train.de-en.en.bin")):
+        shards.append(str(shutil.copytree(corpus.data, tmp_path / name)))
+        with open(tmp_path / name / damaged, "ab") as file:
+            file.write(b"no end")
+    languages = {"source_lang": "de", "target_lang": "en"}
 
+    def load(data):
+        task = EsrlTranslationTask.setup_task(EsrlTranslationConfig(data=data, **languages))
+        task.cfg.train_subset, task.cfg.dataset_impl = "train", None
+        task.load_dataset("train", epoch=1)
+        task.load_dataset("valid")
+        return task
 
-def flip(path, at):
-    content = bytearray(path.read_bytes())
-    content[at] ^= 4
-    path.write_bytes(content)
-
-
-DAMAGE = {
-    "cut": (lambda bins, index: cut(bins, 20), "20 bytes where the index says 28"),
-    "empty": (lambda bins, index: cut(bins, 0), "0 bytes where the index says 28"),
-    "longer": (lambda bins, index: bins.write_bytes(bytes(99)), "99 bytes where"),
-    "index cut": (lambda bins, index: cut(index, 30), "buffer"),
-    "sizes": (lambda bins, index: flip(index, 26), "do not follow each other"),
-    "places": (lambda bins, index: flip(index, 54), "do not follow each other"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_files(kind, tmp_path, monkeypatch):
-    """A pair of files whose lengths do not fit, other splits do not matter."""
-    monkeypatch.setattr(folders, "AT_ONCE", 2)
-    lines = [[4, 5, 2], [4, 2], [2], [5, 2]] if kind == "places" else [[4, 5, 2], [4, 2], [4, 2]]
-    for split in ("train", "valid"):
-        builder = MMapIndexedDatasetBuilder(str(tmp_path / f"{split}.de-en.de.bin"), np.int32)
-        for line in lines:
-            builder.add_item(torch.tensor(line))
-        builder.finalize(str(tmp_path / f"{split}.de-en.de.idx"))
-        folders.check_whole(str(tmp_path), split)
-    damage, words = DAMAGE[kind]
-    damage(*(tmp_path / f"train.de-en.de.{end}" for end in ("bin", "idx")))
-    with pytest.raises(EsrlError, match="train.de-en.de.bin and .* are not whole") as found:
-        folders.check_whole(str(tmp_path), "train")
-    assert words in str(found.value) and "fairseq-preprocess" in str(found.value)
-    folders.check_whole(str(tmp_path), "valid")
+    task = load(":".join(shards[:2]))
+    task.load_dataset("train", epoch=2)
+    for data in (":".join(shards), ":".join(reversed(shards))):
+        with pytest.raises(EsrlError, match="damaged/train.de-en.en.bin and .* are not whole"):
+            load(data)
 
 
 @pytest.mark.parametrize(
