@@ -40,6 +40,6 @@ def together(places: Sequence[float], last: float) -> list[tuple[float, str]]:
         else:
             groups.append((place, [number]))
     return [
-        (place, ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else ""))
+        (place, ",".join(map(str, sorted(numbers)[:3])) + ("…" if len(numbers) > 3 else ""))
         for place, numbers in groups
     ]
