@@ -32,19 +32,30 @@
     return drawn;
   }
 
-  function marks(figure, layout) {
-    const places = figure.marks[axis] || [];
-    layout.shapes = places.map(function (mark) {
-      return { type: "line", xref: "x", yref: "paper", x0: mark[0], x1: mark[0], y0: 0, y1: 1,
+  // Marks of warnings; those that would cover each other are one.
+  function marks(figure, number, layout) {
+    const width = document.getElementById("figure-" + number).clientWidth - 60;
+    const ends = figure.traces.map(function (t) { return Math.max.apply(null, t.x[axis] || [0]); });
+    const near = Math.max.apply(null, ends) * 36 / Math.max(width, 100);
+    const groups = [];
+    (figure.marks[axis] || []).slice().sort(function (a, b) { return a[0] - b[0]; }).forEach(function (mark) {
+      const last = groups[groups.length - 1];
+      if (last && mark[0] - last.place <= near) last.numbers.push(mark[1]);
+      else groups.push({ place: mark[0], numbers: [mark[1]] });
+    });
+    layout.shapes = groups.map(function (group) {
+      return { type: "line", xref: "x", yref: "paper", x0: group.place, x1: group.place, y0: 0, y1: 1,
                line: { color: colour("warn"), width: 1, dash: "dot" } };
     });
-    layout.annotations = places.map(function (mark) {
-      return { x: mark[0], y: 1, xref: "x", yref: "paper", yanchor: "bottom", showarrow: false,
-               text: "⚠" + mark[1], font: { color: colour("warn"), size: 11 } };
+    layout.annotations = groups.map(function (group) {
+      const numbers = group.numbers.sort(function (a, b) { return a - b; });
+      const text = numbers.length < 3 ? numbers.join(",") : numbers[0] + ",…";
+      return { x: group.place, y: 1, xref: "x", yref: "paper", yanchor: "bottom", showarrow: false,
+               text: "⚠" + text, font: { color: colour("warn"), size: 11 } };
     });
   }
 
-  function layout(figure) {
+  function layout(figure, number) {
     const lines = { gridcolor: colour("grid"), zerolinecolor: colour("grid"), automargin: true,
                     exponentformat: "e" };
     const title = figure.x === "updates" && axis === "hours" ? "hours of training" : figure.x;
@@ -57,7 +68,7 @@
     }, own, { showlegend: false });
     made.xaxis = Object.assign({}, lines, { title: { text: title, standoff: 6 } }, own.xaxis);
     made.yaxis = Object.assign({}, lines, own.yaxis);
-    marks(figure, made);
+    marks(figure, number, made);
     return made;
   }
 
@@ -105,7 +116,7 @@
 
   function drawOne(figure, number) {
     const traces = figure.traces.map(function (given) { return trace(given, hiddenIn[number]); });
-    Plotly.react(document.getElementById("figure-" + number), traces, layout(figure), {
+    Plotly.react(document.getElementById("figure-" + number), traces, layout(figure, number), {
       responsive: true, displaylogo: false, displayModeBar: false,
     });
     legend(figure, number);

@@ -163,9 +163,7 @@ def part_figure(runs: Sequence[Recorded], name: str) -> Figure:
     return with_validation(runs, figure, f"reward_{name}", 1)
 
 
-def with_validation(
-    runs: Sequence[Recorded], figure: Figure, key: str, series: int
-) -> Figure:
+def with_validation(runs: Sequence[Recorded], figure: Figure, key: str, series: int) -> Figure:
     """The same with a figure of the runs' validations beside."""
     for number in range(len(runs)):
         figure.traces += validation_line(runs, number, key, series)

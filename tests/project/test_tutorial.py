@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import make_pairs
-from command_lines import MODEL, USER_DIR, environment
+from command_lines import USER_DIR, environment
 from recipe_stand_ins import sentences
 from reward_texts import DATA
 
 PAGE = USER_DIR.parent / "docs" / "tutorial.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TINY = {
-    "-s 4000": "-s 60",
+    "-s 2000": "-s 60",
     "--max-tokens 3000": "--max-tokens 600",
-    "--max-update 600": "--max-update 40",
+    "--max-update 400": "--max-update 40",
     "updates 200": "updates 10",
     "updates 100": "updates 20",
     "updates 20 ": "updates 2 ",
@@ -130,7 +130,7 @@ def test_from_text_to_words(stubs, tmp_path, as_it_is):
     (tmp_path / "other files").mkdir()
     write(folder, names, written, "\r\n" if as_it_is else "\n")
     (folder / names[0]).write_bytes(b"\xef\xbb\xbf" + (folder / names[0]).read_bytes())
-    road = up_to_scores({"-s 4000": "-s 60"})
+    road = up_to_scores({"-s 2000": "-s 60"})
     if as_it_is:
         road[0] = next(text for text in blocks("bash") if "tokenize" in text)
     files = own_files("xx", "pt", names).replace("it's", "it'\\''s")
@@ -151,7 +151,7 @@ def test_from_text_to_words(stubs, tmp_path, as_it_is):
     assert "@@ " in (folder / "bpe" / "test.pt").read_text("utf-8")
     if not as_it_is:
         assert tokens[1].endswith(" isn &apos;t ( it ) ?")
-        back = shell(f'{road[0]}detokenize pt <tok/test.pt', folder).stdout
+        back = shell(f"{road[0]}detokenize pt <tok/test.pt", folder).stdout
         assert back.split("\n")[:-1] == lines(folder / "text" / "test.pt")
 
 
