@@ -1,4 +1,5 @@
-"""docs/tutorial.md as it stands: its commands, one after the other, in one shell, on other text.
+"""docs/tutorial.md as it stands: its commands, one after the other, in one shell, on other text;
+and docs/failing.md.
 
 Blocks marked ``sh`` are the road; those marked ``bash`` stand beside it: text for those who have
 none, and the settings for text that is taken as it is.
@@ -13,12 +14,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from cli_fixtures import make_pairs
 from command_lines import USER_DIR, environment
 from recipe_stand_ins import sentences
 from reward_texts import DATA
+
+from esrl_fairseq.monitoring.record import read_record
 
 PAGE = USER_DIR.parent / "docs" / "tutorial.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -27,10 +31,10 @@ TINY = {
     "--max-tokens 3000": "--max-tokens 600",
     "--max-update 600": "--max-update 40",
     "updates 200": "updates 10",
-    "updates 100": "updates 20",
+    "updates 100": "updates 40",
     "updates 20 ": "updates 2 ",
     "--warmup-updates 10 ": "--warmup-updates 1 ",
-    "-update 120": "-update 4",
+    "-update 100": "-update 4",
     "-dim 128": "-dim 32",
     "-dim 512": "-dim 32",
     "-layers 2": "-layers 1",
@@ -242,3 +246,39 @@ def test_a_better_model(tmp_path):
     (tmp_path / "all.log").write_text(done.stdout)
     bleu = [float(b) for b in re.findall(r"out/(?:mle|esrl)\.txt\s*\|?\s*([\d.]+)", done.stdout)]
     assert bleu[1] > bleu[0], done.stdout[-3000:]
+
+
+FAILING = PAGE.with_name("failing.md")
+
+
+@pytest.mark.long
+def test_the_failing_runs_fail(tmp_path):
+    """As docs/failing.md says of them, in their records."""
+    blocks = [text for kind, text in FENCE.findall(FAILING.read_text("utf-8")) if kind == "sh"]
+    done = shell("".join(blocks), tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    runs = {name: values(tmp_path / name) for name in ("healthy", "overfitting", "gamed")}
+    runs["too-high"] = values(tmp_path / "too-high")
+    trained, validated = runs["healthy"]
+    assert mean(trained["reward"][-20:]) > mean(trained["reward"][:10]) + 0.03
+    assert validated["reward"][-1] > validated["reward"][0] + 0.03
+    trained, few = runs["overfitting"]
+    gap = mean(trained["reward"][-20:]) - few["reward"][-1]
+    assert gap > 0.15 and few["reward"][-1] < validated["reward"][-1]
+    trained, gamed = runs["gamed"]
+    assert gamed["reward"][-1] > gamed["reward"][0] + 0.1
+    assert gamed["reward_bleu"][-1] < gamed["reward_bleu"][0] - 0.1
+    assert gamed["length_ratio"][-1] > 1.3
+    trained, fallen = runs["too-high"]
+    assert fallen["reward"][-1] < 0.5 * fallen["reward"][0]
+    assert mean(trained["reward"][-20:]) < 0.5 * trained["reward"][0]
+
+
+def values(folder):
+    """{figure: values} of a run's updates, and of its validations."""
+    records = list(read_record(folder / "training_record.jsonl"))
+    found = []
+    for kind in ("update", "validation"):
+        own = [r.get("stats", r) for r in records if r["kind"] == kind]
+        found.append({key: [r[key] for r in own if r.get(key) is not None] for key in own[-1]})
+    return found
