@@ -61,6 +61,7 @@ def main() -> None:
             viewport={"width": args.width, "height": 900},
             color_scheme="dark" if args.dark else "light",
         )
+        context.set_default_timeout(300_000)  # also on a busy machine
         page = context.new_page()
         page.on("console", lambda message: print("console:", message.text))
         page.on("pageerror", lambda error: print("error:", error))
