@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from esrl_fairseq.report.reading import Record, Recorded
 
+
 def hours(record: Record) -> float:
     """Of training until a record."""
     return float(record["wall"] or 0) / 3600
