@@ -137,26 +137,26 @@ def test_from_text_to_words(stubs, tmp_path, as_it_is):
     road = up_to_scores({"-s 2000": "-s 60"})
     if as_it_is:
         road[0] = next(text for text in blocks("bash") if "tokenize" in text)
-    files = own_files("xx", "pt", names).replace("it's", "it'\\''s")
+    files = own_files("xx", "en", names).replace("it's", "it'\\''s")
     done = shell(files + "".join(road), folder, stubs)
     assert done.returncode == 0, done.stderr
-    parts = {n: pairs_of(folder / "text", n, ("xx", "pt")) for n in ("train", "valid", "test")}
+    parts = {n: pairs_of(folder / "text", n, ("xx", "en")) for n in ("train", "valid", "test")}
     assert len(parts["valid"]) == len(parts["test"]) == len(plain) // 10
     assert sorted(pair for part in parts.values() for pair in part) == sorted(plain)
     assert done.stdout.startswith(f"test: {len(plain) // 10} pairs\n")
     for name, part in parts.items():
         for tokens, pieces, text in zip(
-            pairs_of(folder / "tok", name, ("xx", "pt")),
-            pairs_of(folder / "bpe", name, ("xx", "pt")),
+            pairs_of(folder / "tok", name, ("xx", "en")),
+            pairs_of(folder / "bpe", name, ("xx", "en")),
             part,
         ):
             assert tuple(side.replace("@@ ", "") for side in pieces) == tokens
             assert (tokens == text) == as_it_is
-    assert "@@ " in (folder / "bpe" / "test.pt").read_text("utf-8")
+    assert "@@ " in (folder / "bpe" / "test.en").read_text("utf-8")
     if not as_it_is:
-        assert tokens[1].endswith(" isn &apos; t ( it ) ?")
-        back = shell(f"{road[0]}detokenize pt <tok/test.pt", folder).stdout
-        assert back.split("\n")[:-1] == lines(folder / "text" / "test.pt")
+        assert tokens[1].endswith(" isn &apos;t ( it ) ?")
+        back = shell(f"{road[0]}detokenize en <tok/test.en", folder).stdout
+        assert back.split("\n")[:-1] == lines(folder / "text" / "test.en")
 
 
 def test_files_that_are_no_pairs(tmp_path):
