@@ -23,14 +23,14 @@ class Figure:
         traces: of plotly; ``colour`` is a number of the page's palette.
         x: title of the horizontal axis; "updates" follows the page's choice.
         layout: further layout of plotly.
-        marks: of warnings, ``(place, label)`` on each axis, "updates" and "hours".
+        marks: of warnings, ``(place, number)`` on each axis, "updates" and "hours".
     """
 
     title: str
     traces: list[dict[str, Any]]
     x: str = "updates"
     layout: dict[str, Any] = field(default_factory=dict)
-    marks: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    marks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
 
 @dataclass

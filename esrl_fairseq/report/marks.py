@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from esrl_fairseq.report.reading import Record, Recorded
 
-NEAR = 0.06
-"""Share of the horizontal axis on which the marks of warnings are one."""
-
 
 def hours(record: Record) -> float:
     """Of training until a record."""
@@ -20,26 +17,11 @@ def warnings_of(runs: Sequence[Recorded]) -> list[tuple[Recorded, Record]]:
     return [(run, record) for run in runs for record in run.of("warning")]
 
 
-def marks_of(runs: Sequence[Recorded]) -> dict[str, list[tuple[float, str]]]:
-    """Where warnings came, with their numbers in the list, on both horizontal axes."""
+def marks_of(runs: Sequence[Recorded]) -> dict[str, list[tuple[float, int]]]:
+    """Where warnings came, with their numbers in the list, on both horizontal axes. The page puts
+    those together that would cover each other."""
     records = [record for _, record in warnings_of(runs)]
-    ends = [run.records[-1] for run in runs]
-    updates, times = [r["at"] for r in records], [hours(r) for r in records]
     return {
-        "updates": together(updates, max(r["at"] for r in ends)),
-        "hours": together(times, max(map(hours, ends))),
+        "updates": [(r["at"], number) for number, r in enumerate(records, 1)],
+        "hours": [(hours(r), number) for number, r in enumerate(records, 1)],
     }
-
-
-def together(places: Sequence[float], last: float) -> list[tuple[float, str]]:
-    """Numbered places, those that would cover each other as one mark."""
-    groups: list[tuple[float, list[int]]] = []
-    for place, number in sorted((place, number) for number, place in enumerate(places, 1)):
-        if groups and place - groups[-1][0] <= NEAR * last:
-            groups[-1][1].append(number)
-        else:
-            groups.append((place, [number]))
-    return [
-        (place, ",".join(map(str, numbers[:3])) + ("…" if len(numbers) > 3 else ""))
-        for place, numbers in groups
-    ]

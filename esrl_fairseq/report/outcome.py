@@ -114,7 +114,7 @@ def word_section(found: Translations) -> Section:
         "Does it keep rare words?",
         "Rewards by n-grams pay for frequent words. Where rare ones get worse, the gain is paid "
         "for: add references' likelihood (--mle-weight), or a KL penalty.",
-        [Figure(title, traces, "times in the training data (words in the references)", layout)],
+        [Figure(title, traces, "times in training (words)", layout)],
     )
 
 
@@ -124,13 +124,13 @@ def ngram_section(found: Translations) -> Section:
     html = ""
     for name, ngrams in (("Too often", often), ("Too seldom", seldom)):
         rows = [(n.text, n.start, n.best, n.reference, f"{n.excess:+.1f}") for n in ngrams]
-        head = ("n-gram", "start", "best", "reference", "standard errors")
+        head = ("n-gram", "start", "best", "reference", "s. e.")
         html += f"<div><h3>{name}</h3>{table(head, rows, (1, 2, 3, 4))}</div>"
     return Section(
         "Which words does it overuse?",
         "Counts in the outputs and in the references. Gaming shows here first: what the best model "
         "says far more often than the references, and than the start did, is what the reward pays "
-        "for.",
+        "for. The last column is how many standard errors it is off the references.",
         html=f"<div class=figures>{html}</div>",
     )
 

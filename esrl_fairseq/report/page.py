@@ -89,7 +89,8 @@ def box(figure: Figure, number: int) -> str:
     name = escape(figure.title)
     return (
         f"<figure><figcaption>{name}</figcaption>"
-        f'<div class=plot id=figure-{number} role=img aria-label="{name}"></div></figure>'
+        f'<div class=plot id=figure-{number} role=img aria-label="{name}"></div>'
+        "<div class=legend></div></figure>"
     )
 
 

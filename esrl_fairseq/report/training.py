@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from esrl_fairseq.report.figures import Figure, Section, bars, line, smoothed
-from esrl_fairseq.report.marks import hours, marks_of
+from esrl_fairseq.report.figures import Figure, Section, bars, line
+from esrl_fairseq.report.marks import marks_of
 from esrl_fairseq.report.reading import Record, Recorded
+from esrl_fairseq.report.series import by_run, called, style, updates_figure, validation_line
 
 STAGES = {
     "seconds_stage_one": "stage one (sampling)",
@@ -17,8 +17,6 @@ STAGES = {
 REST = "backward, optimizer, data"
 WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
 FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
-Series = tuple[str, str]
-"""The name in a legend, and in a record."""
 
 
 def sections(runs: Sequence[Recorded]) -> list[Section]:
@@ -44,12 +42,19 @@ def of_learning(runs: Sequence[Recorded]) -> list[Section]:
             [reward_figure(runs)],
         ),
         Section(
+            "Do the parts of the reward agree?",
+            "Each reward of a sum or a product by itself, also those that are only watched "
+            "(weight 0). Where one is paid for with another, the model trades. Where the reward "
+            "rises and a metric that is only watched falls, the reward is gamed.",
+            [part_figure(runs, name) for name in parts_of(runs)],
+        ),
+        Section(
             "Does the model still explore?",
             "Entropy and the spread of rewards fall slowly. Near 0 the samples are all alike and "
             "there is nothing left to learn from; a sharp rise means that the model falls apart.",
             [
-                updates_figure(runs, "Entropy (nats a token)", [("entropy", "entropy")]),
-                updates_figure(runs, "Spread of rewards (std)", [("reward_std", "reward_std")]),
+                updates_figure(runs, "Entropy (nats a token)", [("", "entropy")]),
+                updates_figure(runs, "Spread of rewards (std)", [("", "reward_std")]),
             ],
         ),
         Section(
@@ -75,7 +80,7 @@ def of_learning(runs: Sequence[Recorded]) -> list[Section]:
             "How far is the model from its start?",
             "The KL penalty holds it near the start. A KL that runs away while the reward rises "
             "is how gaming begins.",
-            [updates_figure(runs, "KL to the start (nats a sequence)", [("KL", "kl")])],
+            [updates_figure(runs, "KL to the start (nats a sequence)", [("", "kl")])],
         ),
     ]
 
@@ -111,88 +116,58 @@ def of_cost(runs: Sequence[Recorded]) -> list[Section]:
             "to make faster. Fewer samples or shorter ones make all of it faster.",
             [
                 stages_figure(runs),
-                updates_figure(runs, "Seconds an update", [("update", "seconds_update")]),
+                updates_figure(runs, "Seconds an update", [("", "seconds_update")]),
             ],
         ),
         Section(
             "Does it fit into memory?",
             "The largest amount in use so far. It should level off; where it nears the size of "
             "the device, lower --max-sampled-tokens.",
-            [updates_figure(runs, "Memory at its peak (GB)", [("peak", "peak_gb")], FROM_ZERO)],
+            [updates_figure(runs, "Memory at its peak (GB)", [("", "peak_gb")], FROM_ZERO)],
         ),
         Section(
             "How large were the steps?",
             "The learning rate. Where the reward breaks in while it is highest, lower --lr.",
-            [updates_figure(runs, "Learning rate", [("lr", "lr")], FROM_ZERO)],
+            [updates_figure(runs, "Learning rate", [("", "lr")], FROM_ZERO)],
         ),
     ]
-
-
-def over_time(records: Sequence[Record]) -> dict[str, list[float]]:
-    """Both horizontal axes of some records."""
-    return {"updates": [r["at"] for r in records], "hours": [hours(r) for r in records]}
-
-
-def style(runs: Sequence[Recorded], run: int, series: int) -> dict[str, Any]:
-    """One run: colours tell the series apart. Several: colours tell runs, dashes the series."""
-    return {"colour": series if len(runs) == 1 else run, "dash": series}
-
-
-def called(runs: Sequence[Recorded], run: Recorded, series: str) -> str:
-    """Of a line, in a legend."""
-    return series if len(runs) == 1 else f"{run.name}: {series}"
-
-
-def updates_figure(
-    runs: Sequence[Recorded],
-    title: str,
-    series: Sequence[Series],
-    layout: dict[str, Any] | None = None,
-) -> Figure:
-    """Some figures of the updates; each as it is, faint, and smoothed."""
-    traces = []
-    for number, run in enumerate(runs):
-        for place, (name, key) in enumerate(series):
-            records = [r for r in run.of("update") if r.get(key) is not None]
-            if not records:
-                continue
-            values = [r[key] for r in records]
-            look = style(runs, number, place)
-            x, label = over_time(records), called(runs, run, name)
-            smooth = smoothed(values)
-            if smooth != values:
-                faint: dict[str, Any] = {"opacity": 0.25, "showlegend": False, "hoverinfo": "skip"}
-                traces.append(line(label, x, values, look["colour"], **faint))
-            traces.append(line(label, x, smooth, **look))
-    return Figure(title, traces, layout=layout or {})
-
-
-def validation_line(
-    runs: Sequence[Recorded], number: int, key: str, series: int
-) -> list[dict[str, Any]]:
-    """A figure of a run's validations; none where it has none."""
-    run = runs[number]
-    records = [r for r in run.validations if r["stats"].get(key) is not None]
-    if not records:
-        return []
-    values = [r["stats"][key] for r in records]
-    look = style(runs, number, series)
-    return [line(called(runs, run, "validation"), over_time(records), values, points=True, **look)]
 
 
 def reward_figure(runs: Sequence[Recorded]) -> Figure:
     """Reward, baseline, and the validations' reward."""
     figure = updates_figure(runs, "Reward", [("samples", "reward"), ("baseline", "baseline")])
-    for number in range(len(runs)):
-        figure.traces += validation_line(runs, number, "reward", 2)
-    return figure
+    return with_validation(runs, figure, "reward", 2)
 
 
 def length_figure(runs: Sequence[Recorded]) -> Figure:
     """Length ratio of samples and of the validated outputs."""
     figure = updates_figure(runs, "Length ratio", [("samples", "length_ratio")])
+    return with_validation(runs, figure, "length_ratio", 1)
+
+
+def parts_of(runs: Sequence[Recorded]) -> list[str]:
+    """Names of the rewards that the runs' rewards are made of; of a single one there are none."""
+    names = [
+        key.removesuffix("_std").removeprefix("reward_")
+        for run in runs
+        for record in run.of("update")
+        for key in record
+        if key.startswith("reward_") and key.endswith("_std") and key != "reward_std"
+    ]
+    return list(dict.fromkeys(names))
+
+
+def part_figure(runs: Sequence[Recorded], name: str) -> Figure:
+    """One of these rewards, of samples and of the validated outputs."""
+    figure = updates_figure(runs, name, [("samples", f"reward_{name}")])
+    return with_validation(runs, figure, f"reward_{name}", 1)
+
+
+def with_validation(runs: Sequence[Recorded], figure: Figure, key: str, series: int) -> Figure:
+    """The same with a figure of the runs' validations beside."""
     for number in range(len(runs)):
-        figure.traces += validation_line(runs, number, "length_ratio", 1)
+        figure.traces += validation_line(runs, number, key, series)
+    figure.traces = by_run(runs, figure.traces)
     return figure
 
 

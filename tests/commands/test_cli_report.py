@@ -167,9 +167,15 @@ def test_a_report_of_training_and_outcome(run, report, drawn, tmp_path):
     reward = next(f for f in figures(page) if f["title"] == "Reward")
     assert [trace["name"] for trace in reward["traces"]] == ["samples", "baseline", "validation"]
     assert reward["traces"][2]["x"]["updates"] == [0, 7, 10, 14]
-    assert [mark[1] for mark in reward["marks"]["updates"]] == ["1"]
+    assert [mark[1] for mark in reward["marks"]["updates"]] == [1]
     assert titles(page)[0] == "Is the best checkpoint better than the start?"
-    assert "How do the outputs change?" in titles(page) and len(titles(page)) == 17
+    assert "How do the outputs change?" in titles(page) and len(titles(page)) == 18
+    for part in ("bleu", "chrf"):
+        figure = next(f for f in figures(page) if f["title"] == part)
+        samples, validation = figure["traces"]
+        assert [samples["name"], validation["name"]] == ["samples", "validation"]
+        assert validation["x"]["updates"] == [0, 7, 10, 14] and len(samples["y"]) == UPDATES
+        assert samples["y"] != reward["traces"][0]["y"]
     drawn(page)
 
 
@@ -201,9 +207,11 @@ def test_several_runs_overlaid(run, report, drawn, tmp_path):
     page = tmp_path / "page.html"
     report(run[0], other, "--output", page)
     reward = next(f for f in figures(page) if f["title"] == "Reward")
-    names = ["recorded: samples", "recorded: baseline"]
-    names += ["<b>other & one: samples", "<b>other & one: baseline", "recorded: validation"]
+    names = ["recorded: samples", "recorded: baseline", "recorded: validation"]
+    names += ["<b>other & one: samples", "<b>other & one: baseline"]
     assert [trace["name"] for trace in reward["traces"]] == names
+    entropy = next(f for f in figures(page) if f["title"].startswith("Entropy"))
+    assert [trace["name"] for trace in entropy["traces"]] == ["recorded", "<b>other & one"]
     assert "<b>other" not in page.read_text() and "<script>x" not in page.read_text()
     drawn(page)
 
