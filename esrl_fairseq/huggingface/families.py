@@ -6,7 +6,6 @@ what lies between a decoder's states and the logits. All of that is here.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -52,8 +51,7 @@ class Family:
         self.model, self.config = model, model.config
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
         self.scale = self.config.d_model**-0.5 if scales_states(self.config) else 1.0
-        parameters = inspect.signature(self.decoder.forward).parameters
-        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self.cache_name = library.cache_argument(self.decoder)
         positions: Any = getattr(self.decoder, "embed_positions", None)
         if hasattr(positions, "create_position_ids_from_input_ids"):
             positions.create_position_ids_from_input_ids = places_of_steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import textwrap
 from collections.abc import Iterator
@@ -201,6 +202,13 @@ def load_model(where: str, attention: str | None = None, kind: Kind = CAUSAL) ->
             "eos_token_id in its config.json"
         )
     return model
+
+
+def cache_argument(decoder: Any) -> str:
+    """The name of the argument with which ``decoder`` gets its cache: transformers renamed it in
+    version 5, and takes the old name until 5.40, with a warning."""
+    names = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def encoder_decoder_cache(config: Any) -> Any:

@@ -176,6 +176,26 @@ def wmt18(folder):
     news(folder, corpora, {name: WMT_SETS[name] for name in list(WMT_SETS)[2:]})
 
 
+def multi30k(folder, sizes=(400, 30, 30)):
+    """The six packed files of task 1."""
+    pairs, start = sentences(sum(sizes)), 0
+    for split, size in zip(("train", "val", "test_2016_flickr"), sizes):
+        sides = zip(*pairs[start : start + size])
+        for lang, side in zip(("de", "en"), sides):
+            (folder / f"{split}.{lang}.gz").write_bytes(gzip.compress(lines(side).encode()))
+        start += size
+
+
+def flores(folder, pairs, more):
+    """FLORES-200 of (English, German) pairs, half of them a set, and other English sentences."""
+    half, files = len(pairs) // 2, {}
+    for split, own in (("dev", pairs[:half]), ("devtest", pairs[half:])):
+        for lang, side in zip(("eng_Latn", "deu_Latn"), zip(*own)):
+            files[f"flores200_dataset/{split}/{lang}.{split}"] = lines(side)
+    pack(folder / "flores200_dataset.tar.gz", files)
+    (folder / "news-commentary-v16.en.gz").write_bytes(gzip.compress(lines(more).encode()))
+
+
 def copy_recipes(folder, archives):
     """The recipes, in a repository of their own whose SUMS are those of the archives."""
     folder.mkdir()
