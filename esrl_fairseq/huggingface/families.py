@@ -55,6 +55,8 @@ class Family:
         positions: Any = getattr(self.decoder, "embed_positions", None)
         if hasattr(positions, "create_position_ids_from_input_ids"):
             positions.create_position_ids_from_input_ids = places_of_steps
+        elif hasattr(positions, "make_weights"):  # M2M100's before version 5
+            positions.forward = by_steps(positions.forward, positions.padding_idx)
 
     @property
     def cross_attention(self) -> list[Any]:
@@ -157,9 +159,9 @@ def scales_states(config: Any) -> bool:
     """Whether a model with this configuration makes its states smaller before the head."""
     if hasattr(config, "scale_decoder_outputs"):
         return bool(config.scale_decoder_outputs)
-    # Before version 5 both kinds did where the head is the embeddings; from then on only T5 does.
+    # Before version 5 all kinds did where the head is the embeddings; from then on only T5 does.
     old = int(library.transformers().__version__.split(".")[0]) < 5
-    return old and config.model_type in ("t5", "mt5") and config.tie_word_embeddings
+    return old and config.model_type in ("t5", "mt5", "umt5") and config.tie_word_embeddings
 
 
 def records(x: Tensor) -> bool:
@@ -188,6 +190,17 @@ def places_of_steps(ids: Tensor, padding: int, cache_length: int = 0) -> Tensor:
     has none, but those behind it have their own."""
     steps = torch.arange(1, ids.size(1) + 1, device=ids.device) + cache_length
     return steps * ids.ne(padding) + padding
+
+
+def by_steps(places: Any, padding: int) -> Any:
+    """:func:`places_of_steps` for ``places``, which gives the states of positions that it counts
+    itself: all tokens count, and those of padding are 0."""
+
+    def states(input_ids: Tensor, *given: Any, **more: Any) -> Tensor:
+        found: Tensor = places(torch.full_like(input_ids, padding + 1), *given, **more)
+        return found * input_ids.ne(padding).unsqueeze(-1)
+
+    return states
 
 
 def places_of_fsmt(ids: Tensor, padding: int) -> Tensor:

@@ -49,14 +49,9 @@ export_run() {
 
 # translate RUN: the test set by both → out/{transformers,ctranslate2}/RUN.{beam5,greedy}.txt
 translate() {
-    local mode beam
-    for mode in beam5 greedy; do
-        beam=5
-        [[ $mode == beam5 ]] || beam=1
-        set -- "$1" --model "$1-hf" --beam "$beam" --longest "$LONGEST"
-        python "$RECIPES/translate.py" "${@:2}" "clean/test.$SRC" "out/transformers/$1.$mode.txt"
-        python "$RECIPES/translate.py" "${@:2}" --ctranslate2 "$1-ct2" "clean/test.$SRC" "out/ctranslate2/$1.$mode.txt"
-    done
+    local options=(--model "$1-hf" --longest "$LONGEST")
+    python "$RECIPES/translate.py" "${options[@]}" "clean/test.$SRC" "out/transformers/$1"
+    python "$RECIPES/translate.py" "${options[@]}" --ctranslate2 "$1-ct2" "clean/test.$SRC" "out/ctranslate2/$1"
 }
 
 deploy_steps() {

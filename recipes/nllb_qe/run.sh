@@ -67,13 +67,8 @@ prepare() {
 
 # translate RUN MODEL: the test set by transformers → out/RUN.{beam5,greedy}.txt
 translate() {
-    local mode beam
-    for mode in beam5 greedy; do
-        beam=5
-        [[ $mode == beam5 ]] || beam=1
-        python "$RECIPES/translate.py" --model "$2" --beam "$beam" --longest "${LONGEST:-200}" \
-            --source-lang "$SRC" --target-lang "$TGT" "clean/test.$SRC" "out/$1.$mode.txt"
-    done
+    python "$RECIPES/translate.py" --model "$2" --longest "${LONGEST:-200}" \
+        --source-lang "$SRC" --target-lang "$TGT" "clean/test.$SRC" "out/$1"
 }
 
 # summarise RUN...: → summary-ESRL_RUN.txt: chrF++ and BLEU against FLORES's references, then the reward of the same
