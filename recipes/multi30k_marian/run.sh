@@ -86,18 +86,18 @@ MLE=(
     --lr 3e-3 --lr-scheduler polynomial_decay --warmup-updates 250
     --max-tokens 3000 --total-num-update "$MLE_UPDATES" --max-update "$MLE_UPDATES"
 )
-ESRL_UPDATES=${ESRL_UPDATES:-60}
+ESRL_UPDATES=${ESRL_UPDATES:-200}
 ESRL=(
     --reward bleu --num-samples 8 --capability bleu --rescoring-dropout
     --optimizer adam --adam-betas "(0.9, 0.98)"
-    --lr 3e-4 --lr-scheduler polynomial_decay --warmup-updates 10
+    --lr 2e-4 --lr-scheduler polynomial_decay --warmup-updates 20
     --total-num-update "$ESRL_UPDATES" --max-update "$ESRL_UPDATES" --batch-size 64
-    --save-interval-updates 30 --keep-interval-updates 1 --log-interval 10
+    --save-interval-updates 50 --keep-interval-updates 1 --log-interval 10
 )
 # The control: learning rates falling to zero once more, in about the time that ESRL takes.
 CONTINUE=(
     "${MLE[@]}" --lr 1e-3 --warmup-updates 50
-    --total-num-update "${CONTINUE_UPDATES:-400}" --max-update "${CONTINUE_UPDATES:-400}"
+    --total-num-update "${CONTINUE_UPDATES:-500}" --max-update "${CONTINUE_UPDATES:-500}"
 )
 
 run_recipe
