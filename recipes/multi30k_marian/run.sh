@@ -74,7 +74,7 @@ score_programs() {
 }
 
 DISK=([fetch]=6 [clean]=4 [mle]=80 [esrl]=160)
-TIMES=([mle]='20 minutes of a core' [esrl]='10 minutes of a core')
+TIMES=([mle]='13 minutes of a core' [esrl]='6 minutes of a core')
 WORDS_STEPS=words_steps DEPLOY_STEPS=deploy_steps SCORE=score_programs
 GENERATE=(--min-len 0 --max-len-a 0 --max-len-b "$LONGEST") # as the other programs
 MODEL=(--arch hf_seq2seq --hf-model "$HF_MODEL")

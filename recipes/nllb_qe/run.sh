@@ -74,12 +74,12 @@ translate() {
 # summarise RUN...: → summary-ESRL_RUN.txt: chrF++ and BLEU against FLORES's references, then the reward of the same
 # translations
 summarise() {
-    local mode
+    local mode outputs=("${@/#/out/}")
     score "$@"
     for mode in beam5 greedy; do
         printf '\nThe reward of the same translations, %s:\n' "$mode"
         package rewards "${JUDGE[@]}" --reward-post-process none \
-            --sources "clean/test.$SRC" -- "${@/%/.$mode.txt}"
+            --sources "clean/test.$SRC" -- "${outputs[@]/%/.$mode.txt}"
     done >>"summary-$ESRL_RUN.txt"
 }
 

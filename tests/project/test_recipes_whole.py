@@ -229,7 +229,7 @@ def test_nllb_qe(recipe, tmp_path, monkeypatch):
     settings = {
         "NLLB": str(model), "TARGET": "deu_Latn", "SOURCES": "80", "PRECISION": "fp32",
         "REWARD": "python:nllb_reward.vowels*language-gate*length-gate", "LONGEST": "12",
-        "REWARD_OPTIONS": "language-gate.odds=1e30,length-gate.low=0,length-gate.high=9",
+        "REWARD_OPTIONS": "language-gate.odds=1e30,length-gate.low=0.01,length-gate.high=99",
         "ESRL_ARGS": "--cpu --sample-max-len-a 0 --sample-max-len-b 8 --check-start warn",
         "INPUTS": "16",
     }  # fmt: skip
