@@ -49,6 +49,8 @@ class Family:
 
     def __init__(self, model: Any):
         self.model, self.config = model, model.config
+        for name in fixed_weights(model):
+            model.get_parameter(name).requires_grad = False
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
         self.scale = self.config.d_model**-0.5 if scales_states(self.config) else 1.0
         self.cache_name = library.cache_argument(self.decoder)
@@ -132,8 +134,6 @@ class Fsmt(Family):
             self.projection.weight = weight
         head.forward = unchanged
         self.decoder.embed_positions.make_positions = places_of_fsmt
-        for half in (self.encoder, self.decoder):
-            half.embed_positions.weight.requires_grad = False  # sinusoids, not to be trained
 
     def decode(self, ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         length, causal = ids.size(1), None
@@ -153,6 +153,17 @@ class Fsmt(Family):
     @property
     def head(self) -> Any:
         return self.projection
+
+
+def fixed_weights(model: Any) -> list[str]:
+    """Names of parameters that are not to be trained: sinusoids, which the library computes anew
+    when it loads a model, whatever was saved; and loading may leave them trainable."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if "Sinusoidal" in type(module).__name__
+        for own, _ in module.named_parameters(recurse=False)
+    ]
 
 
 def scales_states(config: Any) -> bool:

@@ -176,6 +176,19 @@ def test_attention(folders, name):
     assert torch.allclose(found[0][1], found[1][2], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_is_trained_is_saved(folders, name, tmp_path):
+    """The library leaves some weights out of a folder, and computes them when it loads it."""
+    model = build(folders(name)).decoder.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.25)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path).state_dict()
+    assert all(torch.equal(x, again[name]) for name, x in model.state_dict().items())
+
+
 @pytest.mark.parametrize("seen", [0, 3])
 def test_positions_of_version_4(seen):
     """They are counted as those of version 5: padding has none, what follows it has its own."""
