@@ -19,6 +19,8 @@ except ImportError as error:
     sys.exit(f"{error}: pip install -e '.[hf]'")
 from pretended_rules import Cost, total
 
+from esrl_fairseq.huggingface.library import cache_argument
+
 COLUMNS = ("cache", "layers", "rows", "step", *Cost._fields)
 ROOM = 64
 """Positions that the static cache has."""
@@ -61,7 +63,8 @@ def last_step(options: argparse.Namespace, name: str) -> common.Row:
         cache = CACHES[name](config=config)
         for _ in range(options.steps):
             device.events.clear()
-            model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+            given = {cache_argument(model.base_model): cache, "use_cache": True}
+            model.base_model(input_ids=ids, **given)
     counts = total(event.cost for event in device.events)
     return {
         "layers": options.layers,

@@ -46,10 +46,11 @@ def cost_of(run: str, logs: Path, before: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--start", help="folder of the start model, if there is one")
+    parser.add_argument("--start", help="the start model: a folder, if it was trained here")
     parser.add_argument("--logs", type=Path, required=True)
     args = parser.parse_args()
-    before = progress_of(Path(args.start) / "checkpoint_best.pt")[1] if args.start else 0.0
+    start = Path(args.start or "") / "checkpoint_best.pt"
+    before = progress_of(start)[1] if start.exists() else 0.0
     runs = [run for run in args.runs if run != args.start]
     print(json.dumps({run: cost_of(run, args.logs, before) for run in runs}, indent=1))
 

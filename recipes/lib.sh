@@ -375,6 +375,40 @@ binarize() {
     echo "> $(wc -l <"data-bin/dict.$SRC.txt") dictionary entries"
 }
 
+# ---- Models of Hugging Face: HF_MODEL is the folder (absolute) or hub name of the one that a recipe trains
+
+# package NAME WORD...: `python -m esrl_fairseq.NAME`
+package() {
+    PYTHONPATH=$REPO${PYTHONPATH:+:$PYTHONPATH} python -m "esrl_fairseq.$1" "${@:2}"
+}
+
+# hf COMMAND OPTION...
+hf() {
+    package huggingface "$@"
+}
+
+# hf_data OPTION...: clean/ → ids/ → data-bin/, in the words of HF_MODEL's tokenizer
+hf_data() {
+    rm -rf ids data-bin
+    hf data --hf-model "$HF_MODEL" --out ids --source-lang "$SRC" --target-lang "$TGT" "$@" clean/{train,valid,test}.*
+    local options=(--source-lang "$SRC" --target-lang "$TGT" --workers "$JOBS" --destdir data-bin)
+    options+=(--srcdict "ids/dict.$SRC.txt")
+    if [[ -e ids/train.$TGT ]]; then
+        fairseq-preprocess "${options[@]}" --tgtdict "ids/dict.$TGT.txt" \
+            --trainpref ids/train --validpref ids/valid --testpref ids/test
+    else # of the training data there are sources alone
+        fairseq-preprocess "${options[@]}" --only-source --trainpref ids/train
+        fairseq-preprocess "${options[@]}" --tgtdict "ids/dict.$TGT.txt" --validpref ids/valid --testpref ids/test
+    fi
+    echo "> $(wc -l <"ids/train.$SRC") training sentences, $(wc -l <"ids/dict.$TGT.txt") words"
+}
+
+# hf_export RUN: → RUN-hf, a folder of the Hugging Face library
+hf_export() {
+    rm -rf "$1-hf" # of an export that was interrupted
+    hf export --checkpoint "$1/checkpoint_best.pt" --out "$1-hf"
+}
+
 # fairseq leaves out the last (longest) sentences of a data set whose size is not a multiple of
 # this, 8 by default, and says nothing: 3 of the demo's 315 test verses.
 WHOLE=(--required-batch-size-multiple 1)
@@ -428,12 +462,13 @@ decay() {
         --finetune-from-model mle/checkpoint_best.pt "$@" "${MLE_EXTRA[@]}"
 }
 
-# esrl OPTION...: from the MLE model → $ESRL_RUN/checkpoint_best.pt, best by the reward on valid.
+# esrl OPTION...: from the MLE model (START; none: from HF_MODEL) → $ESRL_RUN/checkpoint_best.pt, best by the reward on valid.
 # --finetune-from-model, not --restore-file with --reset-…: it holds for the first launch only, so
 # that the same command resumes an interrupted run instead of resetting it.
 esrl() {
-    train "$ESRL_RUN" --task esrl_translation --criterion esrl --seed "$SEED" \
-        --finetune-from-model "$START/checkpoint_best.pt" \
+    local from=()
+    [[ -z $START ]] || from=(--finetune-from-model "$START/checkpoint_best.pt")
+    train "$ESRL_RUN" --task esrl_translation --criterion esrl --seed "$SEED" "${from[@]}" \
         --best-checkpoint-metric reward --maximize-best-checkpoint-metric \
         "$@" "${ESRL_EXTRA[@]}"
 }
@@ -466,8 +501,9 @@ continue_mle() {
 
 # generate RUN OPTION...: the test set, beam 5 and greedy → out/RUN.{beam5,greedy}.txt, detokenised
 generate() {
-    local run=$1 mode beam out
+    local run=$1 mode beam out text=(--remove-bpe)
     shift
+    [[ -z $HF_MODEL ]] || text=(--bpe hf_tokenizer --hf-tokenizer "$HF_MODEL")
     mkdir -p out
     for mode in beam5 greedy; do
         out=out/$run.$mode
@@ -475,19 +511,27 @@ generate() {
         [[ $mode == beam5 ]] || beam=1
         fairseq-generate data-bin --user-dir "$USER_DIR" --source-lang "$SRC" --target-lang "$TGT" \
             --path "$run/checkpoint_best.pt" --gen-subset test --beam "$beam" --max-tokens 8000 \
-            "${WHOLE[@]}" --remove-bpe --log-format none "$@" >"$out.log"
-        # H-<number>\t<score>\t<text>, in an order that batches chose
-        grep '^H-' "$out.log" | sed 's/^H-//' | sort -n | cut -f 3 |
-            sacremoses -l "${TEXT_LANGUAGE:-$TGT}" -q detokenize >"$out.txt"
+            "${WHOLE[@]}" "${text[@]}" --log-format none "$@" >"$out.log"
+        outputs "$out.log" >"$out.txt"
         [[ $(wc -l <"$out.txt") == $(wc -l <"clean/test.$TGT") ]] ||
             die "$WORK/$out.txt has not as many lines as clean/test.$TGT"
-        tail -n 1 "$out.log" | sed 's/^/> tokenised text: /'
+        [[ -n $HF_MODEL ]] || tail -n 1 "$out.log" | sed 's/^/> tokenised text: /'
     done
 }
 
-# costs RUN...: time and memory of their trainings → out/costs-ESRL_RUN.json
+# outputs LOG: what fairseq-generate wrote, detokenised
+outputs() {
+    # H-<number>\t<score>\t<text>, in an order that batches chose; D- has the text of a tokenizer of Hugging Face
+    if [[ -n $HF_MODEL ]]; then
+        grep '^D-' "$1" | sed 's/^D-//' | sort -n | cut -f 3
+    else
+        grep '^H-' "$1" | sed 's/^H-//' | sort -n | cut -f 3 | sacremoses -l "${TEXT_LANGUAGE:-$TGT}" -q detokenize
+    fi
+}
+
+# costs RUN...: time and memory of their trainings, from the first one on → out/costs-ESRL_RUN.json
 costs() {
-    python "$RECIPES/costs.py" --start "$START" --logs logs "$@" >"out/costs-$ESRL_RUN.json"
+    python "$RECIPES/costs.py" --start "$1" --logs logs "$@" >"out/costs-$ESRL_RUN.json"
 }
 
 # score RUN...: sacreBLEU and chrF of detokenised text against the text as it was before any
@@ -539,6 +583,7 @@ comet() {
 
 trains mle decay esrl method continue_mle
 COMET_MODEL=${COMET_MODEL:-Unbabel/wmt22-comet-da}
+HF_MODEL=''
 MOSES=() SUMMARY=() SACREBLEU_OPTIONS=() GENERATE=() DECAY=() BPE_FILTER=() CLEAN=()
 
 # fingerprint FILE: of a model, in the settings of what starts from it
@@ -549,8 +594,9 @@ fingerprint() {
 # Everything, from the data to the summary. A recipe defines fetch_data and sets CLEAN,
 # BPE_MERGES, MODEL (the architecture), MLE, ESRL and CONTINUE (options of fairseq-train), and where
 # needed DECAY (MLE's second part), AVERAGE, GENERATE (options of fairseq-generate), SCORE (score_rouge in the
-# place of score), FETCH (what the data depend on), CLEAN_STEP and TOKENISE (functions; CLEAN_DOES says what) and TEXT_LANGUAGE (of
-# both sides, where SRC and TGT do not name languages).
+# place of score), FETCH (what the data depend on), CLEAN_STEP and TOKENISE (functions; CLEAN_DOES says what), WORDS_STEPS and
+# DEPLOY_STEPS (functions of steps: clean/ → data-bin/; after the translations) and TEXT_LANGUAGE (of both sides, where SRC and TGT
+# do not name languages).
 run_recipe() {
     check_start
     [[ $COMET == 0 ]] || command -v comet-score >/dev/null ||
@@ -566,9 +612,11 @@ check_start() {
     [[ ! -e $WORK/steps/mle.done || -n $FROM ]] || return 0
     beside=$(dirname "$MLE_CHECKPOINT")
     ((JOINED)) || dicts=("dict.$SRC.txt" "dict.$TGT.txt")
-    for file in "$MLE_CHECKPOINT" "$beside/bpe.codes" "${dicts[@]/#/$beside/}"; do
+    local needs=(bpe.codes "${dicts[@]}")
+    [[ -z ${HF_MODEL:-} ]] || needs=(model/config.json) # its words are in its folder
+    for file in "$MLE_CHECKPOINT" "${needs[@]/#/$beside/}"; do
         [[ -f $file ]] || die "MLE_CHECKPOINT is '$MLE_CHECKPOINT', but there is no file $file" \
-            "(the model needs bpe.codes and ${dicts[*]} beside it)"
+            "(the model needs ${needs[*]} beside it)"
     done
 }
 
@@ -583,6 +631,15 @@ recipe_steps() {
     step fetch "${FETCH:-}" fetch_data
     about "${CLEAN_DOES:-drop what is no good training pair}" raw/ "clean$([[ -z ${TOKENISE:-} ]] || echo ' tok')" "${DISK[clean]:-}" "${TIMES[clean]:-}"
     step clean "${CLEAN[*]}" "${CLEAN_STEP:-clean}" "${CLEAN[@]}"
+    "${WORDS_STEPS:-bpe_steps}"
+    start_steps
+    ! stops_after mle "$START/checkpoint_best.pt" || return 0
+    training_steps
+    ! stops_after esrl "$ESRL_RUN/checkpoint_last.pt" || return 0
+    table_steps
+}
+
+bpe_steps() {
     if [[ -n ${TOKENISE:-} ]]; then
         about "learn $BPE_MERGES merges of sub-words, apply them" tok/ bpe "${DISK[bpe]:-}" "${TIMES[bpe]:-}"
     else
@@ -591,11 +648,6 @@ recipe_steps() {
     step bpe "$BPE_MERGES $MLE_CHECKPOINT" bpe "$BPE_MERGES"
     about "write fairseq's binary form" bpe/ data-bin "${DISK[binarize]:-}" "${TIMES[binarize]:-}"
     step binarize "$MLE_CHECKPOINT" binarize
-    start_steps
-    ! stops_after mle "$START/checkpoint_best.pt" || return 0
-    training_steps
-    ! stops_after esrl "$ESRL_RUN/checkpoint_last.pt" || return 0
-    table_steps
 }
 
 # The model that ESRL starts from: START
@@ -651,6 +703,7 @@ table_steps() {
         about "translate the test set, beam 5 and greedy" "data-bin/ $run/" "out/$run.beam5.* out/$run.greedy.*" 10
         step "generate-$run" "${options[*]}" generate "$run" "${options[@]}"
     done
+    "${DEPLOY_STEPS:-:}"
     if [[ $COMET != 0 ]]; then
         about "COMET of the translations" out/ "out/*.comet.txt" "" ""
         step "comet-$ESRL_RUN-${#RUNS[@]}" "$COMET_MODEL" comet "${RUNS[@]}"

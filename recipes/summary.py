@@ -125,6 +125,7 @@ def main() -> None:
                 p_bleu, p_chrf = p_values(comparison, run, mode)
                 change = [f"{scores['bleu'] - base['bleu']:+.2f}", p_bleu]
                 change += [f"{scores['chrf'] - base['chrf']:+.2f}", p_chrf]
+            header[5] = chrf["name"]  # with words, too: chrF2++
             row = [run, mode, f"{scores['bleu']:.2f}", *change[:2], f"{scores['chrf']:.2f}"]
             row += [*change[2:], ratio.group(1) if ratio else "?"]
             if args.tokenised:

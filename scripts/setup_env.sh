@@ -11,6 +11,8 @@ venv=${1:-.venv}
 python=${PYTHON:-python3}
 read -r -a torch <<<"${TORCH:-torch==2.13.0}"
 extras=dev,demo${EXTRAS:+,$EXTRAS}
+# py3langid asks for numpy 2, the library of COMET for an older one.
+[[ ,$extras, == *,comet,* ]] || extras+=,language
 package=(-e ".[$extras]")
 [[ -z ${WHEEL:-} ]] || package=("${WHEEL}[$extras]")
 constraints=${CONSTRAINTS-constraints.txt}

@@ -27,7 +27,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 # environment NAME [EXTRAS]: what `make env` makes.
 environment() {
     python=$folder/$1/bin/python
-    installed=(base demo rouge language)
+    installed=(base demo rouge)
+    [[ ,${2:-}, == *,comet,* ]] || installed+=(language)
     rm -f "$folder/$1"/.esrl-env*
     make --no-print-directory env VENV="$folder/$1" EXTRAS="${2:-}"
 }
@@ -69,9 +70,12 @@ libraries tests/huggingface
 environment main # again, as after a change of setup.py
 check hf bertscore embedding
 
-environment comet comet
-check comet
-libraries
+environment comet comet,embedding,hf,lora # that of recipes/nllb_qe
+check comet embedding hf lora
+libraries tests/huggingface/test_huggingface.py
+"$python" -m pytest -q tests/huggingface/test_seq2seq.py -k 'm2m_100 or mbart or marian or bart' # transformers 4
+"$python" -m pip install --quiet --no-deps 'py3langid>=0.4'
+"$python" -m pytest -q tests/rewards/test_rewards_gates.py
 
 echo "extras: all of them load, in $folder"
 if (($# == 0)); then rm -r "$folder"; fi

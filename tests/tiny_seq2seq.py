@@ -181,15 +181,16 @@ def own_logits(own, sources, rows):
     longest = max(map(len, rows))
     read = torch.tensor([before + x + [END] * (longest - len(x)) for x in rows])
     found, cache = [], None
+    name = loading.cache_argument(own)
     for step in range(read.size(1)):
         output = own(
             attention_mask=mask,
             encoder_outputs=encoded,
             decoder_input_ids=read[:, step : step + 1],
-            cache=cache,
             use_cache=True,
+            **{name: cache},
         )
-        cache = output.cache
+        cache = output[name]
         found.append(output.logits[:, -1])
     return torch.stack(found[len(before) - 1 :], 1)
 

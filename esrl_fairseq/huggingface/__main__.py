@@ -15,6 +15,7 @@ from esrl_fairseq.checkpoints.reading import check_file
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import adapters, from_fairseq, library
 from esrl_fairseq.huggingface.bpe import is_seq2seq
+from esrl_fairseq.huggingface.families import fixed_weights
 from esrl_fairseq.huggingface.pair_data import (
     add_options,
     check_files,
@@ -82,12 +83,19 @@ def export_model(checkpoint: str | None, where: str | None, out: Path) -> None:
         options = {**vars(adapters.LoraConfig()), **options}
         adapters.merge(model, state, argparse.Namespace(**options), str(checkpoint), where)
     elif state:
+        fixed = {name: model.get_parameter(name).clone() for name in fixed_weights(model)}
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise EsrlError(
                 f"{checkpoint} was trained from another model than {where}: give its --hf-model"
             ) from error
+        if not all(torch.equal(model.get_parameter(name), x) for name, x in fixed.items()):
+            raise EsrlError(
+                f"{checkpoint} has trained positions, which a {model.config.model_type} folder "
+                "cannot hold (an older version of this package did not leave them fixed): train "
+                "again"
+            )
     model.save_pretrained(out)
     library.load_tokenizer(where).save_pretrained(out)
 

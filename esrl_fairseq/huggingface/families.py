@@ -6,7 +6,6 @@ what lies between a decoder's states and the logits. All of that is here.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -50,13 +49,16 @@ class Family:
 
     def __init__(self, model: Any):
         self.model, self.config = model, model.config
+        for name in fixed_weights(model):
+            model.get_parameter(name).requires_grad = False
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
         self.scale = self.config.d_model**-0.5 if scales_states(self.config) else 1.0
-        parameters = inspect.signature(self.decoder.forward).parameters
-        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self.cache_name = library.cache_argument(self.decoder)
         positions: Any = getattr(self.decoder, "embed_positions", None)
         if hasattr(positions, "create_position_ids_from_input_ids"):
             positions.create_position_ids_from_input_ids = places_of_steps
+        elif hasattr(positions, "make_weights"):  # M2M100's before version 5
+            positions.forward = by_steps(positions.forward, positions.padding_idx)
 
     @property
     def cross_attention(self) -> list[Any]:
@@ -132,8 +134,6 @@ class Fsmt(Family):
             self.projection.weight = weight
         head.forward = unchanged
         self.decoder.embed_positions.make_positions = places_of_fsmt
-        for half in (self.encoder, self.decoder):
-            half.embed_positions.weight.requires_grad = False  # sinusoids, not to be trained
 
     def decode(self, ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         length, causal = ids.size(1), None
@@ -155,13 +155,24 @@ class Fsmt(Family):
         return self.projection
 
 
+def fixed_weights(model: Any) -> list[str]:
+    """Names of parameters that are not to be trained: sinusoids, which the library computes anew
+    when it loads a model, whatever was saved; and loading may leave them trainable."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if "Sinusoidal" in type(module).__name__
+        for own, _ in module.named_parameters(recurse=False)
+    ]
+
+
 def scales_states(config: Any) -> bool:
     """Whether a model with this configuration makes its states smaller before the head."""
     if hasattr(config, "scale_decoder_outputs"):
         return bool(config.scale_decoder_outputs)
-    # Before version 5 both kinds did where the head is the embeddings; from then on only T5 does.
+    # Before version 5 all kinds did where the head is the embeddings; from then on only T5 does.
     old = int(library.transformers().__version__.split(".")[0]) < 5
-    return old and config.model_type in ("t5", "mt5") and config.tie_word_embeddings
+    return old and config.model_type in ("t5", "mt5", "umt5") and config.tie_word_embeddings
 
 
 def records(x: Tensor) -> bool:
@@ -190,6 +201,17 @@ def places_of_steps(ids: Tensor, padding: int, cache_length: int = 0) -> Tensor:
     has none, but those behind it have their own."""
     steps = torch.arange(1, ids.size(1) + 1, device=ids.device) + cache_length
     return steps * ids.ne(padding) + padding
+
+
+def by_steps(places: Any, padding: int) -> Any:
+    """:func:`places_of_steps` for ``places``, which gives the states of positions that it counts
+    itself: all tokens count, and those of padding are 0."""
+
+    def states(input_ids: Tensor, *given: Any, **more: Any) -> Tensor:
+        found: Tensor = places(torch.full_like(input_ids, padding + 1), *given, **more)
+        return found * input_ids.ne(padding).unsqueeze(-1)
+
+    return states
 
 
 def places_of_fsmt(ids: Tensor, padding: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import textwrap
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ SEQ2SEQ = Kind(
     "esrl_translation",
 )
 KINDS = (CAUSAL, SEQ2SEQ)
+FROM_5 = ("fsmt",)
+"""Model types that version 4 of the library cannot decode with a cache."""
 
 
 def transformers() -> Any:
@@ -153,9 +156,15 @@ def refuse_other_kinds(found: str, where: str, kind: Kind) -> None:
         found: the model's type.
 
     Raises:
-        EsrlError: naming the architecture that does, if there is one.
+        EsrlError: naming the architecture that does, if there is one; or the library is too old.
     """
     if found in kind.types:
+        version = transformers().__version__
+        if found in FROM_5 and int(version.split(".")[0]) < 5:
+            raise EsrlError(
+                f"the model of {where} is of the kind {found}, which needs transformers 5, and not "
+                f"{version}: pip install 'transformers>=5'"
+            )
         return
     other = next((x for x in KINDS if found in x.types), None)
     mend = "" if other is None else f": choose --arch {other.arch} with --task {other.task}"
@@ -201,6 +210,13 @@ def load_model(where: str, attention: str | None = None, kind: Kind = CAUSAL) ->
             "eos_token_id in its config.json"
         )
     return model
+
+
+def cache_argument(decoder: Any) -> str:
+    """The name of the argument with which ``decoder`` gets its cache: transformers renamed it in
+    version 5, and takes the old name until 5.40, with a warning."""
+    names = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def encoder_decoder_cache(config: Any) -> Any:

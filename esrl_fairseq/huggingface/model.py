@@ -117,7 +117,7 @@ class HfDecoder(CachedDecoder):
 
     def __init__(self, model: Any, dictionary: Dictionary):
         super().__init__(dictionary)
-        self.model = model
+        self.model, self.cache_name = model, library.cache_argument(model.base_model)
         self.first = dictionary.nspecial
         self.ends = library.end_tokens(model)
         self.never = [self.first + end for end in self.ends]
@@ -159,9 +159,8 @@ class HfDecoder(CachedDecoder):
                 self.set_incremental_state(incremental_state, CACHE, cache)
             prev_output_tokens = prev_output_tokens[:, cache.get_seq_length() :]
         ids = known(self.ids[prev_output_tokens])
-        inner = self.model.base_model
-        output = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        return output.last_hidden_state
+        given = {self.cache_name: cache, "use_cache": cache is not None}
+        return self.model.base_model(input_ids=ids, **given).last_hidden_state
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Scores ``[…, words]`` of states ``[…, width]``."""

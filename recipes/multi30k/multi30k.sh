@@ -3,17 +3,8 @@
 # sourced lib.sh.
 recipe "multi30k_${1}_$2" "$1" "$2" multi30k
 
-URL=https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw
-
-fetch_data() {
-    local lang
-    fetch_urls "$URL" {train,val,test_2016_flickr}.{de,en}.gz
-    for lang in de en; do
-        gzip -dc "raw/train.$lang.gz" >"raw/train.$lang"
-        gzip -dc "raw/val.$lang.gz" >"raw/valid.$lang"
-        gzip -dc "raw/test_2016_flickr.$lang.gz" >"raw/test.$lang"
-    done
-}
+# shellcheck source-path=SCRIPTDIR source=data.sh
+source "$RECIPES/multi30k/data.sh"
 
 DISK=([fetch]=6 [clean]=4 [bpe]=10 [binarize]=5 [mle]=80 [decay]=80 [esrl]=160)
 TIMES=([mle]='25 minutes of a core' [decay]='25 to 37 minutes of a core' [esrl]='17 to 19 minutes of a core')

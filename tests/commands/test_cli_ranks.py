@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from command_lines import COMMON, JOINED, MODEL, USER_DIR, esrl_options, free_port, script
+from command_lines import COMMON, JOINED, MODEL, USER_DIR, esrl_options, free_port, gone, script
 
 LOGGING = """
 import json, os, sys
@@ -179,6 +179,11 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
     "what, sentence, limit, more",
     [
         ("raises", "rank 1 of 2 failed: reward 'python:faults.reward' raised KeyError", 30, ""),
+        pytest.param(
+            *("raises", "rank 1 of 2 failed: reward 'python:faults.reward' raised KeyError", 30),
+            *["--reward-workers 1"],
+            marks=pytest.mark.long,
+        ),
         pytest.param("SIGKILL", "rank 1 of 2 is gone", 30, "", marks=pytest.mark.long),
         pytest.param(
             *("sleeps", "rank 1 of 2 is still busy with its batches of update 4", 6, "legacy_ddp"),
@@ -193,7 +198,7 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
 def test_one_rank_fails(what, sentence, limit, more, commands, corpus, mle, tmp_path):
     """The first one saves the last whole update and says which; all end, soon and not with 0."""
     heartbeat = f"--heartbeat-timeout {limit}"
-    backend = ["--ddp-backend legacy_ddp"] if more == "legacy_ddp" else []
+    backend = ["--ddp-backend legacy_ddp"] if more == "legacy_ddp" else [more]
     other, own, seconds = fault(commands, corpus, mle, tmp_path, what, 1, heartbeat, *backend)
     assert other.returncode == 1 and own.returncode != 0 and "Traceback" not in other.stderr
     last = other.stderr.splitlines()[-1]
@@ -205,6 +210,38 @@ def test_one_rank_fails(what, sentence, limit, more, commands, corpus, mle, tmp_
         return
     resumed = finished(commands.ranks(2, *options(corpus, mle, tmp_path, "--max-epoch 1")))[0]
     assert resumed.logged("train")[0]["num_updates"] == 5
+
+
+WORKERS = """
+import os
+
+def words(sources, hypotheses, references):
+    open(f"{os.environ['RANK']}-{os.getpid()}.asked", "w").close()
+    return [len(set(text.split())) / 100 for text in hypotheses]
+"""
+
+
+def test_reward_workers_of_two_ranks(commands, corpus, mle, tmp_path):
+    """Each rank has its own, whose rewards are those that it would compute itself."""
+    (commands.folder / "counted_reward.py").write_text(WORKERS)
+
+    def run(name, *more):
+        command = options(corpus, mle, tmp_path / name, "--max-update 3", *more)
+        running = commands.ranks(2, *command, "--reward python:counted_reward.words+chrf")
+        finished(running)
+        asked = [path.stem.split("-") for path in commands.folder.glob("*.asked")]
+        for path in commands.folder.glob("*.asked"):
+            path.unlink()
+        trainers = {str(rank): str(one.pid) for rank, one in enumerate(running)}
+        return load(tmp_path / name)["model"], sorted(map(tuple, asked)), trainers
+
+    alone, asked, trainers = run("alone")
+    assert asked == sorted(trainers.items())
+    model, asked, trainers = run("workers", "--reward-workers 2")
+    assert all(torch.equal(model[name], alone[name]) for name in alone)
+    assert [rank for rank, _ in asked] == ["0", "0", "1", "1"] and len(dict(asked)) == 2
+    assert not {process for _, process in asked} & set(trainers.values())
+    assert all(gone(int(process)) for _, process in asked)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,14 +212,17 @@ class TestStageOne:
         """What all prompts have is read at once, then one token a step; states are kept."""
         model, batch = build(folders["llama"]).eval(), prompts()
         sizes, forward = [], model.decoder.model.model.forward
+        name = model.decoder.cache_name
 
-        def counted(input_ids, past_key_values, **arguments):
-            assert type(past_key_values) is transformers.DynamicCache
-            sizes.append((*input_ids.shape, past_key_values.get_seq_length()))
-            return forward(input_ids=input_ids, past_key_values=past_key_values, **arguments)
+        def counted(input_ids, **arguments):
+            assert type(arguments[name]) is transformers.DynamicCache
+            sizes.append((*input_ids.shape, arguments[name].get_seq_length()))
+            return forward(input_ids=input_ids, **arguments)
 
         model.decoder.model.model.forward = counted
-        make_sampler(model, 0, 4).sample_rows(batch, [50] * 6, np.ones(6, np.float32), SEED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that of a name which will be gone, for one
+            make_sampler(model, 0, 4).sample_rows(batch, [50] * 6, np.ones(6, np.float32), SEED)
         assert sizes[0] == (6, 2, 0) and sizes[1][0] > 6
         assert [size[1:] for size in sizes[1:]] == [(1, n) for n in range(2, len(sizes) + 1)]
 

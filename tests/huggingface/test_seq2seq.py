@@ -1,5 +1,7 @@
 """``--arch hf_seq2seq`` against transformers itself, family by family: both stages, searches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from helpers import SEED, chi_square_p, gradients, make_batch, make_rows
 from tiny_seq2seq import (
     END,
     FAMILIES,
+    PAD,
     SOURCES,
     build,
     load,
@@ -21,6 +24,9 @@ from tiny_seq2seq import (
 )
 
 from esrl_fairseq.core.sequences import append_rows
+from esrl_fairseq.errors import EsrlError
+from esrl_fairseq.huggingface import library
+from esrl_fairseq.huggingface.families import by_steps, places_of_steps, scales_states
 from esrl_fairseq.rescoring.agreement import stage_difference
 from esrl_fairseq.rescoring.rescoring import rescore
 from esrl_fairseq.rescoring.standard import sample_with_graph
@@ -168,6 +174,40 @@ def test_attention(folders, name):
     assert torch.equal(found[0][0], found[1][0])
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
     assert torch.allclose(found[0][1], found[1][2], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_whatever_is_trained_is_saved(folders, name, tmp_path):
+    """The library leaves some weights out of a folder, and computes them when it loads it."""
+    model = build(folders(name)).decoder.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.25)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path).state_dict()
+    assert all(torch.equal(x, again[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seen", [0, 3])
+def test_positions_of_version_4(seen):
+    """They are counted as those of version 5: padding has none, what follows it has its own."""
+    kind = transformers.models.m2m_100.modeling_m2m_100.M2M100SinusoidalPositionalEmbedding
+    old, new = kind(4, 6, PAD), kind(4, 6, PAD)
+    new.create_position_ids_from_input_ids = places_of_steps
+    ids = torch.tensor([[4, PAD, 5, PAD, 6], [5, 5, 5, 5, PAD]])
+    assert torch.equal(by_steps(old.forward, PAD)(ids, None, seen), new(ids, None, seen))
+
+
+def test_what_version_4_cannot_do(monkeypatch):
+    version = SimpleNamespace(__version__="4.57.6")
+    monkeypatch.setattr(library, "transformers", lambda: version)
+    with pytest.raises(EsrlError, match="x is of the kind fsmt, which needs transformers 5, and"):
+        library.refuse_other_kinds("fsmt", "x", library.SEQ2SEQ)
+    library.refuse_other_kinds("m2m_100", "x", library.SEQ2SEQ)
+    for kind in ("t5", "mt5", "umt5"):
+        assert scales_states(SimpleNamespace(model_type=kind, tie_word_embeddings=True))
+        assert not scales_states(SimpleNamespace(model_type=kind, tie_word_embeddings=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

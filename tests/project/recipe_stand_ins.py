@@ -182,6 +182,26 @@ def wmt18(folder):
     news(folder, corpora, {name: WMT_SETS[name] for name in list(WMT_SETS)[2:]})
 
 
+def multi30k(folder, sizes=(400, 30, 30)):
+    """The six packed files of task 1."""
+    pairs, start = sentences(sum(sizes)), 0
+    for split, size in zip(("train", "val", "test_2016_flickr"), sizes):
+        sides = zip(*pairs[start : start + size])
+        for lang, side in zip(("de", "en"), sides):
+            (folder / f"{split}.{lang}.gz").write_bytes(gzip.compress(lines(side).encode()))
+        start += size
+
+
+def flores(folder, pairs, more):
+    """FLORES-200 of (English, German) pairs, half of them a set, and other English sentences."""
+    half, files = len(pairs) // 2, {}
+    for split, own in (("dev", pairs[:half]), ("devtest", pairs[half:])):
+        for lang, side in zip(("eng_Latn", "deu_Latn"), zip(*own)):
+            files[f"flores200_dataset/{split}/{lang}.{split}"] = lines(side)
+    pack(folder / "flores200_dataset.tar.gz", files)
+    (folder / "news-commentary-v16.en.gz").write_bytes(gzip.compress(lines(more).encode()))
+
+
 def copy_recipes(folder, archives):
     """The recipes, in a repository of their own whose SUMS are those of the archives."""
     folder.mkdir()
@@ -331,6 +351,24 @@ class Recipe:
         time.sleep(after)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def table(result, work, runs, name="esrl-s1"):
+    """The rows of the summary, checked against what is said at the end; {(run, search): cells}."""
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+    summary = (work / f"summary-{name}.txt").read_text(encoding="utf-8")
+    assert summary in result.stdout
+    end = result.stdout.splitlines()[-4:]
+    assert "done" in end[0] and "Next: " in end[-1]
+    for path in re.findall(rf"({re.escape(str(work))}/\S+?)(?:[, ]|$)", " ".join(end)):
+        assert os.path.exists(path.rstrip(".")), path
+    rows = {}
+    for line in summary.splitlines():
+        cells = re.split(r"  +", line)
+        if len(cells) > 4 and cells[1] in ("beam5", "greedy"):
+            rows[cells[0], cells[1]] = cells
+    assert [run for run, search in rows if search == "beam5"] == runs
+    return rows, summary
 
 
 # python tests/project/recipe_stand_ins.py FOLDER PAIRS: an archive as IWSLT'14's

@@ -17,7 +17,7 @@ import esrl_fairseq  # noqa: F401 (registers its options)
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(path.parent.name for path in RECIPES.glob("*/run.sh"))
-OF_THEIR_OWN = ("reward_model_en_de", "rlhf_llama", "rlhf_sentiment")  # other steps
+OF_THEIR_OWN = ("nllb_qe", "reward_model_en_de", "rlhf_llama", "rlhf_sentiment")  # other steps
 SMALL = """\
 #!/usr/bin/env bash
 # A recipe of three steps.

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,56 @@ def test_rlhf_llama_data(tmp_path):
     found = [lines_of(tmp_path / "clean" / split) for split in ("train", "valid", "test")]
     assert list(map(len, found)) == [100, 200, 1000]
     assert "Do 0 . a b" in sum(found, []) and len(set(sum(found, []))) == 1300
+
+
+def test_nllb_sources(tmp_path):
+    """Distinct ones of a fitting length that are not held out, the same each time."""
+    held = ["held out one two"]
+    mono = [f"sentence  {i} of five words" for i in range(30)] + ["short", *held, "a b c d e f g"]
+    files = {"mono.en": mono * 2, "valid.en": held, "valid.fi": ["x"], "test.en": ["t"]}
+    write(tmp_path / "raw", {**files, "test.fi": ["u  u"]})
+    options = ["--source", "en", "--target", "fi", "--words", 4, 6]
+    found = []
+    for number in (10, 10, 99):
+        result = run("nllb_qe/prepare.py", *options, "--number", number, tmp_path / "raw", tmp_path)
+        assert result.returncode == 0, result.stderr
+        found.append(lines_of(tmp_path / "train.en"))
+    assert found[0] == found[1] and len(set(found[0])) == 10 and set(found[0]) < set(found[2])
+    assert sorted(found[2]) == sorted(" ".join(line.split()) for line in mono[:30])
+    assert lines_of(tmp_path / "test.fi") == ["u u"] and not (tmp_path / "train.fi").exists()
+    write(tmp_path / "raw", {"test.fi": ["u", "v"]})
+    result = run("nllb_qe/prepare.py", *options, "--number", 1, tmp_path / "raw", tmp_path)
+    assert result.returncode == 1 and "test has 1 and 2 lines" in result.stderr
+
+
+def test_programs_are_compared(tmp_path):
+    """Equal lines are counted, others written down; equal outputs have no p."""
+    texts = {
+        "out": {"mle": ["a b c d", "a b c x"], "esrl": ["a b c d", "a b c d"]},
+        "other": {"mle": ["a b c d", "a b c x"], "esrl": ["a b c d", "b b c d"]},
+        "same": {"mle": ["a b c d", "a b c x"], "esrl": ["a b c d", "a b c x"]},
+    }
+    write(tmp_path, {"test.en": ["a b c d", "a b c d"]})
+    for folder, runs in texts.items():
+        for name, lines in runs.items():
+            for mode in ("beam5", "greedy"):
+                write(tmp_path / folder, {f"{name}.{mode}.txt": lines})
+    programs = [x for name in texts for x in ("--program", name, tmp_path / name)]
+    told = tmp_path / "told"
+    result = run(
+        *["multi30k_marian/programs.py", "--reference", tmp_path / "test.en", *programs],
+        *["--differences", told, "mle", "esrl"],
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [re.split("  +", line) for line in result.stdout.splitlines()]
+    cells = {tuple(row[:3]): row[3:] for row in rows if len(row) > 4}
+    assert cells["esrl", "beam5", "out"][:2] == ["2 of 2", "100.00"]
+    assert cells["esrl", "greedy", "other"][0] == "1 of 2"
+    assert cells["esrl", "greedy", "same"][0] == "1 of 2"
+    assert cells["esrl", "greedy", "same"][2:4] == ["+0.00", "-"]
+    assert float(cells["esrl", "beam5", "out"][2]) > 0 and cells["esrl", "beam5", "out"][3] != "-"
+    assert "4 lines differ" in result.stdout
+    assert told.read_text().count("\n    a b c d\n    b b c d\n") == 2
 
 
 def test_bash_reads_every_recipe():

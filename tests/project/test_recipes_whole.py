@@ -2,31 +2,12 @@
 models, from addresses file://, in folders with blanks in their names."""
 
 import json
-import os
 import re
 
 import pytest
-from recipe_stand_ins import SETTINGS, Recipe, iwslt14
+from recipe_stand_ins import SETTINGS, Recipe, iwslt14, table
 
 pytestmark = pytest.mark.long
-
-
-def table(result, work, runs, name="esrl-s1"):
-    """The rows of the summary, checked against what is said at the end; {(run, search): cells}."""
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
-    summary = (work / f"summary-{name}.txt").read_text(encoding="utf-8")
-    assert summary in result.stdout
-    end = result.stdout.splitlines()[-4:]
-    assert "done" in end[0] and "Next: " in end[-1]
-    for path in re.findall(rf"({re.escape(str(work))}/\S+?)(?:[, ]|$)", " ".join(end)):
-        assert os.path.exists(path.rstrip(".")), path
-    rows = {}
-    for line in summary.splitlines():
-        cells = re.split(r"  +", line)
-        if len(cells) > 4 and cells[1] in ("beam5", "greedy"):
-            rows[cells[0], cells[1]] = cells
-    assert [run for run, search in rows if search == "beam5"] == runs
-    return rows, summary
 
 
 COMPARED = ["mle-average", *(f"esrl-s1{end}" for end in ("", "-mle-continued"))]

@@ -71,6 +71,9 @@ def test_what_is_installed(tmp_path):
     assert installs[0].endswith("torch==9 --index-url x")
     assert all(line.split()[-1].startswith("torch==") for line in installs[2:])
     assert "-e .[dev,demo,comet,hf]" in installs[-1]
+    (tmp_path / "without").mkdir()
+    _, calls, _ = set_up(tmp_path / "without")  # COMET's library, which py3langid does not fit
+    assert "-e .[dev,demo,language]" in calls
 
 
 @pytest.mark.parametrize(
