@@ -1,7 +1,8 @@
 """What any task needs of its data: checks when they are loaded, same batches after a resume."""
 
 import logging
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any, Optional
 
 from fairseq import utils
 from fairseq.data import LanguagePairDataset

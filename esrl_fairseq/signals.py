@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Callable, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from fairseq import checkpoint_utils

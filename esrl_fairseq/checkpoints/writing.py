@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import time
-from typing import IO, Any, Callable
+from collections.abc import Callable
+from typing import IO, Any
 
 import torch
 

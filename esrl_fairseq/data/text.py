@@ -29,8 +29,7 @@ chrF. Ours have none in common. Pass them as ``unk_string`` (``UNK_IN_HYPOTHESIS
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from fairseq.data import Dictionary
 

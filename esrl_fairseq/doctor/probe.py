@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 
 def loaded(name: str) -> ModuleType:

@@ -1,9 +1,10 @@
 """The fairseq model ``hf_causal_lm``: a causal LM of transformers, with its KV cache."""
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from fairseq.data import Dictionary

@@ -7,9 +7,10 @@ decoders read EOS, and has no place in rows or data; what it forbids has no prob
 
 import functools
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoderDecoderModel, register_model

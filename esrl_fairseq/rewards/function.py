@@ -8,10 +8,10 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError

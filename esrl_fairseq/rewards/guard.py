@@ -13,8 +13,9 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Callable
+from collections.abc import Callable, Sequence
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards.base import Reward, register_reward

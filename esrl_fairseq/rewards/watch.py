@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 GRACE = 5.0
 """Seconds that a reward has for its end once its time is up; then the process is ended."""
