@@ -64,9 +64,9 @@ def make_data(commands, model, text, folder, *options):
 
 
 @pytest.fixture(scope="module")
-def prompts(commands):
-    """Sixty prompts of one to six words for a tiny model."""
-    folder, draw = commands.folder / "hf", random.Random(1)
+def prompts(commands, request):
+    """Sixty prompts of one to six words for a tiny model; of each file that takes them."""
+    folder, draw = commands.folder / request.module.__name__, random.Random(1)
     (folder / "text").mkdir(parents=True)
     for split, lines in (("train", 60), ("valid", 20), ("test", 20)):
         texts = [" ".join(draw.choices("abcd", k=draw.randint(1, 6))) for _ in range(lines)]

@@ -4,6 +4,7 @@ Sentences are those of Multi30k where the data folder has it (ESRL_TEST_DATA in 
 otherwise made up.
 """
 
+import argparse
 import gzip
 import hashlib
 import io
@@ -373,4 +374,8 @@ def table(result, work, runs, name="esrl-s1"):
 
 # python tests/project/recipe_stand_ins.py FOLDER PAIRS: an archive as IWSLT'14's
 if __name__ == "__main__":
-    iwslt14(Path(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="Pairs packed as IWSLT'14's archive is.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", type=int)
+    arguments = parser.parse_args()
+    iwslt14(arguments.folder, arguments.pairs)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import re
 import runpy
 import shlex
@@ -33,6 +34,22 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from pages import PAGES, ROOT, name_of
 
 import esrl_fairseq  # noqa: F401 (registers tasks and models)
+
+
+
+@pytest.fixture(autouse=True)
+def same_log():
+    """What the parsers' programs set in the log of this process is taken back."""
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    before = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+    yield
+    for logger, *kept in before:
+        logger.level, logger.disabled, logger.propagate = kept
+        logger.manager._clear_cache()
+    logging.disable(disabled)
+    logging.root.handlers[:] = handlers
+
 
 OF_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]
 COMMANDS = {"", "sh", "bash", "console"}

@@ -96,7 +96,7 @@ def test_versions_are_the_tested_ones(given, used, tmp_path):
 
 def test_a_wheel_takes_the_place_of_the_checkout(tmp_path):
     _, calls, _ = set_up(tmp_path, WHEEL="some.whl", extras="hf")
-    assert " some.whl[dev,demo,hf] torch==" in calls and "-e" not in calls.split()
+    assert " some.whl[dev,demo,hf,language] torch==" in calls and "-e" not in calls.split()
 
 
 def test_a_python_that_is_too_old(tmp_path):
