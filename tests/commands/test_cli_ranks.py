@@ -7,7 +7,17 @@ import time
 
 import pytest
 import torch
-from command_lines import COMMON, JOINED, MODEL, USER_DIR, esrl_options, free_port, gone, script
+from command_lines import (
+    COMMON,
+    JOINED,
+    MODEL,
+    TIMEOUT,
+    USER_DIR,
+    esrl_options,
+    free_port,
+    gone,
+    script,
+)
 
 LOGGING = """
 import json, os, sys
@@ -165,7 +175,9 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
         *[2, *options(corpus, mle, folder, "--reward python:faults.reward --max-update 8", *more)],
         environment={"FAULT": what, "WHO": str(who)},
     )
+    end = time.monotonic() + TIMEOUT
     while len(running[0].logged("train_inner")) < 3 and not (folder / "over").exists():
+        assert time.monotonic() < end, "no third update"
         time.sleep(0.01)
     began = time.monotonic()
     other = running[1 - who].wait()
@@ -198,7 +210,7 @@ def fault(commands, corpus, mle, folder, what, who=1, *more):
 def test_one_rank_fails(what, sentence, limit, more, commands, corpus, mle, tmp_path):
     """The first one saves the last whole update and says which; all end, soon and not with 0."""
     heartbeat = f"--heartbeat-timeout {limit}"
-    backend = ["--ddp-backend legacy_ddp"] if more == "legacy_ddp" else [more]
+    backend = ["--ddp-backend legacy_ddp"] if more == "legacy_ddp" else more.split()
     other, own, seconds = fault(commands, corpus, mle, tmp_path, what, 1, heartbeat, *backend)
     assert other.returncode == 1 and own.returncode != 0 and "Traceback" not in other.stderr
     last = other.stderr.splitlines()[-1]

@@ -19,6 +19,13 @@ from esrl_fairseq.report.__main__ import make_parser
 from esrl_fairseq.report.reading import read_run
 from esrl_fairseq.report.translating import translate
 
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch):
+    """Other tests pretend one in this process, whose memory cannot be pinned."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+
+
 UPDATES = 14
 """An epoch has 10."""
 

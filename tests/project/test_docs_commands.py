@@ -36,7 +36,6 @@ from pages import PAGES, ROOT, name_of
 import esrl_fairseq  # noqa: F401 (registers tasks and models)
 
 
-
 @pytest.fixture(autouse=True)
 def same_log():
     """What the parsers' programs set in the log of this process is taken back."""
