@@ -120,7 +120,7 @@ check_from() {
 check_options() {
     local told status=0
     [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]}${REWARD_EXTRA[*]:-} ]] || return 0
-    told=$(planned "$@" | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
+    told=$(in_plan "$@" | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
     ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS, REWARD_ARGS)"
 }
 
@@ -158,8 +158,8 @@ size() {
     if (($1 < 10000)); then echo "$1 MB"; else echo "$((($1 + 500) / 1000)) GB"; fi
 }
 
-# planned FUNCTION: its steps are counted, not made
-planned() {
+# in_plan FUNCTION: its steps are counted, not made
+in_plan() {
     local PASS=plan
     "$@"
 }
@@ -168,7 +168,7 @@ planned() {
 say_space() {
     local needed free
     [[ ! -e steps/${STEPS[0]}.settings ]] || return 0
-    needed=$(planned "$@" >/dev/null; echo "$TOTAL_MB")
+    needed=$(in_plan "$@" >/dev/null; echo "$TOTAL_MB")
     free=$(free_mb "$WORK")
     ((needed <= free)) ||
         echo "warning: this needs about $(size "$needed") of disk (estimated), and $(size "$free") are free" >&2

@@ -285,10 +285,19 @@ def parse(run, words, at_once=True):
         try:
             run()
         except SystemExit as end:
-            if not end.code:  # --help
+            if not end.code or lacks_an_extra(end.code):  # --help
                 return
             raise AssertionError(shown.getvalue().strip().splitlines()[-1]) from None
+        except ModuleNotFoundError as error:
+            if not lacks_an_extra(str(error)):
+                raise
+            return
         assert not at_once, "it parses nothing"
+
+
+def lacks_an_extra(said):
+    """Whether a program could not be asked, because a package of an extra is not installed."""
+    return bool(re.match("No module named '(transformers|playwright|ctranslate2|trl)'", str(said)))
 
 
 def check_python(words):
