@@ -186,7 +186,8 @@ def numpy_in_torch(answers: Answers) -> list[Finding]:
 def torchaudio(answers: Answers) -> Finding:
     """It has to be that of the same torch, or not to be there."""
     version, answer = packages.version_of("torchaudio"), answers.get("torchaudio")
-    if "standin" in version:
+    nothing = "No module named 'torchaudio'"
+    if "standin" in version and nothing in (answer or {}).get("error", nothing):
         return Finding("torchaudio", OK, f"{version}, an empty stand-in; only speech tasks need it")
     if answer is None:
         return Finding("torchaudio", OK, "not installed; only fairseq's speech tasks need it")
