@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 
 PROGRAM = "fairseq-train"
+NOT_KNOWN_YET = {"ESRL_HOURS": "1"}
+"""What a plan cannot say before ESRL has trained, and a value that is parsed in its place."""
 
 
 def commands(plan: str) -> Iterator[tuple[str, list[str]]]:
@@ -19,7 +21,7 @@ def commands(plan: str) -> Iterator[tuple[str, list[str]]]:
         if match := re.match(r" ?\d+\. (\S+)", line):
             step = match[1]
         elif line.startswith("    $ "):
-            yield step, shlex.split(line[6:])
+            yield step, [NOT_KNOWN_YET.get(word, word) for word in shlex.split(line[6:])]
 
 
 def parse(words: list[str], user_dir: str) -> None:

@@ -405,8 +405,10 @@ def test_options_of_a_plan(monkeypatch):
     spec.loader.exec_module(module)
     plan = "\n 1. fetch     to do\n    $ download a b\n\n"
     plan += "12. esrl-s1  to do\n    $ torchrun fairseq-train \\\n      d"
+    plan += "\n13. control  to do\n    $ fairseq-train d --stop-time-hours ESRL_HOURS"
     assert list(module.commands(plan)) == [
-        ("fetch", ["download", "a", "b"]), ("esrl-s1", ["torchrun", "fairseq-train", "d"])
+        ("fetch", ["download", "a", "b"]), ("esrl-s1", ["torchrun", "fairseq-train", "d"]),
+        ("control", ["fairseq-train", "d", "--stop-time-hours", "1"]),
     ]  # fmt: skip
     monkeypatch.setattr("argparse.ArgumentParser.exit", module.leave)
     monkeypatch.setattr("argparse.ArgumentParser.print_usage", lambda *_: None)
