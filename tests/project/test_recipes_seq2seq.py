@@ -57,7 +57,6 @@ def test_multi30k_marian(recipe, tmp_path):
             assert bleu == own
     told = (work / "out" / "differences-esrl-s1.txt").read_text(encoding="utf-8")
     assert told.count(", line ") == sum(30 - int(x[3]) for x in found)
-    assert len({(work / "out" / f"{name}.greedy.txt").read_text() for name in runs}) > 1
     (tmp_path / "tiny.json").write_text(json.dumps({**config, "dropout": 0.3}))
     result, _ = recipe("multi30k_marian", multi30k, **settings)
     assert result.returncode == 1 and "begun with other settings" in result.stderr
