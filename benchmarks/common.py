@@ -36,14 +36,19 @@ class Skip(Exception):
 # Options
 
 
+def bare_parser(description: str | None) -> argparse.ArgumentParser:
+    """One without options, whose help is the first line of ``description`` and shows defaults."""
+    return argparse.ArgumentParser(
+        description=(description or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
 def make_parser(
     description: str | None, k: Sequence[int] = (1, 4, 8, 16, 64)
 ) -> argparse.ArgumentParser:
     """A parser with the options of every benchmark."""
-    parser = argparse.ArgumentParser(
-        description=(description or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = bare_parser(description)
     add = parser.add_argument
     add("--params", nargs="+", default=["3M"], help="sizes of random models: tiny 3M 35M 60M")
     add("--k", nargs="+", type=int, default=list(k), help="samples per input")

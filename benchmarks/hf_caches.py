@@ -32,10 +32,7 @@ CACHES: dict[str, Any] = {
 
 def main() -> None:
     """One row a kind: its last step."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = common.bare_parser(__doc__)
     add = parser.add_argument
     add("--layers", type=int, default=6, help="of a random model")
     add("--rows", type=int, default=512, help="that are decoded")

@@ -74,10 +74,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = common.bare_parser(__doc__)
     add = parser.add_argument
     add("--params", nargs="+", default=["6x"], help="sizes of random models: tiny 6x 3M 35M 60M")
     add("--k", nargs="+", type=int, default=[8], help="samples per input")

@@ -51,10 +51,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = common.bare_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="the converged model that all runs start from")
     add("--data", required=True, help="the checkpoint's binarized data")

@@ -48,10 +48,7 @@ def waits(sources: list[str], hypotheses: list[str], references: list[list[str]]
 
 def main() -> None:
     """Every reward, asked by the trainer itself and by processes."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = common.bare_parser(__doc__)
     add = parser.add_argument
     names = ["chrf", "ter", f"{OWN}edits", f"{OWN}waits"]
     add("--rewards", nargs="+", default=names, help="any names that --reward takes")

@@ -33,10 +33,7 @@ WORDS = 32_000
 
 def main() -> None:
     """One row for each thing that is measured."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = common.bare_parser(__doc__)
     add = parser.add_argument
     add("--samples", type=float, default=5e7, help="of the data set")
     add("--inputs", type=int, default=4096, help="of an update")

@@ -83,7 +83,6 @@ MUTABLE = "ValueError: mutable default <class 'x'> for field common is not allow
         ({"fairseq-fixed": "0.12.3"}, {"fairseq": FILE}, "", OK, "fairseq-fixed 0.12.3", ""),
     ],
 )
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="the advice of older Pythons is another")
 def test_flavours_of_fairseq(versions, places, error, level, says, mend, installed, healthy):
     installed(versions, places)
     version = versions.get("fairseq", "0.12.3")
