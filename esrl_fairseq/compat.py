@@ -1,6 +1,9 @@
 """Every shim for the versions we run on, each with its reason and when it can go.
 
 Longer than 300 lines because all shims are found in one place. What they call stands elsewhere.
+In about this order: what checkpoints may hold; the start and the numbers of a run; checkpoints written
+and read whole; the end of a run; stored words; models and tasks; options; ranks and progress; damaged
+data, batches and their order; --user-dir; torch.compile; old names. At the end is :func:`apply`.
 """
 
 from __future__ import annotations
@@ -850,6 +853,47 @@ def know_own_folder() -> None:
     utils.import_user_module = import_user_module
 
 
+COMPILED_FORMS = 256
+"""Most compiled forms of a function, after which torch would go on without them."""
+
+
+def compiled(function: Callable[[], None], backend: Any, cuda_graphs: bool) -> Callable[[], None]:
+    """``torch.compile`` of what always has the same shapes, in one graph without breaks.
+
+    Args:
+        function: reads and writes memory that is :func:`static`.
+        backend: torch.compile's.
+        cuda_graphs: let inductor record it as a CUDA graph.
+
+    Reason: torch compiles 8 forms of a function at most, an option that is called
+    ``recompile_limit`` since 2.7; ``torch.compile(recompile_limit=...)`` is newer yet.
+    Remove when: the oldest torch that is supported has that argument.
+    """
+    config = importlib.import_module("torch._dynamo").config
+    config.cache_size_limit = max(config.cache_size_limit, COMPILED_FORMS)
+    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
+    run = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+    if mode is None:
+        return run
+
+    def replayed() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        run()
+
+    return replayed
+
+
+def static(memory: Tensor) -> Tensor:
+    """A tensor that compiled functions find at the same place each time, and may write to.
+
+    Reason: a CUDA graph otherwise copies its inputs, and none is recorded of a function that
+    writes to them. torch has this in a private module alone.
+    Remove when: ``torch.compiler`` has it.
+    """
+    importlib.import_module("torch._dynamo").mark_static_address(memory)
+    return memory
+
+
 MOVED = {
     "generation": "sampling.generation",
     "steps": "sampling.steps",
@@ -899,44 +943,3 @@ def apply() -> None:
     count_groups_of_what_is_left()
     let_ddp_train_on_cpu()
     know_own_folder()
-
-
-COMPILED_FORMS = 256
-"""Most compiled forms of a function, after which torch would go on without them."""
-
-
-def compiled(function: Callable[[], None], backend: Any, cuda_graphs: bool) -> Callable[[], None]:
-    """``torch.compile`` of what always has the same shapes, in one graph without breaks.
-
-    Args:
-        function: reads and writes memory that is :func:`static`.
-        backend: torch.compile's.
-        cuda_graphs: let inductor record it as a CUDA graph.
-
-    Reason: torch compiles 8 forms of a function at most, an option that is called
-    ``recompile_limit`` since 2.7; ``torch.compile(recompile_limit=...)`` is newer yet.
-    Remove when: the oldest torch that is supported has that argument.
-    """
-    config = importlib.import_module("torch._dynamo").config
-    config.cache_size_limit = max(config.cache_size_limit, COMPILED_FORMS)
-    mode = "reduce-overhead" if cuda_graphs and backend == "inductor" else None
-    run = torch.compile(function, fullgraph=True, dynamic=False, backend=backend, mode=mode)
-    if mode is None:
-        return run
-
-    def replayed() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
-        run()
-
-    return replayed
-
-
-def static(memory: Tensor) -> Tensor:
-    """A tensor that compiled functions find at the same place each time, and may write to.
-
-    Reason: a CUDA graph otherwise copies its inputs, and none is recorded of a function that
-    writes to them. torch has this in a private module alone.
-    Remove when: ``torch.compiler`` has it.
-    """
-    importlib.import_module("torch._dynamo").mark_static_address(memory)
-    return memory
