@@ -1,9 +1,10 @@
 """Every shim for the versions we run on, each with its reason and when it can go.
 
 Longer than 300 lines because all shims are found in one place. What they call stands elsewhere.
-In about this order: what checkpoints may hold; the start and the numbers of a run; checkpoints written
-and read whole; the end of a run; stored words; models and tasks; options; ranks and progress; damaged
-data, batches and their order; --user-dir; torch.compile; old names. At the end is :func:`apply`.
+In about this order: what checkpoints may hold; the start and the numbers of a run; checkpoints
+written and read whole; the end of a run; stored words; models and tasks; options; ranks and
+progress; damaged data, batches and their order; --user-dir; torch.compile; old names. At the end
+is :func:`apply`.
 """
 
 from __future__ import annotations
