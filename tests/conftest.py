@@ -1,8 +1,10 @@
 """The package is importable from a checkout; fixtures of command lines; hypothesis's settings."""
 
+import logging
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +21,14 @@ settings.register_profile("many", database=None, deadline=None, max_examples=100
 settings.load_profile("same")
 
 pytest_plugins = ["cli_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def levels_of_loggers():
+    """Tests read what was logged: whatever a test before them set (fairseq sets the root's level when a
+    command is imported) is gone."""
+    root, own = logging.getLogger(), logging.getLogger("esrl_fairseq")
+    root.setLevel(logging.WARNING)
+    own.setLevel(logging.NOTSET)
+    logging.disable(logging.NOTSET)
+    yield

@@ -3,7 +3,8 @@
     train.py --seconds 1800 --updates 400 --checkpoints 20 --report train.json DATA OPTION…
 
 Nothing is validated meanwhile (give ``--disable-validation``), so that the budget is spent on
-training alone. What is saved is not fairseq's choice but that of :class:`Course`.
+training alone; only a reward that begins with the counts of a validation has that of the start
+model. What is saved is not fairseq's choice but that of :class:`Course`.
 """
 
 from __future__ import annotations

@@ -108,14 +108,15 @@ def resumed_state(state: dict[str, Any], epoch_itr: Any) -> dict[str, Any]:
     ranks, total = epoch_itr.num_shards, len(epoch_itr.frozen_batches)
     state = {"order_of": ranks, **state}
     state.setdefault("batches", own * state["order_of"])
-    if state.get("fingerprint", "") not in ("", fingerprint(epoch_itr)):
+    others = state.get("fingerprint", "") not in ("", fingerprint(epoch_itr))
+    if others:
         state = other_batches(epoch_itr, state, total)
     if state["batches"] >= total:  # of an earlier version: the last batches were dummies
         return {**state, "epoch": state["epoch"] + 1, "iterations_in_epoch": 0}
     if not (epoch_itr.grouped_shuffling or epoch_itr._supports_prefetch):
         state["order_of"] = 1  # the order is the same for any number: the shortest way to it
     epoch_itr.begun = begun = Begun(state, ranks)
-    if own != begun.iterations:
+    if own != begun.iterations and not others:
         logger.info(
             "epoch %d was begun on another number of ranks: %d go on after %d of its %d batches",
             *(begun.epoch, ranks, begun.batches, total),
