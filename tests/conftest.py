@@ -25,8 +25,7 @@ pytest_plugins = ["cli_fixtures"]
 
 @pytest.fixture(autouse=True)
 def levels_of_loggers():
-    """Tests read what was logged: whatever a test before them set (fairseq sets the root's level when a
-    command is imported) is gone."""
+    """What was logged does not depend on the tests before, as fairseq's commands set the root's level."""
     root, own = logging.getLogger(), logging.getLogger("esrl_fairseq")
     root.setLevel(logging.WARNING)
     own.setLevel(logging.NOTSET)

@@ -206,8 +206,8 @@ class Runner:
         command += ["--source-lang", pair.pair.source, "--target-lang", pair.pair.target]
         if not run.cost_only:
             command += ["--finetune-from-model", pair.start]
-        # train.py validates nothing. Where validation is not disabled, the start model is judged before
-        # the first update, which only the reward needs that begins with the counts found there.
+        # train.py validates nothing. Where validation is not disabled, the start model is judged
+        # before the first update, which one reward needs: it begins with the counts found there.
         first = [] if "corpus-bleu" in run.options else ["--disable-validation"]
         command += ["--seed", run.seed, *first, *TRAIN_OPTIONS, *run.options]
         return [str(word) for word in command]
