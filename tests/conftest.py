@@ -25,7 +25,7 @@ pytest_plugins = ["cli_fixtures"]
 
 @pytest.fixture(autouse=True)
 def levels_of_loggers():
-    """What was logged does not depend on the tests before, as fairseq's commands set the root's level."""
+    """What is logged does not depend on tests before: fairseq's commands set the root's level."""
     root, own = logging.getLogger(), logging.getLogger("esrl_fairseq")
     root.setLevel(logging.WARNING)
     own.setLevel(logging.NOTSET)
