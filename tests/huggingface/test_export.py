@@ -39,3 +39,29 @@ def test_other_checkpoints(found, words, model, tmp_path, monkeypatch):
     with pytest.raises(EsrlError, match=f"checkpoint.pt.*{words}|{words}.*checkpoint.pt"):
         main()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["marian", "pegasus", "fsmt"])
+def test_positions_that_were_trained(name, tmp_path, monkeypatch):
+    """The library computes sinusoids anew when it loads: a folder cannot hold others."""
+    tiny_seq2seq = pytest.importorskip("tiny_seq2seq")
+    start = str(tmp_path / "start")
+    tiny_seq2seq.save(start, name)
+    model = tiny_seq2seq.load(start)
+    weights = {f"decoder.model.{key}": x for key, x in model.state_dict().items()}
+    path = tmp_path / "checkpoint.pt"
+
+    def export(out):
+        torch.save({"cfg": {"model": {"hf_model": start}}, "model": weights}, path)
+        given = ["export", "--checkpoint", str(path), "--out", str(tmp_path / out)]
+        monkeypatch.setattr(sys, "argv", ["python -m esrl_fairseq.huggingface", *given])
+        main()
+
+    export("whole")
+    again = tiny_seq2seq.load(str(tmp_path / "whole")).state_dict()
+    assert all(torch.equal(again[key], x) for key, x in model.state_dict().items())
+    positions = "decoder.model.model.decoder.embed_positions.weight"
+    weights[positions] = weights[positions] + 1e-3
+    with pytest.raises(EsrlError, match="checkpoint.pt has trained positions, .* train again"):
+        export("trained")
+    assert not (tmp_path / "trained").exists()
