@@ -9,7 +9,7 @@
 # See benchmarks/README.md.
 set -euo pipefail
 
-BENCHMARKS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+BENCHMARKS=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$BENCHMARKS")
 PARTS=(check tests tables profile compiled demo report)
 declare -A LIMITS=([check]=60 [tests]=420 [tables]=540 [profile]=150 [compiled]=180 [demo]=390 [report]=60) # seconds

@@ -4,7 +4,7 @@
 set -euo pipefail
 export LC_ALL=C.UTF-8 PYTHONUTF8=1
 
-RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+RECIPES=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$RECIPES")
 USER_DIR=$REPO/esrl_fairseq
 # shellcheck source-path=SCRIPTDIR source=steps.sh
@@ -30,6 +30,7 @@ recipe() {
     check_numbers
     absolute ESRL_DATA_DIR MLE_CHECKPOINT
     WORK=${ESRL_WORK_DIR:-$REPO/runs/$RECIPE}
+    [[ $WORK != '~'* ]] || die "ESRL_WORK_DIR is '$WORK', where the ~ stands for nothing: write \$HOME in its place"
     [[ $WORK == /* ]] || WORK=$PWD/$WORK
     work_folder
 
@@ -64,6 +65,8 @@ recipe() {
         die "COMPARE=1 and ESRL_STOP_AFTER=$STOP_AFTER contradict each other: the comparison comes after; leave one out"
     [[ -z ${ESRL_DATA_DIR:-} || -z ${ESRL_MIRROR:-} ]] ||
         die "ESRL_DATA_DIR and ESRL_MIRROR are both set: the files come from one of them; leave the other out"
+    [[ -z ${ESRL_MIRROR:-} || $ESRL_MIRROR == *://* ]] ||
+        die "ESRL_MIRROR is '$ESRL_MIRROR', but must begin with https://, http:// or file://"
     export SACREBLEU_SEED=${SACREBLEU_SEED:-12345} # of the bootstrap
     export SACREBLEU=$WORK/sacrebleu               # its test sets, where the recipe puts them there
 
@@ -77,6 +80,32 @@ mistyped() {
         [[ ${!name@a} == *x* && $name != ESRL_TEST_* && $known != *" ${name#*_} "* ]] || continue
         warn "no recipe reads the variable $name, which is set (recipes/README.md lists those that are read)"
     done
+}
+
+# not_read FUNCTION: a warning of variables that other recipes read, or those with other steps than FUNCTION
+not_read() {
+    local name files names=(MLE_EPOCHS MLE_UPDATES DECAY_UPDATES ESRL_UPDATES ESRL_EPOCHS CONTINUE_UPDATES
+        REWARD_EPOCHS REWARD_UPDATES BPE_MERGES TOKENS INPUTS BIG LONGEST VOCABULARY RL_MINUTES KL_WEIGHT)
+    if [[ $1 != recipe_steps ]]; then
+        [[ $STOP_AFTER == score ]] ||
+            die "ESRL_STOP_AFTER is '$STOP_AFTER', which recipe $RECIPE does not know: take --until STEP in its place"
+        names+=(MLE_CHECKPOINT MLE_ARGS CONTINUE_ARGS GENERATE_ARGS AVERAGE COMET)
+    fi
+    mapfile -t files < <(own_files "${BASH_SOURCE[-1]}")
+    for name in "${names[@]}"; do
+        [[ ${!name:-0} != 0 && ${!name@a} == *x* ]] || continue
+        grep -qE "\\$\{?($name|${name%_ARGS}_EXTRA)\>" "${files[@]}" ||
+            warn "recipe $RECIPE does not read the variable $name, which is set"
+    done
+}
+
+# own_files FILE: it and those beside lib.sh's folder that it sources
+own_files() {
+    local other
+    echo "$1"
+    while read -r other; do
+        own_files "$RECIPES/$other"
+    done < <(sed -nE 's#^source .*/([a-z0-9_]+/[a-z0-9_]+\.sh)".*#\1#p' "$1")
 }
 
 # warn SENTENCE: at once, or at the end of the plan
@@ -105,11 +134,21 @@ work_folder() {
         die "the work folder $WORK cannot be made or written ($path): set ESRL_WORK_DIR to another"
     [[ ! -s $of || $(<"$of") == "$RECIPE" ]] ||
         die "the work folder $WORK is that of recipe $(<"$of"): set ESRL_WORK_DIR to another"
+    compgen -G "$WORK/steps/*.settings" >/dev/null || of_others
     [[ $PASS == run ]] || return 0
     mkdir -p "$WORK/steps" "$WORK/logs" 2>/dev/null ||
         die "the work folder $WORK cannot be made or written: set ESRL_WORK_DIR to another"
     WORK=$(cd "$WORK" && pwd)
     cd "$WORK"
+}
+
+# of_others: refuses a folder that holds what steps would overwrite, and that no step has made
+of_others() {
+    local name
+    for name in raw clean tok bpe ids data-bin mle; do
+        [[ ! -e $WORK/$name ]] ||
+            die "the work folder $WORK has a '$name' that no recipe made: set ESRL_WORK_DIR to a new or an empty folder"
+    done
 }
 
 # whole LEAST VARIABLE...: each is unset, empty (the recipe's default) or a whole number from LEAST on

@@ -73,11 +73,14 @@ run_steps() {
     local names word
     [[ $1 == recipe_steps || $MLE_CONTINUED == 0 ]] ||
         die "MLE_CONTINUED and COMPARE are for recipes that train ESRL from a model of likelihood; leave them out"
+    not_read "$1"
     names=$(PASS=names "$@")
     mapfile -t STEPS <<<"$names"
+    word=$(sort <<<"$names" | uniq -d | head -n 1)
+    [[ -z $word ]] || die "ESRL_RUN is '$ESRL_RUN', which gives two steps the name '$word': choose another"
     for word in "$UNTIL" "$FROM"; do
         [[ -z $word ]] || position "$word" >/dev/null ||
-            die "there is no step '$word'; the steps are ${STEPS[*]}"
+            die "there is no step '$word'; the steps are ${STEPS[*]} ($ESRL_RUN is that of ESRL)"
     done
     if [[ -n $UNTIL && -n $FROM ]] && (($(position "$UNTIL") < $(position "$FROM"))); then
         die "--until $UNTIL comes before --from $FROM"
@@ -120,6 +123,7 @@ check_from() {
 check_options() {
     local told status=0
     [[ -n ${MLE_EXTRA[*]}${ESRL_EXTRA[*]}${COMPARE_EXTRA[*]}${CONTINUE_EXTRA[*]}${GENERATE_EXTRA[*]}${REWARD_EXTRA[*]:-} ]] || return 0
+    echo "The options that were given are checked (this loads fairseq) ..."
     told=$(in_plan "$@" | python "$RECIPES/options.py" "$USER_DIR" 2>/dev/null) || status=$?
     ((status != 3)) || die "$told (look at MLE_ARGS, ESRL_ARGS, COMPARE_ARGS, CONTINUE_ARGS, GENERATE_ARGS, REWARD_ARGS)"
 }

@@ -31,7 +31,7 @@ fetch_data() {
 
 DISK=([fetch]=1500 [clean]=900 [bpe]=2000 [binarize]=600 [mle]=1600 [decay]=1600 [esrl]=2400)
 TIMES=([mle]='a day on one A100' [decay]='3 hours on one A100' [esrl]='3 hours on one A100')
-TEXT_LANGUAGE=en JOBS=$(nproc)
+TEXT_LANGUAGE=en JOBS=$(nproc 2>/dev/null || echo 1)
 CLEAN=(--lower --max-words 1000 --max-ratio 1000) # as See et al. 2017; ROUGE knows no case
 BPE_MERGES=${BPE_MERGES:-32000}
 TRUNCATE=(--truncate-source --max-source-positions 512)

@@ -21,7 +21,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 AVERAGE=${AVERAGE:-5}
 recipe iwslt14_de_en de en
 gpus
-JOBS=$(nproc)
+JOBS=$(nproc 2>/dev/null || echo 1)
 
 URLS=(
     https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz

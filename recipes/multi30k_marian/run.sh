@@ -12,6 +12,7 @@
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 MLE_CONTINUED=${MLE_CONTINUED:-1}
+absolute MARIAN_CONFIG
 recipe multi30k_marian de en multi30k
 need transformers,sentencepiece,ctranslate2 "'transformers>=4.57'" sentencepiece "'ctranslate2>=4.8'"
 # shellcheck source-path=SCRIPTDIR source=../multi30k/data.sh
@@ -19,6 +20,8 @@ source "$RECIPES/multi30k/data.sh"
 
 HERE=$RECIPES/multi30k_marian
 MARIAN_CONFIG=${MARIAN_CONFIG:-$HERE/config.json}
+[[ -f $MARIAN_CONFIG ]] || die "MARIAN_CONFIG is '$MARIAN_CONFIG', but there is no such file"
+whole 1 VOCABULARY LONGEST
 VOCABULARY=${VOCABULARY:-4000}
 LONGEST=${LONGEST:-200} # words of an output
 HF_MODEL=$WORK/model

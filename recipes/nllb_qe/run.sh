@@ -20,9 +20,13 @@
 # shellcheck source-path=SCRIPTDIR source=../lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 HF_MODEL=${NLLB:-facebook/nllb-200-distilled-600M}
-[[ -z ${MONO:-} || $MONO == /* ]] || MONO=$PWD/$MONO
+absolute MONO
 [[ ! -d $HF_MODEL || $HF_MODEL == /* ]] || HF_MODEL=$PWD/$HF_MODEL
 recipe nllb_qe "${SOURCE:-eng_Latn}" "${TARGET:-fin_Latn}"
+[[ $SRC != "$TGT" ]] || die "SOURCE and TARGET are both '$SRC', but a translation needs two languages"
+[[ -z ${MONO:-} || -f $MONO ]] || die "MONO is '$MONO', but there is no such file"
+whole 1 SOURCES LORA_RANK LONGEST
+number 'more than 0' LR
 REWARD=${REWARD:-'comet*language-gate*length-gate:0.5+sentence-embedding*language-gate*length-gate:0.5'}
 
 # has NAME: whether REWARD is made of that reward, too

@@ -2,7 +2,7 @@
 # What the recipes on WMT's news tasks share: corpora, preparation and settings.
 # A recipe has sourced lib.sh and called `recipe`; then it sets its data and TEST_SET, and run_recipe.
 gpus
-JOBS=$(nproc)
+JOBS=$(nproc 2>/dev/null || echo 1)
 STATMT=https://www.statmt.org
 STATMT_DATA=https://data.statmt.org
 

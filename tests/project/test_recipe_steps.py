@@ -224,6 +224,86 @@ def test_variables_that_no_recipe_reads(small):
     assert result.returncode == 0 and result.stderr.count("warning: no recipe reads") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("demo", "MLE_UPDATES TOKENS"),
+        ("multi30k_de_en", "MLE_UPDATES TOKENS"),  # its files source others
+        ("wmt18_de_en", ""),
+        ("multi30k_marian", "MLE_EPOCHS TOKENS BPE_MERGES"),
+        ("rlhf_sentiment", "MLE_UPDATES TOKENS GENERATE_ARGS"),
+        ("nllb_qe", "MLE_EPOCHS MLE_UPDATES TOKENS BPE_MERGES MLE_ARGS GENERATE_ARGS"),
+    ],
+)
+def test_variables_that_other_recipes_read(name, others, tmp_path):
+    """Each that is set and without effect is named in the plan."""
+    variables = {"MLE_EPOCHS": "3", "MLE_UPDATES": "7", "BPE_MERGES": "99", "TOKENS": "4096"}
+    variables |= {"MLE_ARGS": "--patience 3", "GENERATE_ARGS": "--lenpen 1", "COMET": "0"}
+    variables["ESRL_WORK_DIR"] = str(tmp_path / "work")
+    result = call(RECIPES / name / "run.sh", "--dry-run", **variables)
+    assert result.returncode == 0, result.stderr
+    notes = re.findall(r"does not read the variable (\S+),", result.stdout)
+    assert sorted(notes) == sorted(others.split())
+
+
+def test_stopping_after_a_model_that_there_is_not(tmp_path):
+    script, work = RECIPES / "rlhf_llama" / "run.sh", str(tmp_path / "work")
+    told = refused(call(script, "--dry-run", ESRL_WORK_DIR=work, ESRL_STOP_AFTER="mle"))
+    assert "take --until STEP" in told
+
+
+@pytest.mark.parametrize("path", ["raw", "data-bin", "mle/checkpoint_last.pt"])
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_folder_of_other_work_is_refused(words, path, small):
+    """Steps would overwrite what is there, or go on from it."""
+    (small.work / path).mkdir(parents=True)
+    told = refused(small(*words))
+    assert f"has a '{path.partition('/')[0]}' that no recipe made" in told
+    assert [x.name for x in small.work.iterdir()] == [path.partition("/")[0]]
+
+
+def test_a_tilde_that_the_shell_did_not_replace(small):
+    told = refused(call(small.script, ESRL_WORK_DIR="~/work"))
+    assert "write $HOME" in told
+
+
+def test_a_search_path_of_cd(small):
+    """With CDPATH exported, cd prints where it went."""
+    (small.script.parent / "recipes" / "demo").mkdir(parents=True)
+    script = RECIPES / "demo" / "run.sh"
+    variables = {"ESRL_WORK_DIR": str(small.work), "CDPATH": f"{small.script.parent}:."}
+    command = [str(script.relative_to(RECIPES.parent)), "--dry-run"]
+    result = subprocess.run(
+        command, cwd=RECIPES.parent, env=environment(**variables), capture_output=True, text=True
+    )
+    assert result.returncode == 0 and not result.stderr
+
+
+def test_two_steps_of_one_name_are_refused(tmp_path):
+    for name, own in (("nllb_qe", "nllb"), ("multi30k_marian", "model")):
+        script, work = RECIPES / name / "run.sh", str(tmp_path / "work")
+        told = refused(call(script, "--dry-run", ESRL_WORK_DIR=work, ESRL_RUN=own))
+        assert f"ESRL_RUN is '{own}', which gives two steps the name" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "told"),
+    [
+        ("multi30k_marian", {"MARIAN_CONFIG": "mine.json"}, "/mine.json', but there is no such"),
+        ("multi30k_marian", {"VOCABULARY": "many"}, "VOCABULARY is 'many', but must be a whole"),
+        ("multi30k_marian", {"LONGEST": "0"}, "LONGEST is '0', but must be a whole number from 1"),
+        ("nllb_qe", {"SOURCES": "x"}, "SOURCES is 'x'"),
+        ("nllb_qe", {"LORA_RANK": "0"}, "LORA_RANK is '0'"),
+        ("nllb_qe", {"LR": "fast"}, "LR is 'fast', but must be a number, more than 0"),
+        ("nllb_qe", {"MONO": "texts"}, "/texts', but there is no such file"),
+        ("nllb_qe", {"TARGET": "eng_Latn"}, "are both 'eng_Latn'"),
+    ],
+)
+def test_variables_of_one_recipe_are_checked(name, variables, told, tmp_path):
+    variables = {"ESRL_WORK_DIR": str(tmp_path / "work"), **variables}
+    assert told in refused(call(RECIPES / name / "run.sh", "--dry-run", **variables))
+
+
 @pytest.mark.parametrize("words", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
     ("name", "module"),
@@ -377,6 +457,7 @@ def test_no_comparison_where_there_is_no_start_model(name, tmp_path):
         ({"ESRL_STOP_AFTER": "foo"}, "ESRL_STOP_AFTER is 'foo'"),
         ({"COMPARE": "1", "ESRL_STOP_AFTER": "mle"}, "contradict each other"),
         ({"ESRL_MIRROR": "file:///x", "ESRL_DATA_DIR": "/x"}, "are both set"),
+        ({"ESRL_MIRROR": "/a/mirror"}, "but must begin with https://, http:// or file://"),
         (
             {"MLE_CHECKPOINT": "/no/mle.pt"},
             "there is no file /no/mle.pt (the model needs bpe.codes",
