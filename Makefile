@@ -7,7 +7,7 @@
 # make constraints    the versions in the environment, as those that are tested
 # The first two make their own environment in .venv first, with the versions of constraints.txt. To
 # choose another Python, torch or folder, or the newest versions:
-#     make env PYTHON=python3.12 VENV=.venv312 TORCH='torch==2.8.0' CONSTRAINTS=
+#     make env PYTHON=python3.11 VENV=.venv-new TORCH='torch==2.13.0' CONSTRAINTS=
 # and with further extras of setup.py:
 #     make env VENV=.venv-comet EXTRAS=comet
 SHELL  := /bin/bash

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from esrl_fairseq.monitoring.record import FILE as RECORD
+
 EVERY = 0.5
 """Seconds between two looks."""
 WARM = 0.3
@@ -25,6 +27,8 @@ MEMORY = 4.0
 """MiB that may come in 1,000 updates: the allocator's noise."""
 SLOWER = 1.25
 """Processor time of an update in the last third, over that in the one before."""
+BEGIN, LINE = 100_000, 1_000
+"""Bytes of the training record: at its begin, and of an update."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -130,6 +134,8 @@ class Soak:
         )
         kinds = [{name.rstrip("0123456789") for name in _plain(names)} for names in (early, late)]
         assert kinds[1] <= kinds[0], kinds
+        for update, files in self.disk:  # the record alone may grow, by lines
+            assert files.pop(RECORD, 0) <= BEGIN + LINE * update, "the record grows"
         sizes = [[sum(files.values()) for _, files in part] for part in
                  (self.disk[half // 2 : half], self.disk[half:])]  # fmt: skip
         # At some looks a file is there twice, as a new one takes its place.

@@ -58,7 +58,7 @@ def samples(options: Any) -> str:
     if options.capability == "none" or beta == 0:
         return f"{most} samples an input"
     if beta is None:
-        return f"up to {most} samples an input, more where its rewards differ more"
+        return f"up to {most} samples an input, fewer where its rewards differ less"
     return f"up to {most} samples an input, fewer for the most capable (--elimination-ratio {beta})"
 
 

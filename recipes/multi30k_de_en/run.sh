@@ -2,7 +2,7 @@
 # German–English on Multi30k, test_2016_flickr: the set of the README's results.
 #
 # Tested:  2 CPU cores, 4 GB of memory free, Python 3.11, torch 2.13; MLE's second part 25 to 37 minutes on
-#          one core, ESRL about 15. The first part of MLE (about 25 minutes) was not timed here
+#          one core, ESRL 17 to 19. The first part of MLE (about 25 minutes) was not timed here
 # Needs:   make env; the internet, or a folder with the six .gz files in ESRL_DATA_DIR.
 #          The data's own licence holds: https://github.com/multi30k/dataset
 # Launch:  recipes/multi30k_de_en/run.sh
