@@ -5,7 +5,9 @@ import pytest
 from soak import Soak, Use
 
 
-def soaked(folder, memory=0.0, files=0.0, threads=0.0, seconds=0.0, disk=0.0, kinds=False, record=600):
+def soaked(
+    folder, memory=0.0, files=0.0, threads=0.0, seconds=0.0, disk=0.0, kinds=False, record=600
+):
     """2,000 updates, whose uses grow by so much in each."""
     soak = Soak([None], folder)
     noise = np.random.default_rng(1)
