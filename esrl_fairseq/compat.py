@@ -206,6 +206,7 @@ def keep_checkpoints_whole(
     _copy_whole(copy)
     _read_whole(check, explain)
     _begin_from_whole(own_last)
+    _find_best_below_zero()
     checkpoint_utils.verify_checkpoint_directory = functools.partial(
         check_folder, checkpoint_utils.verify_checkpoint_directory
     )
@@ -241,10 +242,38 @@ def _copy_whole(copy: Callable[[str, str], bool]) -> None:
     checkpoint_utils.PathManager = Copies
 
 
+def _find_best_below_zero() -> None:
+    """fairseq does not find ``checkpoint.best_reward_-0.123.pt`` again: it would remove none of
+    ``--keep-best-checkpoints``, and take each for the best."""
+    stock = checkpoint_utils.checkpoint_paths
+
+    @functools.wraps(stock)
+    def checkpoint_paths(path: str, pattern: str = r"checkpoint(\d+)\.pt", **more: Any) -> Any:
+        if pattern.startswith(r"checkpoint\.best_"):
+            pattern = pattern.replace(r"(\d+\.?\d*)", r"(-?\d+\.?\d*)")
+        return stock(path, pattern, **more)
+
+    checkpoint_utils.checkpoint_paths = checkpoint_paths
+
+
+class SafeTorch:
+    """The module torch, whose ``load`` runs nothing unless it is told to: neither torch 2.5's own
+    default nor TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD undoes that."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(*arguments: Any, **keywords: Any) -> Any:
+        keywords.setdefault("weights_only", True)
+        return torch.load(*arguments, **keywords)
+
+
 def _read_whole(
     check: Callable[[str], None], explain: Callable[[str, Exception], Exception]
 ) -> None:
     stock = checkpoint_utils.load_checkpoint_to_cpu
+    checkpoint_utils.torch = SafeTorch()
 
     @functools.wraps(stock)
     def load_checkpoint_to_cpu(path: str, *arguments: Any, **keywords: Any) -> Any:

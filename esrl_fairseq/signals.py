@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 from fairseq import checkpoint_utils
+from omegaconf import open_dict
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ class Stop:
         due = due or validates(*now)
         if due and makes_up(task):
             task.outcome.due, task.outcome.due_best = True, saves(*now)
+        with open_dict(cfg):
+            cfg.checkpoint.no_last_checkpoints = False  # without one, nothing might be saved
         path = checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
         if due and not makes_up(task):
             self.leaves = False

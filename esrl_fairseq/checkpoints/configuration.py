@@ -43,8 +43,8 @@ ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 REFERENCE = re.compile(r"\$\{(?:\w+\.)*(\w+)\}")
 """A setting that is another one's value."""
-LOOKED_UP = re.compile(r"\$\{[^{}]*:")
-"""One that a function finds, such as ``${oc.env:HOME}``."""
+LOOKED_UP = re.compile(r"\$\{[^{}]*:|\$\{[^}]*\$\{")
+"""One that a function finds, such as ``${oc.env:HOME}``, or may find: ``${${model.a}:HOME}``."""
 COPY = re.compile(r"\(\w*\)")
 """Part of a folder's name, as in ``run(2)/data``, or a call that says nothing."""
 

@@ -139,11 +139,20 @@ def own_last(folder: str, suffix: str = "") -> str:
         Empty where the run has no last checkpoint.
 
     Raises:
-        EsrlError: the last checkpoint is damaged, and there is no whole one beside it.
+        EsrlError: the last checkpoint is damaged, and there is no whole one beside it; or it is a
+            link to nowhere, or on a disk that does not answer.
     """
     last = os.path.join(folder, f"checkpoint_last{suffix}.pt")
-    if not os.path.exists(last):
-        return ""
+    try:
+        os.stat(last)
+    except OSError as error:
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        if absent and not os.path.islink(last):
+            return ""
+        raise EsrlError(
+            f"the last checkpoint of this run, {last}, is there but cannot be read "
+            f"({error.strerror}): mount its disk, or move it away to start anew"
+        ) from error
     problem = problem_of(last)
     if not problem:
         return last

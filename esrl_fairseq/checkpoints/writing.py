@@ -65,8 +65,8 @@ def copy_checkpoint(source: str, path: str) -> bool:
 
     try:
         replace(path, copy)
-    except OSError as error:
-        if error.errno not in FULL:
+    except (OSError, Damaged) as error:
+        if isinstance(error, Damaged) or error.errno not in FULL:
             raise refusal(path, error) from error
         try:
             link(source, path)
@@ -249,7 +249,7 @@ def remove_leftovers(folder: str) -> None:
             continue
         path = os.path.join(folder, name)
         try:
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # NFS locks only what can be written
                 if not hold(file):
                     continue
                 os.remove(path)

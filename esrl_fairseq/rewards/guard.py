@@ -9,10 +9,13 @@ import gc
 import hashlib
 import logging
 import multiprocessing
+import operator
 import os
 import random
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
@@ -36,6 +39,8 @@ MANY = 100
 """Threads or processes left behind by a reward that are worth a warning."""
 _said: set[tuple[str, str]] = set()
 """Rewards and what they were warned of; once each."""
+AS_MADE = False, logging.NOTSET, True, ()
+"""A logger's settings that nobody has changed."""
 _at_first: dict[str, dict[str, int]] = {}
 """Threads and processes that ran before a reward was first asked, by its name."""
 
@@ -46,6 +51,8 @@ class State(NamedTuple):
     name: str
     get: Callable[[], Any]
     put: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool] = operator.eq
+    """Whether it needs no putting back: what it was before, what it is now."""
 
 
 def _folder() -> str | None:
@@ -67,6 +74,45 @@ def _put_log(state: tuple[int, int, tuple[logging.Handler, ...]]) -> None:
 
 def _put_cudnn(switches: tuple[bool, bool]) -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = switches
+
+
+Loggers = dict[str, tuple[bool, int, bool, tuple[logging.Handler, ...]]]
+
+
+def _loggers() -> Loggers:
+    """What is set of fairseq's loggers and ours. Configuring the log switches off those that the
+    configuration does not name."""
+    found = {}
+    for name, one in list(logging.root.manager.loggerDict.items()):
+        if isinstance(one, logging.Logger) and name.startswith(("fairseq", "esrl_fairseq")):
+            settings = one.disabled, one.level, one.propagate, tuple(one.handlers)
+            if settings != AS_MADE:
+                found[name] = settings
+    return found
+
+
+def _put_loggers(before: Loggers) -> None:
+    for name in {*before, *_loggers()}:
+        one = logging.getLogger(name)
+        one.disabled, level, one.propagate, handlers = before.get(name, AS_MADE)
+        one.setLevel(level)
+        one.handlers[:] = handlers
+
+
+def _raising() -> list[Any]:
+    """Filters that make errors of warnings."""
+    return [kind for kind in warnings.filters if kind[0] == "error"]
+
+
+def _put_raising(before: list[Any]) -> None:
+    kept = [kind for kind in warnings.filters if kind[0] != "error" or kind in before]
+    warnings.filters[:] = kept  # type: ignore[index]
+    with warnings.catch_warnings():  # lets what is cached of them be forgotten
+        pass
+
+
+def _put_path(before: list[str]) -> None:
+    sys.path[:] = [*before, *(folder for folder in sys.path if folder not in before)]
 
 
 STATES = (
@@ -116,6 +162,24 @@ STATES = (
         lambda: (logging.root.manager.disable, logging.root.level, tuple(logging.root.handlers)),
         _put_log,
     ),
+    State("fairseq's loggers", _loggers, _put_loggers),
+    State("warnings into errors", _raising, _put_raising),
+    State(
+        "where Python looks for modules",
+        lambda: list(sys.path),
+        _put_path,
+        lambda before, now: set(before) <= set(now),  # a reward may add folders of its own
+    ),
+    State(
+        "torch's precision of matrix products",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    State(
+        "torch's search for anomalies",
+        torch.is_anomaly_enabled,
+        torch.autograd.set_detect_anomaly,
+    ),
     State(
         "garbage collection", gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable()
     ),
@@ -153,6 +217,8 @@ class Guard:
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
             self.timer = signal.getitimer(signal.ITIMER_REAL)
+            self.wakes = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self.wakes, warn_on_full_buffer=False)
             self.wrapped = {
                 number: self._wrap(number, handler)
                 for number, handler in self.handlers.items()
@@ -169,7 +235,7 @@ class Guard:
         self._look_after_leftovers()
         lasting = ""
         for state, before in zip(STATES, self.states):
-            if before is None or state.get() == before:
+            if before is None or state.same(before, state.get()):
                 continue
             try:
                 state.put(before)
@@ -216,6 +282,11 @@ class Guard:
         if self.handlers and self.timer[0] == 0 and signal.getitimer(signal.ITIMER_REAL)[0]:
             signal.setitimer(signal.ITIMER_REAL, 0)
             changed.append("the alarm clock")
+        if (
+            self.handlers
+            and signal.set_wakeup_fd(self.wakes, warn_on_full_buffer=False) != self.wakes
+        ):
+            changed.append("what signals wake up")
         return changed
 
     def _look_after_leftovers(self) -> None:

@@ -34,12 +34,30 @@ class Streams:
             if now is not stream:
                 setattr(sys, name, stream)
                 changed.append(f"sys.{name}")
+            del now  # a wrapper of the same buffer, which closes it as it goes
         for name, descriptor in (("stdout", STDOUT), ("stderr", STDERR)):
             stream = getattr(self, name)
-            if getattr(stream, "closed", False) and descriptor in _copies:
+            if descriptor in _copies and _is_dead(stream):
                 _replace(name, stream, descriptor)
                 changed.append(f"sys.{name}")
         return list(dict.fromkeys(changed))
+
+
+def _is_dead(stream: Any) -> bool:
+    """Whether it is closed, or a reward took its buffer from it."""
+    try:
+        return bool(getattr(stream, "closed", False))
+    except ValueError:
+        return True
+
+
+def _of(stream: Any, name: str) -> str | None:
+    """An attribute of a stream that may be dead."""
+    try:
+        found: str | None = getattr(stream, name, None)
+    except ValueError:
+        return None
+    return found
 
 
 def _keep(descriptor: int) -> None:
@@ -68,8 +86,8 @@ def _replace(name: str, closed: Any, descriptor: int) -> None:
     stream = open(  # noqa: SIM115
         descriptor,
         "w",
-        encoding=getattr(closed, "encoding", None),
-        errors=getattr(closed, "errors", None),
+        encoding=_of(closed, "encoding"),
+        errors=_of(closed, "errors"),
         buffering=1,
         closefd=False,
     )

@@ -46,6 +46,8 @@ def find_start(cfg: Any, suffix: str = "") -> Start:
     last = own_last(cfg.save_dir, suffix)
     if last:
         return Start(last, "", RESUMED)
+    if getattr(cfg, "continue_once", None) is not None:
+        return Start(cfg.continue_once, "--continue-once", STARTED)
     if cfg.finetune_from_model is not None:
         return Start(cfg.finetune_from_model, "--finetune-from-model", STARTED)
     return Start("", "", NONE)

@@ -170,6 +170,8 @@ NESTED = [
     {"criterion": {"wer_args": "print()"}},
     {"optimizer": {"adam_betas": "(print(), 1)"}},
     {"task": {"data": "${oc.env:HOME}/x"}},
+    {"task": {"data": "${${model.a}:HOME}"}, "model": {"a": "oc.env"}},
+    {"task": {"data": "${oc.${model.a}:HOME}"}, "model": {"a": "env"}},
     {"model": {"decoder_attention": "${task.data}"}, "task": {"data": "print()"}},
     {"model": {"encoder": "${task.x}"}, "task": {"x": {"xformers_att_config": "print()"}}},
 ]

@@ -1,5 +1,6 @@
 """A damaged checkpoint is refused, or replaced by the newest whole one."""
 
+import errno
 import os
 import pickle
 import random
@@ -77,6 +78,42 @@ def test_names_and_ages_do_not_tell_which_is_the_newest(folder, caplog):
 def test_no_last_checkpoint_is_a_new_run(folder):
     os.remove(folder / "checkpoint_last.pt")
     assert own_last(str(folder)) == "" == own_last(str(folder / "not there"))
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_last_checkpoint_out_of_reach_is_no_new_run(error, folder, monkeypatch):
+    """A link to a disk that is not there, or a disk that does not answer."""
+    last = folder / "checkpoint_last.pt"
+    os.remove(last)
+    last.symlink_to(folder / "of a disk" / "that is away.pt")
+    with pytest.raises(EsrlError, match=f"{last}, is there but cannot be read .*No such file"):
+        own_last(str(folder))
+    stock = os.stat
+
+    def stat(path, *arguments, **keywords):
+        if str(path) == str(last):
+            raise OSError(error, os.strerror(error))
+        return stock(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(EsrlError, match=f"cannot be read .{os.strerror(error)}.: mount its disk"):
+        own_last(str(folder))
+
+
+@pytest.mark.parametrize("variable", ["", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
+def test_nothing_in_a_file_is_run_whatever_torch_is_told(variable, tmp_path, monkeypatch):
+    """The variable is a common way to load fairseq's checkpoints with torch 2.6 and later."""
+
+    class Malice:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    torch.save({"cfg": None, "x": Malice()}, tmp_path / "evil.pt")
+    with pytest.raises(EsrlError, match="evil.pt wants to run .*mkdir"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "made").exists()
 
 
 def test_flipped_bits_of_a_checkpoint(folder):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from saving import Trainer, save, updates
 
 from esrl_fairseq.checkpoints import archive, writing
@@ -263,6 +264,32 @@ def test_what_the_disk_gives_back_is_compared(tmp_path, monkeypatch):
     with pytest.raises(EsrlError, match="cannot be saved: is damaged"):
         writing.save_checkpoint({"a": torch.zeros(300)}, path)
     assert open(path, "rb").read() == before and files(tmp_path) == ["a.pt"]
+
+
+def test_a_copy_of_a_damaged_file(tmp_path):
+    """One sentence that names it, and the older content stays."""
+    for name, update in (("new.pt", 3), ("checkpoint_best.pt", 2)):
+        writing.save_checkpoint({"update": update}, str(tmp_path / name))
+    new = tmp_path / "new.pt"
+    raw = bytearray(new.read_bytes())
+    raw[raw.index(b"update") + 2] ^= 1
+    new.write_bytes(raw)
+    best = tmp_path / "checkpoint_best.pt"
+    before = best.read_bytes()
+    with pytest.raises(EsrlError, match=f"{best} cannot be saved: is damaged"):
+        writing.copy_checkpoint(str(new), str(best))
+    assert best.read_bytes() == before and files(tmp_path) == ["checkpoint_best.pt", "new.pt"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_best_checkpoints_of_rewards_below_zero(sign, tmp_path):
+    """Of --keep-best-checkpoints the others are found again by fairseq, and in order."""
+    values = [sign * number / 1000 for number in (120, 125, 99)]
+    for value in values:
+        (tmp_path / f"checkpoint.best_reward_{value:.3f}.pt").touch()
+    pattern = r"checkpoint\.best_{}_(\d+\.?\d*){}\.pt".format("reward", "")
+    found = checkpoint_utils.checkpoint_paths(str(tmp_path), pattern=pattern)
+    assert [float(name.rpartition("_")[2][:-3]) for name in found] == sorted(values)[::-1]
 
 
 def test_a_state_that_cannot_be_saved_is_no_matter_of_the_disk(tmp_path):

@@ -1,8 +1,10 @@
 """Rewards that misbehave: what they change is put back, what they raise or leave undone is told."""
 
+import asyncio
 import gc
 import itertools
 import logging
+import logging.config
 import multiprocessing
 import os
 import random
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,11 @@ CHANGES = {
     "numpy's handling of errors": lambda: np.seterr(all="raise"),
     "the working directory": lambda: os.chdir("/"),
     "the level or the handlers of the log": lambda: logging.root.setLevel(logging.CRITICAL),
+    "fairseq's loggers": lambda: logging.config.dictConfig({"version": 1}),
+    "warnings into errors": lambda: warnings.simplefilter("error"),
+    "where Python looks for modules": sys.path.clear,
+    "torch's precision of matrix products": lambda: torch.set_float32_matmul_precision("high"),
+    "torch's search for anomalies": lambda: torch.autograd.set_detect_anomaly(True),
     "garbage collection": gc.disable,
 }
 
@@ -98,6 +106,55 @@ def test_signals_and_clocks(caplog):
     assert signal.getitimer(signal.ITIMER_REAL) == clock
     told = caplog.text
     assert "the handler of SIGTERM" in told and "the alarm clock" in told
+
+
+def test_warnings_are_warnings_again():
+    """Also those that were seen before."""
+    score(doing(lambda: warnings.simplefilter("error")))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.warn("of training", stacklevel=1)
+    assert len(told) == 1
+
+
+def test_what_a_reward_may_add(caplog):
+    """Folders of modules, loggers, filters that hide warnings: it needs them."""
+    name = f"fairseq.new{next(NUMBER)}"
+
+    def add():
+        sys.path.insert(0, "/of/a/reward")
+        logging.getLogger(name).info("made")
+        warnings.filterwarnings("ignore", "of a reward")
+
+    paths, filters = list(sys.path), list(warnings.filters)
+    try:
+        score(doing(add))
+        assert sys.path == ["/of/a/reward", *paths] and len(warnings.filters) == len(filters) + 1
+    finally:
+        sys.path[:] = paths
+        warnings.filters[:] = filters
+    assert not caplog.records
+
+
+def test_what_signals_wake_up(caplog):
+    """An event loop with handlers of its own takes it when it is closed; a second signal then
+    would end nothing."""
+    ears, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+
+    def loop():
+        own = asyncio.new_event_loop()
+        own.add_signal_handler(signal.SIGTERM, print)
+        own.close()
+
+    try:
+        score(doing(loop))
+        assert signal.set_wakeup_fd(mouth) == mouth
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(ears)
+        os.close(mouth)
+    assert "changed what signals wake up" in caplog.text
 
 
 def generators():
@@ -156,7 +213,7 @@ def test_seeds_stay_the_rewards():
 
 
 STREAMS = """
-import logging, os, sys
+import codecs, io, logging, os, sys
 sys.path.insert(0, {root!r})
 from esrl_fairseq.rewards.guard import Guard
 
@@ -167,6 +224,8 @@ for name in ("stdout", "stderr"):
         lambda stream: setattr(sys, name, open(os.devnull, "w")),
         lambda stream: os.close(stream.fileno()),
         lambda stream: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno()),
+        lambda stream: setattr(sys, name, codecs.getwriter("utf-8")(stream.detach())),
+        lambda stream: setattr(sys, name, io.TextIOWrapper(stream.buffer, encoding="utf-8")),
     )):
         for _ in range(2):
             with Guard(f"{{name}} {{number}}"):
@@ -179,14 +238,15 @@ for name in ("stdout", "stderr"):
 
 
 def test_streams():
-    """In a process of its own; both streams are closed, exchanged, closed and moved below."""
+    """In a process of its own; both streams are closed, exchanged, closed and moved below,
+    and lose their buffers to others."""
     code = STREAMS.format(root=str(ROOT))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("stdout", "stderr"):
         lines = getattr(done, name).splitlines()
-        assert lines.count("WARNING:root:the log goes on") == lines.count("printed") == 8, lines
-        for number in range(4):
+        assert lines.count("WARNING:root:the log goes on") == lines.count("printed") == 12, lines
+        for number in range(6):
             told = [line for line in lines if f"reward '{name} {number}' changed" in line]
             assert len(told) in (1, 2) and len(set(told)) == len(told), told
 

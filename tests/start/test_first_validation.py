@@ -131,7 +131,10 @@ def test_where_a_run_starts(tmp_path):
     assert find_start(cfg(restore_file="a.pt")) == Start("a.pt", "--restore-file", STARTED)
     assert find_start(cfg(restore_file="a.pt"), "-shard0").path == "a-shard0.pt"
     assert find_start(cfg(finetune_from_model="b.pt")).path == "b.pt"
+    once = cfg(finetune_from_model="b.pt", continue_once="c.pt")
+    assert find_start(once) == Start("c.pt", "--continue-once", STARTED)
     last = tmp_path / "checkpoint_last.pt"
     torch.save({}, last)
     assert find_start(cfg(finetune_from_model="b.pt")) == Start(str(last), "", RESUMED)
+    assert find_start(once) == Start(str(last), "", RESUMED)
     assert isinstance(task(), SamplingTask)
