@@ -131,13 +131,18 @@ check_options() {
 # The lock is that of an open file, which the processes of a run inherit: it is free when the last ends.
 take_lock() {
     exec 9>>"$WORK/steps/lock"
-    python -c 'import fcntl, sys
-try:
-    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    sys.exit(1)
-except OSError as error:
-    print(f"warning: this folder cannot be locked, and a second run is not noticed: {error}", file=sys.stderr)' ||
+    python -c 'import fcntl, sys, time
+for left in range(30, -1, -1):  # what was killed just now may need a moment to be gone
+    try:
+        fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+    except BlockingIOError:
+        if not left:
+            sys.exit(1)
+        time.sleep(0.1)
+    except OSError as error:
+        print(f"warning: this folder cannot be locked, and a second run is not noticed: {error}", file=sys.stderr)
+        break' ||
         die "another run works in $WORK, or a process that it left is not over: wait for its end," \
             "or choose another ESRL_WORK_DIR"
 }
