@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from esrl_fairseq.report.figures import Figure, Section, bars, line
 from esrl_fairseq.report.marks import marks_of
 from esrl_fairseq.report.reading import Record, Recorded
-from esrl_fairseq.report.series import by_run, called, style, updates_figure, validation_line
+from esrl_fairseq.report.series import (
+    by_run,
+    called,
+    framed,
+    style,
+    updates_figure,
+    validation_line,
+)
 
 STAGES = {
     "seconds_stage_one": "stage one (sampling)",
@@ -15,7 +23,15 @@ STAGES = {
     "seconds_stage_two": "stage two (scoring)",
 }
 REST = "backward, optimizer, data"
-WHOLE_EPOCHS = {"xaxis": {"tickformat": "d"}}
+FEW_EPOCHS = 10
+
+
+def whole_epochs(epochs: Sequence[int]) -> dict[str, Any]:
+    """Of a horizontal axis: plotly would put ticks between few of them."""
+    few = max(epochs, default=0) - min(epochs, default=0) < FEW_EPOCHS
+    return {"xaxis": {"tickformat": "d", **({"dtick": 1, "tick0": 0} if few else {})}}
+
+
 FROM_ZERO = {"yaxis": {"rangemode": "tozero"}}
 
 
@@ -168,7 +184,7 @@ def with_validation(runs: Sequence[Recorded], figure: Figure, key: str, series: 
     for number in range(len(runs)):
         figure.traces += validation_line(runs, number, key, series)
     figure.traces = by_run(runs, figure.traces)
-    return figure
+    return framed(figure)
 
 
 def quantile(histogram: Record, share: float) -> float:
@@ -184,7 +200,8 @@ def quantile(histogram: Record, share: float) -> float:
 
 def epochs_figure(runs: Sequence[Recorded], title: str, key: str) -> Figure:
     """Mean and middle 80 % of what the inputs get in each epoch."""
-    traces = []
+    traces: list[dict[str, Any]] = []
+    every: list[int] = []
     ways: list[tuple[str, int, Callable[[Record], float]]] = [
         ("mean", 0, lambda found: float(found["mean"])),
         ("10 %", 2, lambda found: quantile(found, 0.1)),
@@ -195,11 +212,12 @@ def epochs_figure(runs: Sequence[Recorded], title: str, key: str) -> Figure:
         if not records:
             continue
         epochs = [r["epoch"] for r in records]
+        every += epochs
         for name, dash, value in ways:
             values = [value(r[key]) for r in records]
             look = style(runs, number, dash)
             traces.append(line(called(runs, run, name), epochs, values, points=True, **look))
-    return Figure(title, traces, x="epoch", layout=WHOLE_EPOCHS)
+    return Figure(title, traces, x="epoch", layout=whole_epochs(every))
 
 
 def capability_figure(run: Recorded) -> Figure:
@@ -223,7 +241,8 @@ def capability_figure(run: Recorded) -> Figure:
     }
     mean = line("mean", heat["x"], [r["capability"]["mean"] for r in records], points=True)
     mean["fixed"] = "#ffffff"  # on the map's own colours
-    layout = {**WHOLE_EPOCHS, "yaxis": {"range": [0, 1]}, "showlegend": False}
+    epochs = whole_epochs([r["epoch"] for r in records])
+    layout = {**epochs, "yaxis": {"range": [0, 1]}, "showlegend": False}
     return Figure(f"Capability of known inputs, {run.name}", [heat, mean], "epoch", layout)
 
 
