@@ -263,7 +263,7 @@ class EsrlCriterion(FairseqCriterion):
         if frozen is None:
             return np.zeros(len(rows), dtype=np.float32)
         given = samples.batch["net_input"], rows
-        how = {**self.scoring(rows, samples.plan), "dropout": False}
+        how = {**self.scoring(rows, samples.plan), "dropout": False, "tokens": False}
         if self.cfg.rescoring_dropout and samples.scores is not None:
             # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
             scores = rescore(plain, *given, **how).on_host()

@@ -149,11 +149,9 @@ class SamplingTask(DataTask):
         return self.cfg.source_lang, self.cfg.target_lang
 
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
-        """Tokens that beam search with ``model`` (not wrapped) finds for each input; all may have
-        as many as a sample of the longest."""
-        longest = sample["net_input"]["src_lengths"].max()
-        limit = int(self.build_sampler(model).length_limits(longest.view(1)))
-        limits = {**self.limits, "max_len_a": 0, "max_len_b": limit}
+        """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
+        longest = self.build_sampler(model).length_limits(sample["net_input"]["src_lengths"]).max()
+        limits = {**self.limits, "max_len_a": 0, "max_len_b": int(longest)}
         generator = SequenceGenerator([model], self.target_dictionary, beam_size=beam, **limits)
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
