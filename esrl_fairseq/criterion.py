@@ -54,7 +54,7 @@ class EsrlCriterion(FairseqCriterion):
         self.pad, self.eos = task.target_dictionary.pad(), task.eos
         self.draw_word: Draw = inverse_cdf_sample  # standard sampling's; benchmarks try another
         options = task.options
-        check_comparison(cfg.objective, options.num_samples, fewest_samples(options))
+        check_comparison(cfg, options.num_samples, fewest_samples(options))
         check_dropout(cfg, often_one_sample(options))
         task.rl.baseline = build_baseline(
             cfg.reward_baseline, cfg.baseline_queue_size, cfg.baseline_decay, cfg.baseline_window
@@ -263,7 +263,7 @@ class EsrlCriterion(FairseqCriterion):
         if frozen is None:
             return np.zeros(len(rows), dtype=np.float32)
         given = samples.batch["net_input"], rows
-        how = {**self.scoring(rows, samples.plan), "dropout": False}
+        how = {**self.scoring(rows, samples.plan), "dropout": False, "tokens": False}
         if self.cfg.rescoring_dropout and samples.scores is not None:
             # Standard sampling's has dropout, which makes p smaller, and is not in p_ref.
             scores = rescore(plain, *given, **how).on_host()

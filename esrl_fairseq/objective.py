@@ -56,7 +56,11 @@ class Objective:
         with torch.enable_grad():
             losses = self.of_all_rows(actions, samples)
         (slopes,) = torch.autograd.grad(losses.sum(), actions)
-        return LinearLoss(losses.detach(), -slopes, *self.choose(samples, slopes.abs(), seed))
+        sizes = slopes.abs()
+        if not (losses.isfinite().all() and np.isfinite(samples.rewards).all()):
+            # A row that has no part in the loss hides them from the slopes.
+            sizes = torch.full_like(sizes, torch.nan)
+        return LinearLoss(losses.detach(), -slopes, *self.choose(samples, sizes, seed))
 
     def of_all_rows(self, actions: Tensor, samples: Samples) -> Tensor:
         """The loss of each input, [inputs], from all of its rows; PPO's begins as REINFORCE."""

@@ -30,6 +30,19 @@ class TorchAdam(FairseqAdam):
         FairseqOptimizer.__init__(self, cfg)
         self._optimizer = torch.optim.AdamW(params, **self.optimizer_config, fused=True)
 
+    @property
+    def supports_memory_efficient_fp16(self) -> bool:
+        """fairseq asks where weights, and with this optimizer its state, are in half precision.
+
+        Raises:
+            EsrlError: always, in place of fairseq's traceback.
+        """
+        raise EsrlError(
+            "--optimizer torch_adam goes with neither --memory-efficient-fp16 nor "
+            "--memory-efficient-bf16, for which it keeps no float32: choose --optimizer adam, or "
+            "--fp16 or --bf16"
+        )
+
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Any = None) -> Tensor:
         """The norm of all gradients, which are scaled down to ``max_norm`` if that is above 0."""
         params = [p for p in self.params if p.grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -25,6 +26,7 @@ from esrl_fairseq.processes.running import rescue_by
 from esrl_fairseq.rescoring.agreement import check_stages
 from esrl_fairseq.rescoring.rescoring import unwrap
 from esrl_fairseq.sampling.compiled import check_compiled
+from esrl_fairseq.sampling.options import check_places
 from esrl_fairseq.start.first_validation import OFF, check_counts, judge_start, validate_now
 from esrl_fairseq.start.metric import check_best_metric, check_logged
 from esrl_fairseq.start.source import NONE, RESUMED, STARTED, Start, find_start
@@ -82,11 +84,18 @@ class Run(Failures):
         or warns of them."""
         yield partial(refuse_shards, self.trainer)
         yield partial(check_model, unwrap(self.trainer.model))
+        yield self.check_room
         if self.task.options.compile_decoding:
             yield partial(check_compiled, unwrap(self.trainer.model))
         yield self.check_precision
         yield partial(check_best_metric, self.cfg, self.task, self.has_references())
         yield self.warn_of_no_start
+
+    def check_room(self) -> None:
+        """Refuse a least length of samples that the model has no room for."""
+        model = unwrap(self.trainer.model)
+        if hasattr(model, "max_decoder_positions"):
+            check_places(self.task.options, model.max_decoder_positions())
 
     def check_precision(self) -> None:
         """Refuse half precision that needs a GPU, where there is none."""
@@ -130,9 +139,26 @@ class Run(Failures):
         yield self.task.open_store
         yield partial(self.task.frozen_model, model)
         yield partial(refuse_other_batches, epoch_itr)
+        yield partial(self.warn_of_few_updates, epoch_itr)
         if self.start.kind != RESUMED and not self.trainer.is_fsdp:  # which has parts of weights
             batch, _ = self.trainer._prepare_sample(epoch_itr.first_batch)
             yield partial(check_stages, model, batch, self.task)
+
+    def warn_of_few_updates(self, epoch_itr: Any) -> None:
+        """Samples are kept within an epoch, which may be too short for all passes of PPO."""
+        passes, frequencies = self.task.rl.replay.passes, self.cfg.optimization.update_freq
+        if passes == 1 or not hasattr(epoch_itr, "frozen_batches"):  # of a stream it is not known
+            return
+        frequency = frequencies[min(epoch_itr.next_epoch_idx, len(frequencies)) - 1]
+        updates = math.ceil(len(epoch_itr) / frequency)
+        if updates < passes:
+            logger.warning(
+                "--ppo-passes %d, but an epoch has %d update(s) and begins with new samples, so "
+                "that no more passes are made from any: give that number, or have more updates an "
+                "epoch, by a smaller --batch-size, --max-tokens or --update-freq",
+                passes,
+                updates,
+            )
 
     def validate_first(self, epoch_itr: Any) -> None:
         """Validate the start model, or what a run that is resumed has left out."""

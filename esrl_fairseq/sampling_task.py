@@ -150,9 +150,9 @@ class SamplingTask(DataTask):
 
     def best_hypotheses(self, model: Any, sample: dict[str, Any], beam: int) -> list[list[int]]:
         """Tokens that beam search with ``model`` (not wrapped) finds for each input."""
-        generator = SequenceGenerator(
-            [model], self.target_dictionary, beam_size=beam, **self.limits
-        )
+        longest = self.build_sampler(model).length_limits(sample["net_input"]["src_lengths"]).max()
+        limits = {**self.limits, "max_len_a": 0, "max_len_b": int(longest)}
+        generator = SequenceGenerator([model], self.target_dictionary, beam_size=beam, **limits)
         return [hypotheses[0]["tokens"].tolist() for hypotheses in generator(sample)]
 
     def before_loading(self, trainer: Any) -> None:

@@ -44,6 +44,8 @@ from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.monitoring.logs import BRANCHES, peak_memory_gb
 from esrl_fairseq.monitoring.warnings import Monitor
 from esrl_fairseq.sampling.options import (
+    SamplingConfig,
+    check_places,
     check_sampling_options,
     deciding_capability,
     elimination_ratio,
@@ -589,6 +591,24 @@ def test_validation_has_the_least_length_of_samples():
     assert min(map(len, found)) == 4  # EOS is one of them
 
 
+def test_validation_has_the_limits_of_samples():
+    """Also where the least length is above a·x + b, and where that is beyond all numbers."""
+    options = {"sample_min_len": 5, "sample_max_len_b": 3}
+    run = Run(task_options=options)
+    assert set(map(len, run.task.best_hypotheses(run.model.eval(), make_batch(), 1))) == {6}
+    run = Run(task_options={"sample_max_len_a": 1e30, "sample_min_len": 9})
+    sampler = run.task.build_sampler(run.model)
+    assert sampler.length_limits(torch.tensor([1, 4])).tolist() == [31, 31]
+    assert min(map(len, run.task.best_hypotheses(run.model.eval(), make_batch(), 1))) >= 10
+
+
+def test_least_length_beyond_the_places_is_refused():
+    check_places(SamplingConfig(sample_min_len=31), 32)
+    for least in (32, 500):
+        with pytest.raises(EsrlError, match=f"--sample-min-len is {least}, .* at most 31 tokens"):
+            check_places(SamplingConfig(sample_min_len=least), 32)
+
+
 def test_validation_reward_is_the_greedy_text():
     """Beam 1: the likeliest word at each step, scored like samples."""
     run, batch = Run(), make_batch()
@@ -665,6 +685,19 @@ def test_comparing_objectives_need_other_samples(objective, caplog):
         make_criterion(make_task(**warned), objective=objective)
         assert len(caplog.records) == 1 and "--min-samples 2" in caplog.text
         caplog.clear()
+
+
+@pytest.mark.parametrize("objective", ["fused", "reinforce", "ppo"])
+def test_group_baseline_needs_two_samples(objective, caplog):
+    """One sample less its own reward is 0; objectives that have no baseline are not meant."""
+    options = {"objective": objective, "reward_baseline": "group"}
+    with pytest.raises(EsrlError, match="--reward-baseline group compares.*--num-samples is 1"):
+        make_criterion(make_task(num_samples=1), **options)
+    make_criterion(make_task(num_samples=2, min_samples=2), **options)
+    assert not caplog.records
+    make_criterion(make_task(num_samples=8, elimination_ratio=0.5), **options)
+    (warning,) = caplog.messages
+    assert "--reward-baseline group learns nothing from an input with one sample" in warning
 
 
 @pytest.mark.parametrize(
@@ -830,7 +863,10 @@ def test_length_normalization_needs_no_alpha_where_that_is_a_scale(objective):
         ("min_sample_temperature", -1.0),
         ("max_sample_temperature", math.inf),
         ("max_sample_temperature", 0.5),
+        ("sample_max_len_a", math.inf),
+        ("sample_max_len_a", math.nan),
         ("sample_max_len_b", -1),
+        ("sample_max_len_b", 0),  # with a = 0
         ("sample_min_len", -1),
     ],
 )
@@ -931,12 +967,16 @@ def test_capabilities_that_decide_nothing(capability, reward, stored):
         ({"objective": "rloo", "reward_baseline": "none"}, {}, "--reward-baseline none (for obj"),
         ({"objective": "mrt", "baseline_queue_size": 9}, {}, "--baseline-queue-size 9 (for obj"),
         ({"objective": "rloo", "input_baseline": True}, {}, "--input-baseline (for objectives o"),
+        ({"input_baseline": True, "reward_baseline": "group"}, {}, "(for baselines other than g"),
+        ({"input_baseline": True, "objective": "rloo", "reward_scaling": "batch"}, {}, ""),
         ({"ppo_clip": 0.1, "ppo_passes": 3}, {}, "--ppo-passes 3 (for --objective ppo), --ppo-c"),
         ({"importance_clip": 3.0}, {}, "3.0 (for --temperature-correction importance)"),
         ({"temperature_correction": "tempered"}, {}, "tempered (for temperatures other than 1)"),
         ({"temperature_correction": "tempered"}, {"max_sample_temperature": 1.5}, ""),
         ({"max_sampled_tokens": 9, "sampling_mode": "standard"}, {}, "tokens 9 (for --sampling t"),
         ({}, {"capability": "none", "min_samples": 2}, "--min-samples 2 (for a --capability o"),
+        ({}, {"min_samples": 4, "elimination_ratio": "0"}, "--min-samples 4 (for an --eliminati"),
+        ({}, {"min_samples": 4, "elimination_ratio": "auto"}, ""),
         ({}, {"capability": "none", "elimination_ratio": 0.3}, "--elimination-ratio 0.3 (for a"),
         ({}, {"num_samples": 1, "elimination_ratio": 0.3}, "0.3 (for --num-samples above --min"),
         ({"capability_noise": "0.1"}, {}, "--capability-noise 0.1 (for samples or temperatures"),
@@ -949,6 +989,14 @@ def test_options_without_effect_are_named(options, task_options, words, caplog):
     found = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
     assert len(found) == bool(words)
     assert words in "".join(found)
+
+
+def test_share_of_samples_that_are_scored_anyway(caplog):
+    make_criterion(make_task(), rescored_share=0.5)
+    assert not caplog.records
+    make_criterion(make_task(), rescored_share=0.5, sampling_mode="standard")
+    (warning,) = caplog.messages
+    assert "--rescored-share 0.5 saves nothing with --sampling standard" in warning
 
 
 def test_auto_skips_no_input():

@@ -24,6 +24,7 @@ from helpers import (
 from test_criterion import ALIKE, OBJECTIVES, Run
 from test_losses import ALPHA, Space, equal
 
+from esrl_fairseq import criterion
 from esrl_fairseq.checks.criterion import kl_reference_file
 from esrl_fairseq.core import losses
 from esrl_fairseq.core.fingerprint import fingerprint
@@ -286,6 +287,19 @@ class TestState:
         state.commit()  # an update of dummy batches
         assert state.kl.weight == 0.5
 
+    @pytest.mark.parametrize("mode", [{"objective": "ppo"}, {"sampling_mode": "standard"}])
+    def test_no_table_of_tokens(self, start, monkeypatch, mode):
+        """The frozen model's log-probabilities are summed over rows, whatever the objective is."""
+        run, asked = with_kl(rescoring_dropout=True, **mode), []
+
+        def observed(*args, **how):
+            asked.append(how["tokens"])
+            return rescore(*args, **how)
+
+        monkeypatch.setattr(criterion, "rescore", observed)
+        run.loss(make_batch())
+        assert asked and not any(asked)
+
     def test_a_fixed_weight_stays(self, start):
         run = with_kl()
         run.loss(make_batch())
@@ -311,6 +325,25 @@ class TestState:
             assert resumed.kl.weight == expected
             assert resumed.kl.reference == saved["kl"]["reference"]
 
+    def test_another_weight_than_the_run_began_with(self, caplog):
+        """Where λ is adapted it has no effect, which is said; once."""
+        state = RLState(None)
+        state.kl = KLState(0.3, 1.0, "abc")
+        state.kl.end_update(90)
+        for given, target in ((0.3, 1.0), (0.7, None)):
+            resumed = RLState(None)
+            resumed.kl = KLState(given, target)
+            resumed.load_state_dict(state.state_dict())
+        assert not caplog.records
+        for _ in range(2):
+            resumed = RLState(None)
+            resumed.kl = KLState(0.7, 1.0)
+            resumed.load_state_dict(state.state_dict())
+            state = resumed
+        (warning,) = caplog.messages
+        assert "--kl-weight 0.7 is not used: this run began with 0.3" in warning
+        assert "has made of it, 0.306" in warning
+
     def test_a_checkpoint_of_an_earlier_version(self):
         saved = self.saved(0.5)
         del saved["kl"]
@@ -318,6 +351,10 @@ class TestState:
         resumed.kl = KLState(0.7, 1.0)
         resumed.load_state_dict(saved)
         assert resumed.kl == KLState(0.7, 1.0)
+        saved = self.saved(0.5)
+        del saved["kl"]["given"]
+        resumed.load_state_dict(saved)
+        assert resumed.kl.weight == 0.5
 
     @pytest.mark.parametrize("weight", [0.0, -1.0, math.inf, math.nan])
     def test_a_damaged_weight_is_refused(self, weight):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fairseq import utils
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.fp16_optimizer import MemoryEfficientFP16Optimizer
 from helpers import make_model
 
 from esrl_fairseq.errors import EsrlError
@@ -58,3 +59,5 @@ def test_norm_in_half_precision():
 def test_what_it_has_not():
     with pytest.raises(EsrlError, match="torch_adam has neither"):
         TorchAdam(FairseqAdamConfig(fp16_adam_stats=True), make_model().parameters())
+    with pytest.raises(EsrlError, match="neither --memory-efficient-fp16 nor .* --optimizer adam"):
+        MemoryEfficientFP16Optimizer(None, [], optimizer("torch_adam", make_model()))

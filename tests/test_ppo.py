@@ -3,14 +3,17 @@
 import copy
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fairseq.data.iterators import EpochBatchIterator
 from helpers import (
     coefficients,
     make_batch,
     make_criterion,
+    make_dataset,
     make_model,
     make_task,
     plain_scores,
@@ -19,7 +22,9 @@ from helpers import (
 )
 
 from esrl_fairseq.core.losses import ppo_loss, ppo_statistics, reinforce_loss
+from esrl_fairseq.run import Run
 from esrl_fairseq.state import replay
+from esrl_fairseq.state.replay import Replay
 
 ALPHA, CLIP, BASELINE = 0.3, 0.2, 0.4
 REWARDS = torch.tensor([0.9, 0.9, 0.1, 0.1, 0.9], dtype=torch.float64)  # A = 0.5 or -0.3
@@ -488,6 +493,23 @@ def test_other_objectives_and_older_checkpoints(caplog):
     assert older.update(first_half())[0]["ppo_pass"] == 1
     (idle,) = caplog.records
     assert "without effect in this run: --ppo-level sequence (for --objective ppo)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("batches", "frequencies", "epoch", "made"),
+    [(6, [2], 1, 0), (5, [2], 1, 0), (4, [2], 1, 2), (6, [1, 3], 1, 0), (6, [1, 3], 5, 2)],
+)
+def test_epochs_without_all_passes_warn(batches, frequencies, epoch, made, caplog):
+    """Before the first update, with the number that they make."""
+    run = SimpleNamespace(
+        task=SimpleNamespace(rl=SimpleNamespace(replay=Replay(3))),
+        cfg=SimpleNamespace(optimization=SimpleNamespace(update_freq=frequencies)),
+    )
+    dataset = make_dataset(batches)
+    examples = EpochBatchIterator(dataset, list, [[i] for i in range(batches)], epoch=epoch)
+    Run.warn_of_few_updates(run, examples)
+    assert len(caplog.messages) == bool(made)
+    assert not made or f"--ppo-passes 3, but an epoch has {made} update(s)" in caplog.text
 
 
 def test_dropout_warns(caplog):

@@ -75,6 +75,28 @@ def test_gradient_is_that_of_the_chosen_rows(objective, selection):
     assert np.array_equal(visit.rewards, expected.rewards)
 
 
+@pytest.mark.parametrize("what", ["log_probs", "rewards"])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_row_without_numbers(objective, share, what):
+    """The gradient has none either, also where the row's own coefficient is 0: fairseq then skips
+    the update."""
+    run = watched(objective=objective, rescored_share=share)
+    of_judge = run.criterion.judge
+
+    def judge(model, samples):
+        of_judge(model, samples)
+        rows = samples.rows.input_index.bincount()
+        alone = samples.rows.input_index == rows.argmin()  # an input with one row
+        assert rows.min() == 1
+        values = samples.drawn.log_probs if what == "log_probs" else samples.rewards
+        values[alone] = np.nan
+
+    run.criterion.judge = judge
+    _, gradient, _ = run.gradient(make_batch())
+    assert not gradient.isfinite().all()
+
+
 def test_bias_by_enumeration():
     """Over all that chance may choose, `unbiased` and `mixed` give the gradient of all rows, and
     `top` the one of the loss whose small coefficients are 0."""
@@ -198,7 +220,8 @@ def test_stages_that_differ_are_seen():
 
 
 def test_reward_scaling_by_hand():
-    """Standard deviations with divisor n − 1; an input with one draw takes that of all."""
+    """Standard deviations with divisor n − 1; an input with one draw takes that of all, and one
+    whose rewards do not differ has none."""
     rewards = torch.tensor([0.1, 0.5, 0.9, 0.3])
     index, drawn = torch.tensor([0, 0, 1, 2]), torch.tensor([2, 1, 1, 3])
     own, every = (
@@ -206,11 +229,53 @@ def test_reward_scaling_by_hand():
         np.std([0.1, 0.1, 0.5, 0.9, 0.3, 0.3, 0.3], ddof=1),
     )
     scale = spread_scale(rewards, index, 4, drawn, "input")
-    expected = [1 / (own + 1e-4), 1 / (every + 1e-4), 1e4, 1 / (every + 1e-4)]
+    expected = [1 / (own + 1e-4), 1 / (every + 1e-4), 0, 1 / (every + 1e-4)]
     assert scale.tolist() == pytest.approx(expected, rel=1e-4)
     scale = spread_scale(rewards, index, 4, drawn, "batch")
     assert scale.tolist() == pytest.approx([1 / (every + 1e-4)] * 4, rel=1e-4)
     assert spread_scale(rewards, index, 4, drawn, "none").tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("scaling", ["input", "batch"])
+@pytest.mark.parametrize("reward", [0.0, 0.1, 0.37, -7.3])
+def test_no_spread_no_scale(reward, scaling):
+    """However many draws: their mean is not exact. What is no number stays so."""
+    rewards, one = torch.full((5000,), reward), torch.ones(5000, dtype=torch.long)
+    assert spread_scale(rewards, 0 * one, 1, one, scaling).tolist() == [0]
+    rewards[7] = torch.nan
+    assert spread_scale(rewards, 0 * one, 1, one, scaling).isnan().all()
+
+
+@pytest.mark.parametrize("scaling", ["input", "batch"])
+@pytest.mark.parametrize("baseline", ["fifo", "group", "none"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_equal_rewards_have_no_gradient(objective, baseline, scaling):
+    """Whatever the baseline is: nothing is chosen, and the loss is not blown up."""
+    options = {"objective": objective, "reward_baseline": baseline, "reward_scaling": scaling}
+    queue = (0.3,) if baseline == "fifo" else ()
+    run = watched(queue=queue, reward_control="constant", rescored_share=0.5, **options)
+    loss, gradient, _ = run.gradient(make_batch())
+    assert loss == 0 and not gradient.any() and run.samples.loss.chosen.tolist() == [0]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rows_without_spread_are_not_rescored(objective):
+    """Of an input drawn as one row several times, or with equal rewards, beside others."""
+    run = watched(objective=objective, reward_scaling="input", rescored_share=0.9)
+    score = run.criterion.score_rows
+
+    def scored(sample, rows):
+        found = score(sample, rows)
+        equal = rows.input_index.numpy() == 3
+        assert rows.multiplicity[equal].sum() > 1
+        found.rewards = np.where(equal, np.float32(0.7), found.rewards)
+        return found
+
+    run.criterion.score_rows = scored
+    run.loss(make_batch())
+    samples = run.samples
+    assert 3 not in samples.rows.input_index[samples.loss.chosen]
+    assert samples.loss.losses[3] == 0 and samples.loss.losses.any()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

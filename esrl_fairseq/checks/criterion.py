@@ -14,6 +14,7 @@ from esrl_fairseq.checks.options import (
     check_kl_options,
     check_post_process,
     check_ppo_options,
+    check_rescored_share,
     check_timeout,
 )
 from esrl_fairseq.errors import EsrlError
@@ -58,11 +59,7 @@ def check_criterion_options(cfg: Any, pretrained: str = "") -> None:
         if getattr(cfg, name) < least:
             option = "--" + name.replace("_", "-")
             raise EsrlError(f"{option} is {getattr(cfg, name)}, but must be at least {least}")
-    if not 0 < cfg.rescored_share <= 1:
-        raise EsrlError(
-            f"--rescored-share is {cfg.rescored_share}, but must be above 0 and at most 1: it is "
-            "the share of the sampled tokens that the gradient is made of"
-        )
+    check_rescored_share(cfg)
     if not cfg.importance_clip > 0:
         raise EsrlError(f"--importance-clip is {cfg.importance_clip}, but must be above 0")
     if not 0 <= cfg.mle_weight < math.inf:

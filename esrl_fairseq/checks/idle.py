@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from esrl_fairseq.checks.options import COMPARING
+from esrl_fairseq.checks.options import COMPARING, number_or_nan
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     objectives = f"objectives other than {' and '.join(COMPARING)}"
     varied = (options.capability != "none", "a --capability other than none")
     room = (options.min_samples < options.num_samples, "--num-samples above --min-samples")
+    all_drawn = number_or_nan(options.elimination_ratio) == 0
+    # What an input's samples are compared by has no part in their differences, but in the batch's.
+    alone = based and cfg.reward_baseline != "group"
+    offset = alone or cfg.reward_scaling == "batch"
     names = [leaf.name for leaf in reward.leaves]
     bleu = ("bleu" in [*names, capability], "the reward bleu")
     words = (bleu[0] or "corpus-bleu" in names, "the rewards bleu and corpus-bleu")
@@ -64,7 +68,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         ),
         "text_language": (cfg.reward_detokenizer is not None, "--reward-detokenizer"),
         "reward_baseline": (based, objectives),
-        "input_baseline": (based, objectives),
+        "input_baseline": (offset, "baselines other than group" if based else objectives),
         "baseline_queue_size": baseline("fifo"),
         "baseline_decay": baseline("ema"),
         "baseline_window": baseline("window"),
@@ -76,7 +80,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         "temperature_correction": (other, "temperatures other than 1"),
         "importance_clip": (tempered, "--temperature-correction importance"),
         "max_sampled_tokens": (two_stage, "--sampling two-stage"),
-        "min_samples": varied,
+        "min_samples": (not all_drawn, "an --elimination-ratio above 0") if varied[0] else varied,
         "elimination_ratio": room if varied[0] else varied,
         "capability_noise": (capability != "none", "samples or temperatures by --capability"),
     }

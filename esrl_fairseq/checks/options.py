@@ -34,29 +34,54 @@ COMPARING = ("rloo", "mrt")
 """Objectives that compare an input's samples with each other, and with nothing else."""
 
 
-def check_comparison(objective: str, num_samples: int, fewest_samples: int) -> None:
-    """Some objectives need two samples of an input; refuse or warn where there may be one.
+def check_comparison(cfg: Any, num_samples: int, fewest_samples: int) -> None:
+    """Some objectives, and a baseline, need two samples of an input; refuse or warn where there may
+    be one.
 
     Args:
-        objective: ``--objective``; those not in :data:`COMPARING` pass.
+        cfg: options of the criterion.
         num_samples: the most samples of an input.
         fewest_samples: the fewest that dynamic sampling can give it.
 
     Raises:
         EsrlError: no input would ever have two.
     """
-    if objective not in COMPARING:
+    if cfg.objective in COMPARING:
+        option = f"--objective {cfg.objective}"
+    elif cfg.reward_baseline == "group":
+        option = "--reward-baseline group"
+    else:
         return
     if num_samples < 2:
         raise EsrlError(
-            f"--objective {objective} compares an input's samples with each other, but "
-            f"--num-samples is {num_samples}: it must be at least 2"
+            f"{option} compares an input's samples with each other, but --num-samples is "
+            f"{num_samples}: it must be at least 2"
         )
     if fewest_samples < 2:
         logger.warning(
-            "--objective %s learns nothing from an input with one sample, which dynamic sampling "
-            "gives to some: --min-samples 2 gives all of them two at least",
-            objective,
+            "%s learns nothing from an input with one sample, which dynamic sampling gives to "
+            "some: --min-samples 2 gives all of them two at least",
+            option,
+        )
+
+
+def check_rescored_share(cfg: Any) -> None:
+    """Refuse a share that is none, and warn where a part of the rows costs as much as all of them.
+
+    Raises:
+        EsrlError: telling what is allowed.
+    """
+    if not 0 < cfg.rescored_share <= 1:
+        raise EsrlError(
+            f"--rescored-share is {cfg.rescored_share}, but must be above 0 and at most 1: it is "
+            "the share of the sampled tokens that the gradient is made of"
+        )
+    if cfg.rescored_share < 1 and cfg.sampling_mode != "two-stage":
+        logger.warning(
+            "--rescored-share %s saves nothing with --sampling %s, which has scored all samples "
+            "with gradient before some are chosen: leave it out, or choose --sampling two-stage",
+            cfg.rescored_share,
+            cfg.sampling_mode,
         )
 
 

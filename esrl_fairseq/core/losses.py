@@ -15,6 +15,8 @@ MAX_LOG_RATIO = 20.0
 """Largest difference of log-probabilities that PPO tells apart."""
 SMALLEST_SPREAD = 1e-4
 """Added to standard deviations that rewards are divided by, as common implementations do."""
+NO_SPREAD = 1e-6
+"""Standard deviations up to this share of the largest reward are 0 but for rounding."""
 
 
 def segment_sum(values: Tensor, index: Tensor, segments: int) -> Tensor:
@@ -188,18 +190,27 @@ def spread_scale(
 
     1/(σ + 10⁻⁴), σ² being the variance (divisor n − 1) of the rewards of the input's draws
     (``input``, as GRPO, Shao et al. 2024, arXiv 2402.03300) or of all draws (``batch``). An input
-    with one draw has no σ of its own and takes that of all.
+    with one draw has no σ of its own and takes that of all. Where rewards do not differ it is 0:
+    a baseline that is not their own mean would leave something of them, which 1/10⁻⁴ would blow up.
 
     Args:
         scaling: ``none``, ``input`` or ``batch``.
     """
     if scaling == "none":
         return rewards.new_ones(inputs)
-    every = _deviation(rewards, torch.zeros_like(input_index), 1, multiplicity)[0]
-    own = _deviation(rewards, input_index, inputs, multiplicity)
-    draws = segment_sum(multiplicity, input_index, inputs)
-    deviation = own if scaling == "input" else every.expand(inputs)
-    return 1 / (torch.where(draws > 1, deviation, every) + SMALLEST_SPREAD)
+    every = _over_spread(rewards, torch.zeros_like(input_index), 1, multiplicity).expand(inputs)
+    if scaling == "batch":
+        return every
+    own = _over_spread(rewards, input_index, inputs, multiplicity)
+    return torch.where(segment_sum(multiplicity, input_index, inputs) > 1, own, every)
+
+
+def _over_spread(rewards: Tensor, index: Tensor, segments: int, multiplicity: Tensor) -> Tensor:
+    """1/(σ + 10⁻⁴) of each segment, 0 where σ is 0 but for rounding, NaN where it is NaN."""
+    spread = _deviation(rewards.double(), index, segments, multiplicity)  # of many draws, too
+    largest = rewards.new_zeros(segments).scatter_reduce(0, index, rewards.abs(), reduce="amax")
+    scale = torch.where(spread <= NO_SPREAD * largest, 0.0, 1 / (spread + SMALLEST_SPREAD))
+    return scale.to(rewards.dtype)
 
 
 def _deviation(rewards: Tensor, index: Tensor, segments: int, multiplicity: Tensor) -> Tensor:

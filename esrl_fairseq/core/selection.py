@@ -27,7 +27,8 @@ def select(
     """Rows under a budget, and the weight of each in the loss.
 
     Rows of size 0 have no gradient and are never chosen. One row is, whatever the budget, so that
-    the model has something to do; its weight is 0 where chance chose none.
+    the model has something to do; its weight is 0 where chance chose none. Where a size is NaN or
+    infinite, its weight is NaN: so is the gradient then, and nobody takes it for one.
 
     Args:
         sizes: ``[rows]``, |c_j|, not negative.
@@ -43,6 +44,8 @@ def select(
     Returns:
         int64 ``[chosen]``, places in ascending order; float64 ``[chosen]``, weights.
     """
+    if not np.isfinite(sizes).all():
+        return np.arange(1), np.full(1, np.nan)
     rows = np.flatnonzero(sizes > ROUNDING * sizes.max(initial=0))
     budget = share * tokens.sum()
     if not len(rows):  # nothing to learn; any row will do

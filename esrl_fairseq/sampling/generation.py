@@ -52,7 +52,8 @@ class RowSampler(SequenceGenerator):
             src_lengths: int64 ``[inputs]``.
             prefix_lengths: places that the decoder needs for what it reads before the row.
         """
-        limits = (self.max_len_a * src_lengths + self.max_len_b).long()
+        limits = self.max_len_a * src_lengths + self.max_len_b
+        limits = limits.clamp(max=self.max_len).long()  # they may be beyond all integers
         room = torch.zeros_like(limits) + int(self.max_len) - prefix_lengths
         return torch.minimum(limits.clamp(min=max(self.min_len, 1)), room)
 

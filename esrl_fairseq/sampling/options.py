@@ -181,6 +181,23 @@ def often_one_sample(cfg: SamplingConfig) -> bool:
     return cfg.num_samples == 1 or (by_spread and fewest_samples(cfg) == 1)
 
 
+def check_places(cfg: SamplingConfig, places: int) -> None:
+    """Refuse samples that must be longer than a model can write.
+
+    Args:
+        places: tokens that its decoder reads.
+
+    Raises:
+        EsrlError: naming the option, its value and what is allowed.
+    """
+    if max(cfg.sample_min_len, 1) >= places:
+        raise EsrlError(
+            f"--sample-min-len is {cfg.sample_min_len}, but the model writes at most {places - 1} "
+            "tokens and EOS: lower it, or choose a model with more places (fairseq's: "
+            "--max-target-positions)"
+        )
+
+
 def check_sampling_options(cfg: SamplingConfig) -> None:
     """Refuse options that cannot work.
 
@@ -197,10 +214,15 @@ def check_sampling_options(cfg: SamplingConfig) -> None:
     }
     for name, (low, high) in limits.items():
         value = getattr(cfg, name)
-        if not low <= value <= high:
+        if not low <= value <= high or value == math.inf:
             upto = f"to {high:g}" if high < math.inf else "upwards"
             option = "--" + name.replace("_", "-")
-            raise EsrlError(f"{option} is {value}, but must be from {low:g} {upto}")
+            raise EsrlError(f"{option} is {value}, but must be a number from {low:g} {upto}")
+    if cfg.sample_max_len_a == cfg.sample_max_len_b == 0:
+        raise EsrlError(
+            "--sample-max-len-a and --sample-max-len-b are both 0, which leaves no token to a "
+            "sample: give one of them a positive number"
+        )
     if elimination_ratio(cfg) is None and cfg.capability != "none" and cfg.min_samples == 0:
         raise EsrlError(
             f"--min-samples is 0, but --elimination-ratio {AUTO} never skips an input: give it a "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esrl_fairseq.core.kl import adapted_weight
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.state.reading import unreadable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -18,11 +21,16 @@ class KLState:
         weight: λ of the current update; 0 where there is no penalty.
         target: nats a sequence that λ is adapted to; None keeps λ.
         reference: fingerprint of the frozen model; empty before it is loaded.
+        given: ``--kl-weight``, from which λ is adapted.
     """
 
     weight: float = 0.0
     target: float | None = None
     reference: str = ""
+    given: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given = self.weight
 
     def measure_from(self, fingerprint: str) -> None:
         """The frozen model was loaded: it must be the one that the run began with.
@@ -44,8 +52,15 @@ class KLState:
         if self.target is not None:
             self.weight = adapted_weight(self.weight, kl, self.target)
 
-    def restore(self, weight: float, reference: str) -> None:
+    def state_dict(self) -> dict[str, float | str]:
+        """What a checkpoint keeps."""
+        return {"weight": self.weight, "reference": self.reference, "given": self.given}
+
+    def restore(self, weight: float, reference: str, given: float | None = None) -> None:
         """Continue from a checkpoint: with its λ if λ is adapted; a fixed one is as it was given.
+
+        Args:
+            given: see the attribute; None of a checkpoint from before it was kept.
 
         Raises:
             EsrlError: λ is not what a checkpoint keeps.
@@ -56,4 +71,12 @@ class KLState:
         if self.target is not None:
             if not 0 < weight < math.inf:
                 raise unreadable("KL weight", f"it is {weight!r}")
+            if given not in (None, self.given):
+                logger.warning(
+                    "--kl-weight %s is not used: this run began with %s, and goes on with what "
+                    "--kl-target has made of it, %.3g, from the checkpoint",
+                    self.given,
+                    given,
+                    weight,
+                )
             self.weight = weight

@@ -217,7 +217,7 @@ class RLState:
                 "kind": self.baseline.kind,
                 "state": {name: torch.from_numpy(x) for name, x in self.baseline.state().items()},
             },
-            "kl": {"weight": self.kl.weight, "reference": self.kl.reference},
+            "kl": self.kl.state_dict(),
             "reference": torch.from_numpy(self.reference.copy()),
             "mean_variance": self.mean_variance,
             "inputs": asdict(self.inputs),

@@ -89,7 +89,7 @@ def test_several_faults_at_once(doctor, corpus, mle, tmp_path):
     words = command(corpus.data, tmp_path / "file", MODEL, JOINED, "--finetune-from-model", mle)
     words = [w for w in words if w not in ("--user-dir", USER_DIR)]
     more = ["--encoder-ffn-embed-dim 64 --nonsense 3 --reward BLUE --fp16 --risk-alpha 0"]
-    more += ["--reward-post-process x"]
+    more += ["--reward-post-process x --sample-min-len 2000"]
     code, found = doctor(*words, *more)
     text = wrong(found)
     assert code == 1
@@ -102,6 +102,7 @@ def test_several_faults_at_once(doctor, corpus, mle, tmp_path):
         "--risk-alpha is 0",
         "--encoder-ffn-embed-dim is 64 here but 32",
         "--fp16 and --memory-efficient-fp16 need a GPU",
+        "--sample-min-len is 2000, but the model writes at most 1023 tokens",
     ):
         assert words in text, text
 
