@@ -26,7 +26,7 @@ def run(*arguments, path=""):
         "OMP_NUM_THREADS": "1",
     }
     command = [str(FOLDER / "gpu.sh"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.mark.long
