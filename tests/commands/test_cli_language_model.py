@@ -131,7 +131,10 @@ def test_a_function_of_the_users_own_with_all_defaults(commands, lines, tmp_path
     [
         "--num-samples 1 --min-samples 0 --kl-weight 0.05 --kl-target 0.5 --elimination-ratio 0.5",
         "--prompt-tokens 2 --objective ppo --ppo-passes 4 --ppo-level token --mle-weight 0.1",
-        "--sampling standard --reward-text whole --capability entropy --valid-beam 0",
+        pytest.param(
+            "--sampling standard --reward-text whole --capability entropy --valid-beam 0",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_resumed_equals_uninterrupted(more, commands, lines, tmp_path):

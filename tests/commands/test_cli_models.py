@@ -83,7 +83,7 @@ def test_what_cannot_be_trained(options, words, commands, corpus, tmp_path):
 @pytest.mark.parametrize(
     "task, more",
     [
-        ("translation_from_pretrained_bart", ""),
+        pytest.param("translation_from_pretrained_bart", "", marks=pytest.mark.long),
         (
             "esrl_translation_from_pretrained_bart --prepend-bos",
             "--num-samples 3 --objective ppo --mle-weight 0.1 --truncate-source",

@@ -225,6 +225,7 @@ def test_a_language_model_by_a_reward_model(commands, judged, trained, tmp_path)
     assert all(0 < line["reward"] < 1 for line in valid) and valid
 
 
+@pytest.mark.long
 def test_the_encoder_of_a_masked_language_model(commands, judged, tmp_path):
     """As docs/rewards.md has it; the model is then a reward like any other."""
     roberta = (

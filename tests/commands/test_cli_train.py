@@ -151,6 +151,7 @@ def test_objectives_and_mle_weight(commands, corpus, mle, tmp_path):
         assert largest_difference(runs[names[i]], runs[name]) > 0 or name == "mrt"
 
 
+@pytest.mark.long
 def test_standard_sampling(commands, corpus, mle, tmp_path):
     """With and without cache, the updates of two-stage sampling up to rounding."""
     runs, logs = [], []
@@ -319,7 +320,8 @@ LIGHTCONV = (
 
 
 @pytest.mark.parametrize(
-    "model", ["lstm", pytest.param("lightconv", marks=pytest.mark.long), "transformer"]
+    "model",
+    [*(pytest.param(x, marks=pytest.mark.long) for x in ("lstm", "lightconv")), "transformer"],
 )
 def test_other_models_and_separate_dictionaries(model, commands, separate, tmp_path):
     options = {"lstm": LSTM, "lightconv": LIGHTCONV, "transformer": MODEL}[model]

@@ -271,6 +271,7 @@ def run_options(data, mle, save_dir):
     ]
 
 
+@pytest.mark.long
 def test_command_lines(commands, data, mle, tmp_path):
     """Rewards are higher than with one reference; a resumed run, between two passes of PPO, is one
     never interrupted; fairseq-generate works where the files are not."""

@@ -339,11 +339,3 @@ def test_bash_reads_every_recipe():
     for path in [*RECIPES.glob("*.s*"), *RECIPES.glob("*/*.sh")]:
         result = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-
-
-def test_shellcheck():
-    scripts = [*(RECIPES.parent / "scripts").glob("*.sh"), RECIPES.parent / "benchmarks" / "gpu.sh"]
-    scripts += RECIPES.glob("*.sbatch")
-    files = [str(path) for path in (*RECIPES.glob("*/run.sh"), *scripts)]
-    result = subprocess.run(["shellcheck", "-x", *files], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout

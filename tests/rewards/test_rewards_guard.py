@@ -24,7 +24,8 @@ from test_rewards import Fake, score
 
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import WeightedSum, build_reward, score_rows, watch
-from esrl_fairseq.rewards.guard import SIGNALS, STATES, Guard
+from esrl_fairseq.rewards.guard import SIGNALS, Guard
+from esrl_fairseq.rewards.states import STATES
 from esrl_fairseq.rewards.watch import TimeIsUp, Watch
 
 ROOT = Path(__file__).resolve().parents[2]
