@@ -119,15 +119,13 @@ def last_line(log: Path) -> str:
 
 def write(row: list[str]) -> None:
     """Put a row into the page's table, in the place of one of the same Python and torch."""
-    text = PAGE.read_text(encoding="utf-8")
-    lines = re.findall(r"^\| 3\.\d.*\n", text, re.MULTILINE)
-    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines]
+    head, rule, tail = PAGE.read_text(encoding="utf-8").partition("|---|---|---|---|---|---|\n")
+    lines, blank, tail = tail.partition("\n\n")  # other tables follow
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     rows = [old for old in rows if pair(old) != pair(row)] + [row]
     rows.sort(key=pair)
-    head, rule, tail = text.partition("|---|---|---|---|---|---|\n")
-    tail = tail.removeprefix("".join(lines))
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    PAGE.write_text(head + rule + table + tail, encoding="utf-8")
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    PAGE.write_text(head + rule + table + blank + tail, encoding="utf-8")
 
 
 def pair(row: list[str]) -> list[tuple[int, ...]]:

@@ -266,3 +266,20 @@ def test_installing_without_a_clone_to_the_letter(built, corpus, mle, tmp_path):
         assert "BLEU" in bash(other, f"{generate} --user-dir {user_dir}")
         bash(other, "esrl-report run; rm -r run")
     bash(other, "esrl-rewards --help; esrl-doctor --help; pip check")
+
+
+def test_a_row_takes_its_place_in_the_table_of_versions(tmp_path, monkeypatch):
+    """Of an older one of the same Python and torch; other tables of the page are left alone."""
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "scripts" / "version_matrix.py")
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    page = tmp_path / "versions.md"
+    page.write_text((ROOT / "docs" / "versions.md").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(matrix, "PAGE", page)
+    before = page.read_text(encoding="utf-8").splitlines()
+    for tests in ("1 failed", "3 passed"):
+        matrix.write(["3.9.1", "2.5.1+cu124", "0.12.3.1", "2.0.0", tests, "2026-01-02"])
+    after = page.read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in after if line not in before]
+    assert row == "| 3.9.1 | 2.5.1+cu124 | 0.12.3.1 | 2.0.0 | 3 passed | 2026-01-02 |"
+    assert after[after.index(row) - 1].startswith("|---") and len(after) == len(before) + 1
