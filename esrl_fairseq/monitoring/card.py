@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from esrl_fairseq.checkpoints.card import BEST, NAME, OURS, write
-from esrl_fairseq.monitoring.record import FILE, Record, read_record
+from esrl_fairseq.monitoring.reading import read_whole
+from esrl_fairseq.monitoring.record import FILE, Record
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Card:
         if best is None:
             return
         try:
-            records = list(read_record(os.path.join(folder, FILE)))
+            records = read_whole(os.path.join(folder, FILE))
             if not write(folder, card(records, best, os.path.basename(os.path.abspath(folder)))):
                 self._warn(f"{NAME} in {folder} was written by somebody else, and is left as it is")
         except Exception as error:  # also of a record that lacks something

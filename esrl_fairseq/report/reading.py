@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.monitoring.record import FILE, read_record
+from esrl_fairseq.monitoring.reading import read_whole
+from esrl_fairseq.monitoring.record import FILE
 
 Record = dict[str, Any]
 
@@ -59,7 +60,7 @@ def read_run(folder: str, name: str, needed: bool = True) -> Recorded:
     if not os.path.isdir(folder):
         raise EsrlError(f"there is no folder {folder}: give the --save-dir of a training")
     path = os.path.join(folder, FILE)
-    records = list(read_record(path))
+    records = read_whole(path)
     if not records and needed:
         why = "has no whole line" if os.path.exists(path) else "does not exist"
         raise EsrlError(

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from esrl_fairseq.monitoring import record as module
 from esrl_fairseq.monitoring.logs import BRANCHES, HISTOGRAM_BINS
+from esrl_fairseq.monitoring.reading import since_begin
 from esrl_fairseq.monitoring.record import FILE, Record, kept_records, plain, read_record
 
 LOGGED = """
@@ -213,3 +214,11 @@ def test_nothing_is_kept_of_what_is_no_record(tmp_path):
     assert len(read(tmp_path)) == 1
     assert kept_records([str(tmp_path / "none"), str(tmp_path)], "a", 5) == read(tmp_path)
     assert kept_records([str(tmp_path)], "", 5) == []
+
+
+def test_time_is_the_runs_own():
+    """fairseq goes on with the clock of the start model's checkpoint."""
+    walls = [260.0, 290.0, None, 350.0]
+    records = [{"kind": "update", "at": at, "wall": wall} for at, wall in enumerate(walls)]
+    assert [record["wall"] for record in since_begin(records)] == [0, 30, None, 90]
+    assert since_begin([]) == [] and records[1]["wall"] == 290
