@@ -143,6 +143,12 @@ class Commands:
             env=environment(),
         )
 
+    def in_folder(self, folder):
+        """The same, but in another folder."""
+        other = object.__new__(type(self))
+        other.folder, other.count, other.server = Path(folder), 0, self.server
+        return other
+
     def close(self):
         """End the server."""
         self.server.stdin.close()

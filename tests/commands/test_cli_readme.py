@@ -3,7 +3,6 @@
 Only sizes are smaller: ``…`` becomes the options of a tiny model, and hundreds of updates a few.
 """
 
-import copy
 import shlex
 import subprocess
 import sys
@@ -28,9 +27,7 @@ def first_block(page, title):
 def here(commands, tmp_path):
     """Runs commands in a folder of a user's own."""
     (tmp_path / "esrl_fairseq").symlink_to(USER_DIR)
-    runner = copy.copy(commands)
-    runner.folder = tmp_path
-    return runner
+    return commands.in_folder(tmp_path)
 
 
 def run(here, words):

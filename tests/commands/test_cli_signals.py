@@ -128,30 +128,12 @@ def test_two_ranks_end_after_the_same_update(commands, corpus, mle, tmp_path):
         words = options(corpus, mle, tmp_path / "run", "--batch-size 10 --disable-validation")
         return ["fairseq-train", *words, "--max-update 1000 --max-epoch 50"]
 
-    running = []
-    start = commands.start
-    commands.start = lambda *words: running.append(start(*words)) or Signalled(running[-1], running)
-    try:
-        commands.two_ranks(command)
-    finally:
-        commands.start = start
+    running = commands.start_two_ranks(command)
+    wait_for(running[0], 2)
+    os.kill(running[1].pid, signal.SIGTERM)
+    for rank in running:
+        assert ended(rank.wait(), signal.SIGTERM)
     assert 2 <= updates(tmp_path / "run") < 500
-
-
-class Signalled:
-    """One of two ranks: the second gets SIGTERM, and both end by it."""
-
-    def __init__(self, command, all_ranks):
-        self.command, self.all_ranks = command, all_ranks
-
-    def wait(self):
-        if self.command is self.all_ranks[0]:
-            wait_for(self.command, 2)
-            os.kill(self.all_ranks[1].pid, signal.SIGTERM)
-        result = self.command.wait()
-        assert ended(result, signal.SIGTERM)
-        result.returncode = 0
-        return result
 
 
 PRETENDED = """

@@ -5,7 +5,6 @@ Blocks marked ``sh`` are the road; those marked ``bash`` stand beside it: text f
 none, and the settings for text that is taken as it is.
 """
 
-import copy
 import gzip
 import importlib.util
 import os
@@ -174,8 +173,7 @@ def test_trainings(commands, stubs, tmp_path):
     write(folder, ("verses.de", "verses.en"), text_that_is_odd()[0])
     done = shell(own_files("de", "en") + "".join(up_to_scores(TINY)), folder, stubs)
     assert done.returncode == 0, done.stderr
-    here = copy.copy(commands)
-    here.folder = folder
+    here = commands.in_folder(folder)
     calls = [call.split("\n") for call in (folder / "calls").read_text().split("\n\n")[:-1]]
     assert [call[0] for call in calls] == ["fairseq-preprocess", "fairseq-train", "fairseq-train"]
     assert str(USER_DIR) in calls[1] and str(USER_DIR) in calls[2]
