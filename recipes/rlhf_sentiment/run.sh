@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # RLHF in small: a language model of film reviews learns to write what a reward model of sentiment likes,
-# with the KL to the start model bounded; ESRL (by β and by default), REINFORCE and PPO for the same CPU
-# time, on one thread.
+# with the KL to the start model bounded; ESRL (by β, by default, and learning from the
+# samples that matter), REINFORCE and PPO for the same CPU time, on one thread.
 #
 # Tested:  as a whole, in parts, beside other jobs: docs/results.md
 # Needs:   make env; the internet (nltk_data, 0.5 MB), or a folder with sentence_polarity.zip in
@@ -90,7 +90,7 @@ policy() {
 evaluate() {
     PYTHONPATH=$REPO python "$RECIPES/rlhf_sentiment/evaluate.py" data-prompts "$@" --length "$LENGTH" \
         --reward reward/checkpoint_best.pt --judge judge/checkpoint_best.pt --judged clean/reward \
-        --kl-weight "$KL_WEIGHT" --compare esrl esrl-auto
+        --kl-weight "$KL_WEIGHT" --compare esrl esrl-auto esrl-selection
 }
 
 BPE_MERGES=${BPE_MERGES:-3000}
@@ -121,6 +121,8 @@ ESRL=(--objective fused --capability reward --elimination-ratio 0.3 --min-sample
 # shellcheck disable=SC2034 # these are chosen by name below
 ESRL_AUTO=(--objective fused --capability reward) # --elimination-ratio auto
 # shellcheck disable=SC2034
+ESRL_SELECTION=(--objective fused --capability reward --num-samples 6 --rescored-share 0.2)
+# shellcheck disable=SC2034
 REINFORCE=(--objective reinforce --capability none)
 # shellcheck disable=SC2034
 PPO=(--objective ppo --capability none)
@@ -140,7 +142,7 @@ rlhf_steps() {
     step reward "${REWARD[*]}" reward_model reward 1 "${REWARD[@]}"
     about "the reward model that no policy sees" data-judge/ judge 15
     step judge "${REWARD[*]}" reward_model judge 2 "${REWARD[@]}"
-    for method in esrl esrl-auto reinforce ppo; do
+    for method in esrl esrl-auto esrl-selection reinforce ppo; do
         options=${method^^}
         # shellcheck disable=SC2178
         local -n own=${options//-/_}
