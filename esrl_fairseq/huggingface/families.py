@@ -110,12 +110,8 @@ class Family:
         """Scores ``[…, before + words]`` of features ``[…, width]``; the first mean nothing."""
         if self.scale != 1:
             features = features * self.scale
-        head, bias = self.head, getattr(self.model, "final_logits_bias", None)
-        plain = type(head) is nn.Linear and head.bias is None
-        if plain and not records(features):
-            return projected(features, head.weight, None if bias is None else bias[0], before)
-        found = head(features) if bias is None else head(features) + bias[0]
-        return nn.functional.pad(found, (before, 0))
+        bias = getattr(self.model, "final_logits_bias", None)
+        return scores_behind(features, self.head, None if bias is None else bias[0], before)
 
 
 class Fsmt(Family):
@@ -173,6 +169,15 @@ def scales_states(config: Any) -> bool:
     # Before version 5 all kinds did where the head is the embeddings; from then on only T5 does.
     old = int(library.transformers().__version__.split(".")[0]) < 5
     return old and config.model_type in ("t5", "mt5", "umt5") and config.tie_word_embeddings
+
+
+def scores_behind(features: Tensor, head: Any, bias: Tensor | None, before: int) -> Tensor:
+    """Scores ``[…, before + words]`` by the module ``head``; the first mean nothing."""
+    plain = type(head) is nn.Linear and head.bias is None
+    if plain and not records(features):
+        return projected(features, head.weight, bias, before)
+    found = head(features) if bias is None else head(features) + bias
+    return nn.functional.pad(found, (before, 0))
 
 
 def records(x: Tensor) -> bool:

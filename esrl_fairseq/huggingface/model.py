@@ -1,7 +1,8 @@
 """The fairseq model ``hf_causal_lm``: a causal LM of transformers, with its KV cache."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -16,6 +17,8 @@ from esrl_fairseq.core.token_scores import FORBIDDEN
 from esrl_fairseq.data.text import Decode
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.huggingface import adapters, library
+from esrl_fairseq.huggingface.caches import RowCache, position_bytes
+from esrl_fairseq.huggingface.families import scores_behind
 from esrl_fairseq.huggingface.words import Words, check_dictionary
 from esrl_fairseq.sampling.steps import DecoderSteps
 
@@ -49,9 +52,24 @@ class HfCausalLMConfig(adapters.LoraConfig):
 
 
 class HfSteps(DecoderSteps):
-    """Steps of :class:`HfDecoder`: words are scored for the rows that draw."""
+    """Steps of :class:`HfDecoder`: words are scored for the rows that draw.
+
+    For the arguments see :class:`DecoderSteps`.
+    """
 
     reads_ahead = True
+
+    def __init__(
+        self, model: Any, encoder_out: Any, input_index: Tensor, most_rows: int, room: int
+    ):
+        super().__init__(model, encoder_out, input_index, most_rows, room)
+        self.cache = RowCache(model.decoder.model.config, most_rows, room)
+        model.decoder.set_incremental_state(self.state, CACHE, self.cache.inner)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
 
     def __call__(self, previous: Tensor) -> Tensor:
         output = self.model.decoder(previous, incremental_state=self.state, features_only=True)
@@ -61,8 +79,7 @@ class HfSteps(DecoderSteps):
         return self.model.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
-        rows = rows.to(self.device, non_blocking=True)
-        self.model.decoder.reorder_incremental_state(self.state, rows)
+        self.cache.keep(rows, self.device)
 
 
 LEAST = -200.0
@@ -165,16 +182,20 @@ class HfDecoder(CachedDecoder):
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Scores ``[…, words]`` of states ``[…, width]``."""
-        logits = self.model.get_output_embeddings()(features)
-        forbidden = max(FORBIDDEN, torch.finfo(logits.dtype).min)
-        special = logits.new_full((*logits.shape[:-1], self.first), forbidden)
-        special[..., self.dictionary.eos()] = logits[..., self.ends].logsumexp(-1)
-        scores = torch.cat([special, logits], dim=-1)
+        scores = scores_behind(features, self.model.get_output_embeddings(), None, self.first)
+        forbidden = max(FORBIDDEN, torch.finfo(scores.dtype).min)
+        end = scores[..., self.never].logsumexp(-1)
+        scores[..., : self.first] = forbidden
         scores[..., self.never] = forbidden
+        scores[..., self.dictionary.eos()] = end
         return scores
 
     def max_positions(self) -> int:
         return int(self.model.config.max_position_embeddings)
+
+    def cache_bytes(self, length: int) -> int:
+        """Of one row of ``length`` tokens in :class:`HfSteps`, twice while a cache grows."""
+        return 2 * length * position_bytes(self.model)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """In half precision, too, rotary frequencies stay float32, as in transformers: rounded,

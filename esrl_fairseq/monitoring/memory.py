@@ -134,16 +134,17 @@ def precision_of(common: Any) -> str:
     return "half" if common.fp16 or common.bf16 else "fp32"
 
 
-def batches_of(trainer: Any, batches: Sequence[Sequence[int]], decoder_only: bool) -> list[Batch]:
+def batches_of(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> list[Batch]:
     """Sizes of some of an epoch's batches.
 
     Args:
+        model: the trainer's, not wrapped.
         batches: ids of each batch's inputs.
     """
     task, cfg = trainer.task, trainer.cfg
     on_device = trainer.device.type != "cpu"
     dataset, options = task.datasets[cfg.dataset.train_subset], task.options
-    most = (fixed_rows if on_device else branching).ROWS_AT_ONCE
+    most = fixed_rows.ROWS_AT_ONCE if on_device else branching.rows_at_once(model.decoder)
     most_tokens = trainer.get_criterion().cfg.max_sampled_tokens
     most_tokens = most_tokens or default_max_tokens(trainer.device)
     words = len(task.target_dictionary)
@@ -154,7 +155,7 @@ def batches_of(trainer: Any, batches: Sequence[Sequence[int]], decoder_only: boo
         sizes = (dataset.size(int(i)) for i in ids)
         source = max(int(size[0] if isinstance(size, tuple) else size) for size in sizes)
         length = int(options.sample_max_len_a * source + options.sample_max_len_b) + 1
-        if decoder_only:
+        if is_decoder_only(model):
             length += source
         rows = min(len(ids) * options.num_samples, most)
         scored = rows if on_device else min(rows, branching.SCORED_AT_ONCE)
@@ -195,7 +196,7 @@ def estimate(trainer: Any, model: Any, batches: Sequence[Sequence[int]]) -> Esti
     shape = shape_of(model, len(task.target_dictionary))
     if shape is None or not len(batches):
         return Estimate(state, f"{text}; the stages' is not known for this model")
-    sizes = batches_of(trainer, batches, is_decoder_only(model))
+    sizes = batches_of(trainer, model, batches)
     largest = max(sizes, key=lambda batch: stage_one(shape, batch))
     first, second = stage_one(shape, largest), max(stage_two(shape, batch) for batch in sizes)
     return Estimate(

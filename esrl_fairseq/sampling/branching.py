@@ -13,10 +13,12 @@ from torch import Tensor
 
 from esrl_fairseq.core.sampling import sample_and_score
 from esrl_fairseq.sampling.draws import Draws, Strategy, branches
-from esrl_fairseq.sampling.steps import DecoderSteps, decoding_steps
+from esrl_fairseq.sampling.steps import DecoderSteps, cache_bytes, decoding_steps
 
-ROWS_AT_ONCE = 1024
-"""Rows in the decoder's batch: more are not faster."""
+ROWS_AT_ONCE = (256, 1024)
+"""Rows in the decoder's batch, least and most: more are not faster, fewer are slower."""
+POSITION_BYTES = 4 << 20
+"""Of the batch's keys and values of one position: the wider a model, the fewer rows it needs."""
 SCORED_AT_ONCE = 256
 """Rows that are projected to the vocabulary and sampled at once: their scores stay in the cache."""
 
@@ -98,9 +100,16 @@ def _choose(
     return chosen, known
 
 
+def rows_at_once(decoder: Any) -> int:
+    """Rows of fairseq's ``decoder`` that are decoded together, so that caches stay small."""
+    least, most = ROWS_AT_ONCE
+    bytes_a_row = cache_bytes(decoder, 1) // 2  # none grows here
+    return max(least, min(POSITION_BYTES // max(bytes_a_row, 1), most))
+
+
 def most_rows(sampler: Any, length: int, device: torch.device) -> int:
     """See :class:`Strategy`."""
-    return ROWS_AT_ONCE
+    return rows_at_once(sampler.model.single_model.decoder)
 
 
 BRANCHES = Strategy(decode_in_branches, most_rows)

@@ -20,7 +20,7 @@ import common, torch
 from methods import make_bench, run_update
 from workload import random
 from esrl_fairseq.monitoring import memory
-from esrl_fairseq.sampling.branching import ROWS_AT_ONCE, SCORED_AT_ONCE
+from esrl_fairseq.sampling.branching import SCORED_AT_ONCE, rows_at_once
 from esrl_fairseq.rescoring.row_scorer import LEARNED_TOKENS
 
 torch.set_num_threads(1)
@@ -36,7 +36,7 @@ run_update(bench, "two_stage", work.batches[0], 1)
 work, bench = bench_of("3M", INPUTS, LENGTH, K)
 batch = work.batches[0]
 source = int(batch["net_input"]["src_lengths"].max())
-rows = min(INPUTS * K, ROWS_AT_ONCE)
+rows = min(INPUTS * K, rows_at_once(work.model.decoder))
 sizes = memory.Batch(INPUTS, source, LENGTH + 1, rows, min(rows, SCORED_AT_ONCE), LEARNED_TOKENS)
 shape = memory.shape_of(work.model, len(work.task.target_dictionary))
 
