@@ -76,13 +76,15 @@ class Objective:
             assert drawn.tempered is not None
             weights = importance_weights(drawn.log_probs, drawn.tempered, cfg.importance_clip)
         common = (actions, rewards, rows.input_index, samples.inputs, self.alpha)
+        draws = rows.multiplicity if cfg.risk_candidates == "draws" else None
         if cfg.objective == "mrt":
-            losses = mrt_loss(*common, weights)
+            losses = mrt_loss(*common, weights, draws)
         elif cfg.objective == "rloo":
             losses = rloo_loss(*common, rows.multiplicity, weights)
+        elif cfg.objective == "fused":
+            losses = fused_loss(*common, samples.baseline, rows.multiplicity, weights, draws)
         else:
-            loss = fused_loss if cfg.objective == "fused" else reinforce_loss
-            losses = loss(*common, samples.baseline, rows.multiplicity, weights)
+            losses = reinforce_loss(*common, samples.baseline, rows.multiplicity, weights)
         return losses * scale
 
     def choose(self, samples: Samples, sizes: Tensor, seed: int) -> tuple[Tensor, Tensor]:

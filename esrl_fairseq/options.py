@@ -109,6 +109,13 @@ class EsrlCriterionConfig(FairseqDataclass):
             "log-probabilities summed over a sentence)"
         },
     )
+    risk_candidates: ChoiceEnum(["distinct", "draws"]) = field(  # type: ignore[valid-type]
+        default="distinct",
+        metadata={
+            "help": "what MRT, also that of --objective fused, compares: an input's distinct "
+            "samples, each once (distinct), or all draws, equal ones as often as they came (draws)"
+        },
+    )
     length_normalization: bool = field(
         default=False,
         metadata={

@@ -9,7 +9,7 @@ from fairseq.logging import metrics
 from helpers import make_batch, make_model, plain_scores, take
 from test_criterion import OBJECTIVES, Run
 
-from esrl_fairseq.core.losses import mrt_loss, spread_scale
+from esrl_fairseq.core.losses import mrt_loss, segment_sum, spread_scale
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rescoring import frozen
 
@@ -294,6 +294,25 @@ def test_reward_scaling_scales_each_input(objective):
     assert torch.allclose(scaled.samples.loss.coefficients, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["fused", "mrt"])
+def test_mrt_over_draws(objective):
+    """Through the criterion: equal samples count as often as they came, as in RLOO."""
+    batch = make_batch()
+    found, rloo = (
+        watched(objective=kind, risk_alpha=1e-3, risk_candidates="draws")
+        for kind in (objective, "rloo")
+    )
+    found.loss(batch), rloo.loss(batch)
+    rows = found.samples.rows
+    assert (rows.multiplicity > 1).any()
+    several = (rows.input_index.bincount() > 1)[rows.input_index]
+    draws = segment_sum(rows.multiplicity, rows.input_index, 6)[rows.input_index]
+    expected = (draws - 1) / draws * rloo.samples.loss.coefficients
+    assert torch.allclose(
+        found.samples.loss.coefficients[several], expected[several], rtol=0.05, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -310,7 +329,8 @@ def test_impossible_values_are_refused(options, message):
 
 
 def test_idle_options_are_named(caplog):
-    run = Run(selection="unbiased", ppo_clip_high=0.3)
+    run = Run(selection="unbiased", ppo_clip_high=0.3, objective="rloo", risk_candidates="draws")
     assert "--selection unbiased (for a --rescored-share below 1)" in caplog.text
     assert "--ppo-clip-high 0.3 (for --objective ppo)" in caplog.text
+    assert "--risk-candidates draws (for the objectives fused and mrt)" in caplog.text
     assert run.criterion.cfg.rescored_share == 1

@@ -9,6 +9,7 @@ from fairseq.dataclass.configs import CheckpointConfig
 
 from esrl_fairseq.checkpoints.configuration import refuse_withheld
 from esrl_fairseq.checks.options import (
+    RISK,
     check_baseline_options,
     check_controls,
     check_kl_options,
@@ -41,8 +42,8 @@ def check_criterion_options(cfg: Any, pretrained: str = "") -> None:
     refuse_withheld(cfg.reward)
     if cfg.risk_alpha is not None and not 0 < cfg.risk_alpha < math.inf:
         raise EsrlError(f"--risk-alpha is {cfg.risk_alpha}, but must be a positive number")
-    sharpness = cfg.objective in ("fused", "mrt")  # to the others α is a scale alone
-    if cfg.length_normalization and cfg.risk_alpha is None and sharpness:
+    sharp = cfg.objective in RISK  # to the others α is a scale alone
+    if cfg.length_normalization and cfg.risk_alpha is None and sharp:
         raise EsrlError(
             f"--length-normalization with --objective {cfg.objective} needs a --risk-alpha of its "
             "own: the default is made for log-probabilities summed over a sentence (try 0.1)"

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from esrl_fairseq.checks.options import COMPARING, number_or_nan
+from esrl_fairseq.checks.options import COMPARING, RISK, number_or_nan
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         "baseline_queue_size": baseline("fifo"),
         "baseline_decay": baseline("ema"),
         "baseline_window": baseline("window"),
+        "risk_candidates": (cfg.objective in RISK, "the objectives fused and mrt"),
         "ppo_passes": ppo,
         "ppo_clip": ppo,
         "ppo_clip_high": ppo,

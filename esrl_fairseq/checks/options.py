@@ -30,6 +30,8 @@ def check_baseline_options(cfg: Any) -> None:
         raise EsrlError(f"--baseline-decay is {cfg.baseline_decay}, but must be from 0 to below 1")
 
 
+RISK = ("fused", "mrt")
+"""Objectives with MRT in them."""
 COMPARING = ("rloo", "mrt")
 """Objectives that compare an input's samples with each other, and with nothing else."""
 

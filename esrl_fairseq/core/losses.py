@@ -46,15 +46,20 @@ def mrt_loss(
     inputs: int,
     alpha: float,
     weights: Tensor | None = None,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """Minimum risk training (Shen et al. 2016): L_i = −Σ_j Q_ij r_ij, Q_i = softmax_j(α log p_ij).
 
     The rows of an input must be distinct (its candidate set); one row alone has no gradient.
     With weights w, Q_ij ∝ w_ij p_ij^α: self-normalised importance sampling in the limit α → 0.
+    With ``draws`` m [rows], how often each row was drawn, Q_ij ∝ m_ij p_ij^α: as if equal rows
+    were candidates of their own. As α → 0 that is (n − 1)/n of :func:`rloo_loss` for n draws;
+    without it rare rows weigh as much as those that come often.
     """
     scores = alpha * log_probs
-    if weights is not None:
-        scores = scores + weights.log()
+    for factor in (weights, draws):
+        if factor is not None:
+            scores = scores + factor.to(scores.dtype).log()
     q = segment_softmax(scores, input_index, inputs)
     return -segment_sum(q * rewards, input_index, inputs)
 
@@ -114,10 +119,11 @@ def fused_loss(
     baseline: float,
     multiplicity: Tensor,
     weights: Tensor | None = None,
+    draws: Tensor | None = None,
 ) -> Tensor:
     """ESRL's loss: MRT where an input has two or more distinct rows, otherwise REINFORCE."""
     distinct = segment_sum(torch.ones_like(rewards), input_index, inputs)
-    risk = mrt_loss(log_probs, rewards, input_index, inputs, alpha, weights)
+    risk = mrt_loss(log_probs, rewards, input_index, inputs, alpha, weights, draws)
     score_function = reinforce_loss(
         log_probs, rewards, input_index, inputs, alpha, baseline, multiplicity, weights
     )

@@ -196,6 +196,38 @@ def test_reinforce_tends_to_the_exact_policy_gradient(baseline):
     assert (estimate - exact).norm() < 2 * error.norm()
 
 
+def test_mrt_over_draws_takes_equal_rows_as_if_drawn_apart():
+    """Value and gradient, also of the fused loss; an input with one row alone is not concerned."""
+    apart = torch.arange(6).repeat_interleave(DRAWN)
+    one = losses.mrt_loss(log_probs(), REWARDS, INDEX, 4, ALPHA, draws=DRAWN)
+    other = losses.mrt_loss(log_probs()[apart], REWARDS[apart], INDEX[apart], 4, ALPHA)
+    assert torch.allclose(one, other)
+    common = (REWARDS, INDEX, 4, ALPHA)
+    gradient = row_gradient(lambda lp: losses.mrt_loss(lp, *common, draws=DRAWN))
+    expected = row_gradient(
+        lambda lp: losses.mrt_loss(lp[apart], REWARDS[apart], INDEX[apart], 4, ALPHA)
+    )
+    assert torch.allclose(gradient, expected)
+    distinct = row_gradient(lambda lp: losses.mrt_loss(lp, *common))
+    assert (gradient - distinct).abs().max() > 0.01
+    fused = row_gradient(lambda lp: losses.fused_loss(lp, *common, 0.5, DRAWN, draws=DRAWN))
+    alone = row_gradient(lambda lp: losses.fused_loss(lp, *common, 0.5, DRAWN))
+    assert torch.allclose(fused[INDEX != 1], gradient[INDEX != 1])
+    assert fused[INDEX == 1] == alone[INDEX == 1] != 0
+
+
+def test_mrt_over_draws_tends_to_leave_one_out():
+    """As α → 0 it is (n − 1)/n of RLOO for n draws; over distinct rows something else."""
+    alpha = 1e-4
+    draws = torch.bincount(INDEX, DRAWN, minlength=4)[INDEX]
+    rloo = row_gradient(lambda lp: losses.rloo_loss(lp, REWARDS, INDEX, 4, alpha, DRAWN))
+    found = row_gradient(lambda lp: losses.mrt_loss(lp, REWARDS, INDEX, 4, alpha, draws=DRAWN))
+    expected = (draws - 1) / draws * rloo
+    assert torch.allclose(found / alpha, expected / alpha, atol=1e-3)
+    distinct = row_gradient(lambda lp: losses.mrt_loss(lp, REWARDS, INDEX, 4, alpha))
+    assert (distinct - expected).abs().max() > 0.02 * alpha
+
+
 def test_mrt_gradient_through_the_model():
     """(a) Parameters get autograd of the written formula over the candidate set."""
     model, batch = make_model().eval(), make_batch(ids=[0, 1])
