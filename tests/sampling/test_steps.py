@@ -459,7 +459,7 @@ def test_a_few_at_once_change_nothing(size, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(branching, "SCORED_AT_ONCE", size)
         assert same(sample(model), expected)
-    monkeypatch.setattr(branching, "ROWS_AT_ONCE", size)
+    monkeypatch.setattr(branching, "ROWS_AT_ONCE", (size, size))
     assert same(sample(model), expected)
 
 
