@@ -388,6 +388,9 @@ def distributed_worker(rank, folder):
         },
         f"{folder}/{rank}.pt",
     )
+    # A rank that left while the other one still talked to it was once seen to abort.
+    del wrapped
+    dist.barrier()
     dist.destroy_process_group()
 
 
