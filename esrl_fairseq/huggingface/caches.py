@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from esrl_fairseq.huggingface import library
+from esrl_fairseq.sampling.steps import moves
 
 
 class RowLayer:
@@ -83,13 +84,12 @@ class RowCache:
 
     def keep(self, rows: Tensor, device: torch.device) -> None:
         """Go on from these rows, int64 on the host, in any order and number."""
-        to = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
-        there = [x.to(device, non_blocking=True) for x in (rows, to, rows[to])]
+        moved, there = moves(rows, device), rows.to(device, non_blocking=True)
         for layer in self.inner.layers:
             if isinstance(layer, RowLayer):
-                layer.move(*there[1:])
+                layer.move(*moved)
             else:
-                layer.batch_select_indices(there[0])
+                layer.batch_select_indices(there)
 
 
 def position_bytes(model: Any) -> int:

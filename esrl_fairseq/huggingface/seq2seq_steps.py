@@ -13,7 +13,7 @@ from torch import Tensor
 from esrl_fairseq.huggingface import library
 from esrl_fairseq.huggingface.caches import row_layer
 from esrl_fairseq.sampling.attention import Grid
-from esrl_fairseq.sampling.steps import DecoderSteps
+from esrl_fairseq.sampling.steps import DecoderSteps, moves
 
 MASKS = ("attention_mask", "mask", "key_padding_mask")
 """Names of what attention modules of transformers get of padding."""
@@ -103,8 +103,7 @@ class HfSeq2SeqSteps(DecoderSteps):
         return self.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
-        to = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
-        moved = [x.to(self.device, non_blocking=True) for x in (to, rows[to])]
+        moved = moves(rows, self.device)
         for own in self.own:
             own.move(*moved)
         self.grid, inputs = self.grid.keep(rows)

@@ -161,15 +161,20 @@ class TransformerSteps(DecoderSteps):
         return self.model.decoder.output_layer(output)
 
     def keep(self, rows: Tensor) -> None:
-        # Those that stay in their place are not copied.
-        to = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
-        moved = [x.to(self.device, non_blocking=True) for x in (to, rows[to])]
+        moved = moves(rows, self.device)
         for own in self.own:
             own.move(*moved)
         if self.cross:
             self.grid, inputs = self.grid.keep(rows)
             for cross in self.cross:
                 cross.keep(self.grid, inputs)
+
+
+def moves(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """New places, and the rows that go there, where ``rows``, int64 on the host, go on; those that
+    stay in their place are left out. Both on ``device``."""
+    to = (rows != torch.arange(len(rows))).nonzero().squeeze(1)
+    return to.to(device, non_blocking=True), rows[to].to(device, non_blocking=True)
 
 
 def cache_bytes(decoder: Any, length: int) -> int:
