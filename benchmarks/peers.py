@@ -87,6 +87,8 @@ def parse() -> argparse.Namespace:
         parser.error("--k must be at least 2: all trainers compare a prompt's samples")
     if min(options.rows) < 1 or options.updates < 1:
         parser.error("--rows and --updates must be at least 1")
+    if options.prompt_length < 1:
+        parser.error("--prompt-length must be at least 1")
     options.ours = list(dict.fromkeys(["", *(options.ours or [])]))
     common.check_options(options)
     return options

@@ -116,6 +116,8 @@ def main() -> None:
     common.check_options(options)
     if options.rounds < 3:
         raise SystemExit("--rounds must be at least 3: noise is a variance over them")
+    if options.references < 1:
+        raise SystemExit("--references must be at least 1: noise is measured around their mean")
     head = common.header(options)
     common.print_header(head)
     rows: list[common.Row] = []

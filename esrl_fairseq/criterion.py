@@ -193,9 +193,9 @@ class EsrlCriterion(FairseqCriterion):
             return
         self.task.rl.add(visit)
         scored, truncated = samples.scored, int((rows.truncated * rows.multiplicity).sum())
-        rewards = of_draws(scored.rewards, rows)
-        words = (scored.words, scored.reference_words)
+        rewards, words = of_draws(scored.rewards, rows), (scored.words, scored.reference_words)
         self.task.monitor.add_batch(float(rewards.sum()), len(rewards), truncated, *words)
+        self.task.monitor.add_choice(samples, self.cfg.rescored_share)
 
     def result(
         self, samples: Samples, total: Tensor, losses: Tensor, seconds: dict[str, float]
@@ -204,7 +204,7 @@ class EsrlCriterion(FairseqCriterion):
         inputs, value = samples.inputs, losses.sum()
         if samples.references is not None:
             value = value - self.objective.likelihood(samples.references)
-        log = logs.training_log(self.task.options, self.cfg.objective, samples, losses, seconds)
+        log = logs.training_log(self.task.options, self.objective, samples, losses, seconds)
         two_stage = self.cfg.sampling_mode == "two-stage" and not self.cfg.rescoring_dropout
         if two_stage and self.task.rl.replay.current_pass == 1:  # one policy in both
             log["stages_apart"] = logs.stages_apart(samples)

@@ -56,7 +56,7 @@ class Objective:
         with torch.enable_grad():
             losses = self.of_all_rows(actions, samples)
         (slopes,) = torch.autograd.grad(losses.sum(), actions)
-        sizes = slopes.abs()
+        sizes = self.sizes(slopes, samples.drawn)
         if not (losses.isfinite().all() and np.isfinite(samples.rewards).all()):
             # A row that has no part in the loss hides them from the slopes.
             sizes = torch.full_like(sizes, torch.nan)
@@ -87,14 +87,17 @@ class Objective:
             losses = reinforce_loss(*common, samples.baseline, rows.multiplicity, weights)
         return losses * scale
 
+    def sizes(self, slopes: Tensor, drawn: Scores) -> Tensor:
+        """|c_j|, how far each row moves its log p, [rows], from slopes by its action."""
+        sizes = slopes.abs()
+        return sizes / drawn.lengths.clamp(min=1) if self.cfg.length_normalization else sizes
+
     def choose(self, samples: Samples, sizes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Places of the rows that stage two takes, and the weight of each.
 
         Args:
-            sizes: ``[rows]``, |c_j|.
+            sizes: ``[rows]``, of :meth:`sizes`.
         """
-        if self.cfg.length_normalization:  # a row's gradient is divided by its length
-            sizes = sizes / samples.drawn.lengths.clamp(min=1)
         ids = host_ids(samples.batch).tolist()
         chosen, weights = select(
             sizes.double().numpy(),

@@ -194,7 +194,7 @@ class EsrlCriterionConfig(FairseqDataclass):
     selection: ChoiceEnum(list(SELECTIONS)) = field(  # type: ignore[valid-type]
         default="top",
         metadata={
-            "help": "which rows --rescored-share takes: those with the largest advantages (top), "
+            "help": "which rows --rescored-share takes: those that move the model most (top), "
             "by chance in proportion to these with weights that take the bias away (unbiased), or "
             "half of the share so and half so (mixed)"
         },

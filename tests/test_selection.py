@@ -157,6 +157,47 @@ def test_budget_is_the_batch_s():
     assert found["stages_apart"] < 1e-5
 
 
+def test_length_normalization_counts_in_kept_squares():
+    """c is by log p, not by log p / |y|."""
+    options = {"length_normalization": True, "rescored_share": 0.4}
+    run = watched(objective="rloo", task_options={"elimination_ratio": 0}, **options)
+    _, _, log = run.loss(make_batch())
+    loss, lengths = run.samples.loss, run.samples.drawn.lengths
+    squares = (loss.coefficients / lengths) ** 2
+    kept = float(squares[loss.chosen].sum() / squares.sum())
+    assert log["kept_squares"] == pytest.approx(kept)
+    other = loss.coefficients**2
+    assert abs(kept - float(other[loss.chosen].sum() / other.sum())) > 1e-3
+
+
+def test_a_batch_that_teaches_nothing_is_not_in_kept_squares():
+    run = watched(objective="rloo", rescored_share=0.5)
+    _, _, log = run.loss(make_batch())
+    run.criterion.cfg.reward_control = "constant"
+    _, _, nothing = run.loss(make_batch())
+    assert not run.samples.loss.coefficients.any()
+    with metrics.aggregate(new_root=True) as values:
+        run.criterion.reduce_metrics([log, nothing])
+    assert values["kept_squares"].avg == pytest.approx(log["kept_squares"])
+    with metrics.aggregate(new_root=True) as values:
+        run.criterion.reduce_metrics([nothing])
+    assert "kept_squares" not in values
+
+
+@pytest.mark.parametrize("selection", ["unbiased", "mixed"])
+def test_chance_that_chooses_nothing_is_logged_and_warned_of(selection, caplog):
+    """The row that stage two gets for want of any other has no part in the figures."""
+    run = watched(objective="rloo", rescored_share=0.001, selection=selection)
+    _, gradient, _ = run.gradient(make_batch())
+    _, _, log = run.loss(make_batch())
+    assert not gradient.any()
+    assert len(run.samples.chosen) == 1 and run.samples.loss.weights.tolist() == [0]
+    assert log["chosen_rows"] == log["chosen_tokens"] == log["kept_squares"] == 0
+    assert log["stages_apart"] < 1e-4 and log["chosen_scored"] > 0
+    found = [r.getMessage() for r in caplog.records if "--rescored-share 0.001" in r.getMessage()]
+    assert len(found) == 1 and "chance chose no sample" in found[0]
+
+
 @pytest.mark.parametrize("selection", ["top", "unbiased"])
 def test_split_of_the_same_update(selection):
     """Each batch has its own budget and its own chance; the same batch chooses the same rows."""
@@ -332,5 +373,5 @@ def test_idle_options_are_named(caplog):
     run = Run(selection="unbiased", ppo_clip_high=0.3, objective="rloo", risk_candidates="draws")
     assert "--selection unbiased (for a --rescored-share below 1)" in caplog.text
     assert "--ppo-clip-high 0.3 (for --objective ppo)" in caplog.text
-    assert "--risk-candidates draws (for the objectives fused and mrt)" in caplog.text
+    assert "--risk-candidates draws (for the objectives fused and mrt, with" in caplog.text
     assert run.criterion.cfg.rescored_share == 1

@@ -42,6 +42,8 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
     varied = (options.capability != "none", "a --capability other than none")
     room = (options.min_samples < options.num_samples, "--num-samples above --min-samples")
     all_drawn = number_or_nan(options.elimination_ratio) == 0
+    used, purpose = room if varied[0] else varied
+    drops = (used or all_drawn, purpose)  # 0 asks for what happens anyway
     # What an input's samples are compared by has no part in their differences, but in the batch's.
     alone = based and cfg.reward_baseline != "group"
     offset = alone or cfg.reward_scaling == "batch"
@@ -72,7 +74,10 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         "baseline_queue_size": baseline("fifo"),
         "baseline_decay": baseline("ema"),
         "baseline_window": baseline("window"),
-        "risk_candidates": (cfg.objective in RISK, "the objectives fused and mrt"),
+        "risk_candidates": (
+            cfg.objective in RISK and options.num_samples > 1,
+            "the objectives fused and mrt, with --num-samples above 1",
+        ),
         "ppo_passes": ppo,
         "ppo_clip": ppo,
         "ppo_clip_high": ppo,
@@ -82,6 +87,6 @@ def _purposes(cfg: Any, options: Any, capability: str, reward: Any) -> dict[str,
         "importance_clip": (tempered, "--temperature-correction importance"),
         "max_sampled_tokens": (two_stage, "--sampling two-stage"),
         "min_samples": (not all_drawn, "an --elimination-ratio above 0") if varied[0] else varied,
-        "elimination_ratio": room if varied[0] else varied,
+        "elimination_ratio": drops,
         "capability_noise": (capability != "none", "samples or temperatures by --capability"),
     }

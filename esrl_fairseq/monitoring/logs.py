@@ -72,12 +72,17 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def training_log(
-    options: Any, objective: str, samples: Samples, losses: Tensor, seconds: dict[str, float]
+    options: Any,
+    objective: Any,
+    samples: Samples,
+    losses: Tensor,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Sums over one batch; every rank has the same keys, so they can be added up.
 
     Args:
         options: of the task, for the budget.
+        objective: the criterion's, with its options and the sizes of rows.
         losses: ``[inputs]``.
         seconds: by stage.
     """
@@ -101,7 +106,7 @@ def training_log(
         "entropy": float(drawn.entropy.sum()),
         "sampled_tokens": int(rows.lengths.sum()),
         "scored_tokens": int(drawn.lengths.sum()),
-        **selection_log(samples),
+        **selection_log(samples, objective),
         "empty": scored.empty,
         "truncated": int(rows.truncated.sum()),
         "words": scored.words,
@@ -109,7 +114,7 @@ def training_log(
         "peak_gb": peak_memory_gb(samples.batch["id"].device),
         **part_log(scored.parts, draws),
     }
-    for branch, taken in branches(objective, rows, inputs).items():
+    for branch, taken in branches(objective.cfg.objective, rows, inputs).items():
         log[f"loss_{branch}"] = float(losses[taken].sum())
         log[f"inputs_{branch}"] = int(taken.sum())
     log.update({f"seconds_{stage}": value for stage, value in seconds.items()})
@@ -119,18 +124,21 @@ def training_log(
     return log
 
 
-def selection_log(samples: Samples) -> dict[str, Any]:
+def selection_log(samples: Samples, objective: Any) -> dict[str, Any]:
     """What of the rows, their tokens and their squared coefficients the gradient was made of."""
     assert samples.loss is not None
-    rows, chosen = samples.rows, samples.loss.chosen
-    squares = samples.loss.coefficients.double() ** 2
+    rows, loss = samples.rows, samples.loss
+    used = loss.chosen[loss.weights != 0]  # a row of weight 0 is there for want of any other
+    squares = objective.sizes(loss.coefficients, samples.drawn).double() ** 2
+    learns = bool(squares.sum() > 0)
     return {
         "all_tokens": int(rows.lengths.sum()),
-        "chosen_rows": len(chosen),
-        "chosen_tokens": int(rows.lengths[chosen].sum()),
-        "chosen_scored": int(samples.drawn.lengths[chosen].sum()),
+        "chosen_rows": len(used),
+        "chosen_tokens": int(rows.lengths[used].sum()),
+        "chosen_scored": int(samples.drawn.lengths[loss.chosen].sum()),
         # A share of one batch: losses of different batches can have different scales.
-        "kept_squares": float(squares[chosen].sum() / squares.sum().clamp(min=1e-300)),
+        "kept_squares": float(squares[used].sum() / squares.sum()) if learns else 0.0,
+        "batches_with_gradient": int(learns),
     }
 
 
@@ -227,7 +235,7 @@ def _reduce_training(total: dict[str, float]) -> None:
     _mean(total, "sampled_tokens", "sampled_tokens", "batches", 0)
     _mean(total, "chosen_rows", "chosen_rows", "rows")
     _mean(total, "chosen_tokens", "chosen_tokens", "all_tokens")
-    _mean(total, "kept_squares", "kept_squares", "batches")
+    _mean(total, "kept_squares", "kept_squares", "batches_with_gradient")
     if "stages_apart" in total:
         _mean(total, "stages_apart", "stages_apart", "chosen_scored", 7)
     for stage in ("stage_one", "reward", "stage_two"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from esrl_fairseq.state.samples import Samples
+
 logger = logging.getLogger(__name__)
 
 SAFE_LEARNING_RATE = 5e-4
@@ -48,6 +50,16 @@ class Monitor:
         self.truncated += truncated
         self.words += words
         self.reference_words += reference_words
+
+    def add_choice(self, samples: Samples, share: float) -> None:
+        """Warn where chance chose no row of a batch, whose gradient is 0 therefore."""
+        if samples.loss is not None and not samples.loss.weights.any():
+            self._once(
+                "nothing chosen",
+                f"--rescored-share {share:g} is so little of a batch that chance chose no sample "
+                "of one, which taught the model nothing: raise it, or take --selection top, which "
+                "always takes one",
+            )
 
     def begin_validation(self) -> None:
         """Validation starts; its batches arrive through :meth:`add_validation`."""

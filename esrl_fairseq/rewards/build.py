@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,13 +58,15 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
         return _made(name, FunctionReward, {"name": name})
     cls = registered(name)
     signature = inspect.signature(cls)
-    for option in options:
+    for option, value in options.items():
         if option not in signature.parameters:
             known = ", ".join(signature.parameters) or "none"
             raise EsrlError(
                 f"reward {name!r} has no option {option!r}"
                 f"{did_you_mean(option, signature.parameters)}; its options are: {known}"
             )
+        if is_switch(cls, option) and not isinstance(value, (bool, int, type(None))):
+            raise EsrlError(f"reward {name!r}: {option} must be true or false, not {value!r}")
     try:
         signature.bind(**options)
     except TypeError as error:
@@ -85,6 +88,14 @@ def _made(name: str, cls: type[Reward], options: Mapping[str, Any]) -> Reward:
         raise EsrlError(
             f"reward {name!r}: loading it raised {type(error).__name__}: {error}"
         ) from error
+
+
+def is_switch(cls: type[Reward], option: str) -> bool:
+    """Whether a reward's constructor declares the option as a bool, or as a bool or None."""
+    parameter = inspect.signature(cls).parameters.get(option)
+    declared = inspect.Parameter.empty if parameter is None else parameter.annotation
+    text = declared.__name__ if isinstance(declared, type) else str(declared)
+    return "bool" in re.findall(r"\w+", text)
 
 
 def registered(name: str) -> type[Reward]:

@@ -7,12 +7,16 @@ from typing import Any
 
 from esrl_fairseq.core.suggest import did_you_mean
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.rewards.build import leaf_names, registered
+from esrl_fairseq.rewards.build import is_switch, leaf_names, registered
 from esrl_fairseq.rewards.function import PREFIX
 
 Options = dict[str, dict[str, Any]]
 FORM = "write --reward-options REWARD.OPTION=VALUE,…, such as chrf.word_order=2"
 WORDS = {"true": True, "false": False, "none": None}
+SWITCH = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 
 def command_line_options(
@@ -23,7 +27,8 @@ def command_line_options(
     Args:
         name: the reward, as ``--reward`` takes it.
         options: ``--reward-options``: ``reward.option=value``, separated by commas. Values are
-            numbers, true, false or none where they look so, otherwise text.
+            numbers, true, false or none where they look so, otherwise text; of a switch they are
+            true, yes, on, 1, or their opposites.
         model: ``--reward-model``, for the one part of `name` that takes a model and has none.
         device: ``--reward-device``, for all parts that take a device and have none.
 
@@ -66,7 +71,9 @@ def _read(text: str, name: str, parts: list[str]) -> Options:
                 f"--reward-options {text}: {part!r} is no part of --reward {name}"
                 f"{did_you_mean(part, parts)}; {FORM}"
             )
-        result[part][option] = _value(value.strip())
+        value = value.strip()
+        switch = is_switch(registered(part), option) and value.lower() in SWITCH
+        result[part][option] = SWITCH[value.lower()] if switch else _value(value)
     return result
 
 

@@ -17,7 +17,8 @@ from esrl_fairseq.monitoring.record import FILE, Record, kept_records, plain, re
 LOGGED = """
 batches nsentences rows draws loss budget optional temperature known capability entropy baseline
 sampled_tokens scored_tokens empty truncated words reference_words peak_gb all_tokens chosen_rows
-chosen_tokens kept_squares nll_references seconds_stage_one seconds_reward seconds_stage_two
+chosen_tokens kept_squares batches_with_gradient nll_references
+seconds_stage_one seconds_reward seconds_stage_two
 """.split()
 LOGGED += [f"{name}_{branch}" for name in ("loss", "inputs") for branch in BRANCHES]
 LOGGED += [f"quarter_{i}" for i in range(HISTOGRAM_BINS + 1)]

@@ -184,6 +184,8 @@ BAD = {
     "decay=true": "decay must be a number from 0 to below 1, not True",
     "decay=nan": "decay must be a number from 0 to below 1, not nan",
     "statistics=validation,corpus-bleu.decay=0.5": "decay is for statistics=samples",
+    "lowercase=nein": "lowercase must be true or false, not 'nein'",
+    "lowercase=": "lowercase must be true or false, not ''",
     "smooth_method=exp": "has no option 'smooth_method'",
 }
 

@@ -332,6 +332,10 @@ def test_hf_reward_of_a_model_that_knows_no_padding(calls):
          {"hf-reward": {"device": "cpu", "label": "a.b=c"}}),
         ("chrf", ("chrf.word_order=2,chrf.lowercase=True,chrf.beta=1e0,chrf.x=None", None, None),
          {"chrf": {"word_order": 2, "lowercase": True, "beta": 1.0, "x": None}}),
+        ("bleu+chrf", ("bleu.lowercase=no,chrf.lowercase=ON,chrf.whitespace=0", None, None),
+         {"bleu": {"lowercase": False}, "chrf": {"lowercase": True, "whitespace": False}}),
+        ("rouge+comet", ("rouge.use_stemmer=off,comet.references=yes", None, None),
+         {"rouge": {"use_stemmer": False}, "comet": {"references": True}}),
     ],
 )  # fmt: skip
 def test_options_of_the_command_line(name, given, expected):
