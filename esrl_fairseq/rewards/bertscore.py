@@ -55,7 +55,6 @@ class BertScoreReward(NeuralReward):
         super().__init__(device, batch_size)
         if num_layers is not None:
             self.check_count("num_layers", num_layers)
-        self.check_choice("rescale_with_baseline", rescale_with_baseline, (False, True))
         if rescale_with_baseline and lang is None:
             raise EsrlError(f"reward {self.name!r}: rescale_with_baseline needs lang, such as en")
         library = require(self.name, "bert_score", *INSTALL)

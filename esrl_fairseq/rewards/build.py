@@ -65,7 +65,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Reward:
                 f"reward {name!r} has no option {option!r}"
                 f"{did_you_mean(option, signature.parameters)}; its options are: {known}"
             )
-        if is_switch(cls, option) and not isinstance(value, (bool, int, type(None))):
+        if is_switch(cls, option) and value not in (None, False, True):
             raise EsrlError(f"reward {name!r}: {option} must be true or false, not {value!r}")
     try:
         signature.bind(**options)

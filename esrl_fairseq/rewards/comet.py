@@ -48,7 +48,6 @@ class CometReward(NeuralReward):
         device: str | None = None,
     ) -> None:
         super().__init__(device, batch_size)
-        self.check_choice("references", references, (None, False, True))
         self.model = model
         library = require(self.name, "comet", *INSTALL)
         with self.loading(model):
