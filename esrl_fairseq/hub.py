@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 5.0
 """How long the hub is waited for."""
+PARTS = ("constants", "utils", "errors")
+"""Modules of huggingface_hub that are used here."""
 
 
 @contextlib.contextmanager
@@ -29,6 +31,8 @@ def hub_or_cache(name: str) -> Iterator[None]:
     """
     try:
         hub = importlib.import_module("huggingface_hub")
+        for part in PARTS:  # version 2 has none of them as an attribute before
+            importlib.import_module(f"huggingface_hub.{part}")
     except ImportError:  # whoever loads the model says so
         yield
         return

@@ -5,6 +5,7 @@ tests/rewards/test_rewards_libraries.py, where they are installed.
 """
 
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -14,7 +15,7 @@ import pytest
 
 from esrl_fairseq import hub
 from esrl_fairseq.errors import EsrlError
-from esrl_fairseq.hub import hub_or_cache
+from esrl_fairseq.hub import PARTS, hub_or_cache
 
 
 class NotCached(Exception):
@@ -40,6 +41,8 @@ def library(monkeypatch):
     module.utils = SimpleNamespace(get_session=lambda: SimpleNamespace(head=ask))
     module.errors = SimpleNamespace(LocalEntryNotFoundError=NotCached, OfflineModeIsEnabled=Offline)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    for part in PARTS:
+        monkeypatch.setitem(sys.modules, f"huggingface_hub.{part}", getattr(module, part))
     return module
 
 
@@ -122,3 +125,22 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with hub_or_cache("some/model"):
         pass
+
+
+ANSWERED = """
+import http.server, os, threading
+server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from esrl_fairseq.hub import hub_or_cache
+with hub_or_cache("some/model"):
+    import huggingface_hub
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+"""
+
+
+def test_the_library_alone_reaches_a_hub():
+    """In a process where nothing has imported its modules, which version 2 does not do itself."""
+    pytest.importorskip("huggingface_hub")
+    done = subprocess.run([sys.executable, "-c", ANSWERED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
