@@ -32,8 +32,8 @@ def copy_of(checkpoint, folder):
 def test_resumed_equals_uninterrupted(case, commands, corpus, mle, tmp_path):
     """From the middle of an epoch, between two of PPO's passes."""
 
-    def run(folder, *more):
-        given = options(corpus, mle, folder, CASES[case], "--save-interval-updates 4", *more)
+    def run(folder):
+        given = options(corpus, mle, folder, CASES[case], "--save-interval-updates 4")
         return commands.succeed("fairseq-train", *given)
 
     whole = run(tmp_path / "whole")
@@ -41,14 +41,10 @@ def test_resumed_equals_uninterrupted(case, commands, corpus, mle, tmp_path):
     expected = comparable(whole, 4)
     assert len(expected) > 8 and comparable(resumed, 4) == expected
     assert same_model(tmp_path / "whole", tmp_path / "resumed")
-    other = run(tmp_path / "all", "--rescored-share 1")
-    assert not same_model(tmp_path / "whole", tmp_path / "all")
     for line in whole.logged("train_inner"):
         assert 0 < line["chosen_tokens"] <= SHARE + 0.02
         assert line["chosen_tokens"] < line["kept_squares"] <= 1
         assert "kl" in line or "kl" not in CASES[case]
-    for line in other.logged("train_inner"):
-        assert line["kept_squares"] == pytest.approx(1)
 
 
 @pytest.mark.slow
