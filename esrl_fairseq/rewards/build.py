@@ -95,7 +95,7 @@ def is_switch(cls: type[Reward], option: str) -> bool:
     parameter = inspect.signature(cls).parameters.get(option)
     declared = inspect.Parameter.empty if parameter is None else parameter.annotation
     text = declared.__name__ if isinstance(declared, type) else str(declared)
-    return "bool" in re.findall(r"\w+", text)
+    return set(re.findall(r"\w+", text)) - {"None", "Optional", "typing"} == {"bool"}
 
 
 def registered(name: str) -> type[Reward]:

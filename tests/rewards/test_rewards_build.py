@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers import make_batch, make_criterion, make_task
 from esrl_fairseq.errors import EsrlError
 from esrl_fairseq.rewards import Reward, build_reward, register_reward, score_rows
 from esrl_fairseq.rewards import base as rewards_base
+from esrl_fairseq.rewards.build import is_switch
 
 SOURCES = ["ein hund", "ein hund", "zwei katzen schlafen"]
 HYPOTHESES = ["a dog", "the dog runs", ""]
@@ -372,3 +374,16 @@ def test_a_batch_is_scored_by_a_sum():
     batch = make_batch()
     scored = criterion.scorer.score(batch, batch["target"].tolist(), range(len(batch["id"])))
     np.testing.assert_allclose(scored.rewards, 1, atol=1e-6)
+
+
+def test_switches_are_known_by_their_types():
+    """A reward of a user's own may let an option be a word, too."""
+
+    class Own:
+        def __init__(
+            self, a: bool = False, b: "bool | None" = None, c: Optional[bool] = None,
+            d: "bool | str" = True, e: int = 1, f=False,
+        ):  # fmt: skip
+            pass
+
+    assert [name for name in "abcdefg" if is_switch(Own, name)] == ["a", "b", "c"]
