@@ -1,9 +1,8 @@
 """``--rescored-share`` through the command line: its logs, and that a run goes on as it was."""
 
-import shutil
-
 import pytest
 from command_lines import JOINED, MODEL, esrl_options
+from test_cli_ppo import copy_of
 from test_cli_resume import comparable, same_model
 
 SHARE = 0.3
@@ -20,12 +19,6 @@ def options(corpus, mle, folder, *more):
         *[*esrl_options(corpus.data, folder), MODEL, JOINED, "--finetune-from-model", mle],
         *[f"--num-samples 6 --rescored-share {SHARE} --max-update 12", *more],
     ]
-
-
-def copy_of(checkpoint, folder):
-    folder.mkdir()
-    shutil.copy(checkpoint, folder / "checkpoint_last.pt")
-    return folder
 
 
 @pytest.mark.parametrize("case", CASES)
